@@ -1,0 +1,40 @@
+"""Settings as frozen dataclasses: validated when made, saved with every run, overridden by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+__all__ = ["from_mapping", "to_json", "with_overrides"]
+
+Config = TypeVar("Config")
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy with some fields replaced; None keeps a field. Raises ConfigError for a name that the config lacks."""
+    known = {field.name for field in dataclasses.fields(config)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r}; choose among {', '.join(sorted(known))}")
+    return dataclasses.replace(config, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def from_mapping(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from saved values; raises ConfigError for names it lacks or values it refuses."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{kind.__name__} has no setting {unknown[0]!r}; choose among {', '.join(sorted(known))}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{kind.__name__} cannot be made from {dict(values)}: {error}") from error
+
+
+def to_json(config: Any) -> str:
+    """A config as one line of JSON."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)

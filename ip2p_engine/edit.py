@@ -1,0 +1,316 @@
+"""The main job: edit pictures by instructions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from . import __version__
+from .conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
+from .config import with_overrides
+from .denoiser import guided_denoiser
+from .errors import ConfigError
+from .guidance import check_scale, needed_branches
+from .images import fit, give_back, open_image, plan_size, to_images, to_tensor
+from .model import Model, load_model
+from .noise import SampleNoise, check_seed
+from .sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
+from .schedule import SCHEDULES, make_sigmas
+
+__all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_device", "default_dtype"]
+
+Picture = str | os.PathLike | Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a host may watch and stop."""
+
+    on_progress: Callable[[int, int], None] | None = None
+    """Called with (finished, all) results after each batch."""
+    on_step: OnStep | None = None
+    """Called with (i, n, x, sigma, denoised) once a sampling step."""
+    should_stop: ShouldStop | None = None
+    """Asked before each step; Interrupted is raised as soon as it says yes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditConfig:
+    """How to edit; None takes the checkpoint's recommendation."""
+
+    text_cfg: float | None = None
+    """s_T: how strongly to follow the instruction, 0 to about 15."""
+    image_cfg: float | None = None
+    """s_I: how strongly to stay close to the picture, 0 to about 3."""
+    steps: int | None = None
+    sampler: str = "euler_ancestral"
+    schedule: str = "model"
+    size: str | tuple[int, int] = "paper"
+    """paper: the 64 rule of the paper's code; keep: the picture's own size; or WxH."""
+    resolution: int | None = None
+    """The longer side that the paper's rule aims at."""
+    batch: int = 8
+    """Edits in one batch at most; a picture does not depend on it."""
+    together: bool | None = None
+    """The guidance branches in one batch (True), one after another (False), or as memory allows (None)."""
+    restore_size: bool = True
+    """Give the original width and height back."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_cfg", "image_cfg"):
+            if getattr(self, name) is not None:
+                check_scale(name, getattr(self, name))
+        for name, floor in (("steps", 1), ("resolution", 64), ("batch", 1)):
+            _check_whole(name, getattr(self, name), floor)
+        for name, known in (("sampler", SAMPLERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditResult:
+    """One edited picture and all that is needed to make it again."""
+
+    image: Image.Image
+    source: Image.Image
+    instruction: str
+    seed: int
+    evaluations: int
+    """Network evaluations that this picture took."""
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to make: rows of the picture and the instruction, and the seed."""
+
+    picture: int
+    instruction: int
+    seed: int
+
+
+class InstructPix2Pix:
+    """A loaded checkpoint that edits pictures."""
+
+    def __init__(self, model: Model, *, name: str = "") -> None:
+        """Raises CheckpointError if the model is no InstructPix2Pix."""
+        model.require_edit()
+        self.model, self.name = model, name
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "embedded",
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        **options: Any,
+    ) -> InstructPix2Pix:
+        """Load "embedded", a file, a diffusers folder or a Hugging Face id.
+
+        The device defaults to a GPU if there is one, the type to half precision there and float32 elsewhere.
+        ``compile`` (GPU) runs the UNet in channels_last through torch.compile with CUDA graphs.
+        """
+        device = torch.device(device) if device is not None else default_device()
+        model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
+        if compile:
+            model.unet.to(memory_format=torch.channels_last)
+            model.unet.forward = torch.compile(model.unet.forward, mode="reduce-overhead")
+        return cls(model, name=str(source))
+
+    def edit(
+        self,
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        config: EditConfig | None = None,
+        hooks: Hooks | None = None,
+        **overrides: Any,
+    ) -> list[EditResult]:
+        """Edit every picture by every instruction with every seed, in that order of nesting.
+
+        Sizes may differ. Each result depends on its picture, instruction, seed and settings alone. An empty
+        instruction gives the picture back, as the paper's code does. ``overrides`` are fields of EditConfig.
+        Raises ImageError, ConfigError, or Interrupted once ``should_stop()`` is true.
+        """
+        pictures = [open_image(image) for image in _as_list(images, Image.Image | str | os.PathLike)]
+        texts, seed_list = _as_list(instructions, str), _as_list(seeds, int)
+        jobs = [_Job(p, t, s) for p in range(len(pictures)) for t in range(len(texts)) for s in seed_list]
+        resolved = self._resolve(with_overrides(config or EditConfig(), overrides))
+        return self._run(jobs, pictures, texts, resolved, hooks or Hooks())
+
+    def edit_each(
+        self,
+        images: Sequence[Picture],
+        instructions: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        config: EditConfig | None = None,
+        hooks: Hooks | None = None,
+        **overrides: Any,
+    ) -> list[EditResult]:
+        """Edit the n-th picture by the n-th instruction with the n-th seed; otherwise as ``edit``."""
+        if not len(images) == len(instructions) == len(seeds):
+            raise ConfigError(
+                f"{len(images)} pictures, {len(instructions)} instructions and {len(seeds)} seeds do not pair up; "
+                "give as many of each, or use edit() for every combination"
+            )
+        pictures = [open_image(image) for image in images]
+        jobs = [_Job(n, n, seed) for n, seed in enumerate(seeds)]
+        resolved = self._resolve(with_overrides(config or EditConfig(), overrides))
+        return self._run(jobs, pictures, list(instructions), resolved, hooks or Hooks())
+
+    def _run(
+        self,
+        jobs: Sequence[_Job],
+        pictures: Sequence[Image.Image],
+        texts: Sequence[str],
+        config: EditConfig,
+        hooks: Hooks,
+    ) -> list[EditResult]:
+        """Make every job's picture, in batches of one size, and return them in the jobs' order."""
+        if not jobs:
+            raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
+        for job in jobs:
+            check_seed(job.seed)
+        results = {
+            job: self._unchanged(pictures[job.picture], job.seed, config)
+            for job in jobs
+            if not texts[job.instruction].strip()
+        }
+        for size, batch in _batches([job for job in jobs if job not in results], pictures, config):
+            edited = self._edit_batch(batch, size, pictures, texts, config, hooks)
+            results.update(zip(batch, edited, strict=True))
+            if hooks.on_progress is not None:
+                hooks.on_progress(len(results), len(jobs))
+        return [results[job] for job in jobs]
+
+    def _resolve(self, config: EditConfig) -> EditConfig:
+        """Fill what was left to the checkpoint's recommendation."""
+        spec = self.model.spec
+        names = ("text_cfg", "image_cfg", "steps", "resolution")
+        return replace(config, **{name: getattr(spec, name) for name in names if getattr(config, name) is None})
+
+    @torch.inference_mode()
+    def _edit_batch(
+        self,
+        jobs: Sequence[_Job],
+        size: tuple[int, int],
+        pictures: Sequence[Image.Image],
+        texts: Sequence[str],
+        config: EditConfig,
+        hooks: Hooks,
+    ) -> list[EditResult]:
+        """Edit a batch of one size."""
+        conditioning = self._condition(jobs, size, pictures, texts)
+        noise = SampleNoise([job.seed for job in jobs])
+        sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
+        x = noise.draw(conditioning.image.float()) * float(sigmas[0])
+        with guided_denoiser(self.model, config.text_cfg, config.image_cfg, together=config.together) as denoiser:
+            watched = {"on_step": hooks.on_step, "should_stop": hooks.should_stop}
+            z = sample(config.sampler, denoiser, x, sigmas, conditioning, noise=noise.draw, **watched)
+        edited = to_images(decode_latents(self.model, z))
+        return [
+            self._result(image, pictures[job.picture], texts[job.instruction], job.seed, size, config)
+            for job, image in zip(jobs, edited, strict=True)
+        ]
+
+    def _condition(
+        self, jobs: Sequence[_Job], size: tuple[int, int], pictures: Sequence[Image.Image], texts: Sequence[str]
+    ) -> Conditioning:
+        """Encode each picture and each text of the batch once, then lay them out as the jobs want them."""
+        used_pictures = sorted({job.picture for job in jobs})
+        used_texts = sorted({job.instruction for job in jobs})
+        latents = [encode_image(self.model, to_tensor([fit(pictures[row], size)])) for row in used_pictures]
+        embedded = encode_text(self.model, [*(texts[row] for row in used_texts), ""])
+        return Conditioning(
+            text=embedded.rows([used_texts.index(job.instruction) for job in jobs]),
+            null_text=embedded.rows([len(used_texts)]),
+            image=torch.cat([latents[used_pictures.index(job.picture)] for job in jobs]),
+            size_ids=size_ids(self.model, [size] * len(jobs)),
+        )
+
+    def _result(
+        self,
+        image: Image.Image,
+        source: Image.Image,
+        instruction: str,
+        seed: int,
+        size: tuple[int, int],
+        config: EditConfig,
+    ) -> EditResult:
+        branches = len(needed_branches(config.text_cfg, config.image_cfg))
+        return EditResult(
+            image=give_back(image, source.size) if config.restore_size else image,
+            source=source,
+            instruction=instruction,
+            seed=seed,
+            evaluations=branches * evaluations_of(config.sampler, config.steps),
+            settings=self._settings(instruction, seed, size, config),
+        )
+
+    def _unchanged(self, picture: Image.Image, seed: int, config: EditConfig) -> EditResult:
+        settings = self._settings("", seed, picture.size, config)
+        return EditResult(
+            image=picture.copy(), source=picture, instruction="", seed=seed, evaluations=0, settings=settings
+        )
+
+    def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: EditConfig) -> dict[str, Any]:
+        fields = asdict(config)
+        kept = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "size")
+        return {
+            "instruction": instruction,
+            "seed": seed,
+            **{name: fields[name] for name in kept},
+            "edited_at": list(size),
+            "checkpoint": self.name,
+            "weights": self.model.spec.weights,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "ip2p_engine": __version__,
+            "torch": torch.__version__,
+        }
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Half precision on a GPU, float32 elsewhere."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _batches(
+    jobs: Sequence[_Job], pictures: Sequence[Image.Image], config: EditConfig
+) -> Iterator[tuple[tuple[int, int], list[_Job]]]:
+    """Jobs of one size together, at most config.batch of them."""
+    by_size: dict[tuple[int, int], list[_Job]] = {}
+    for job in jobs:
+        size = plan_size(config.size, *pictures[job.picture].size, config.resolution)
+        by_size.setdefault(size, []).append(job)
+    for size, members in by_size.items():
+        for start in range(0, len(members), config.batch):
+            yield size, members[start : start + config.batch]
+
+
+def _as_list(value: Any, single: Any) -> list:
+    return [value] if isinstance(value, single) else list(value)
+
+
+def _check_whole(name: str, value: Any, floor: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < floor):
+        raise ConfigError(f"{name} is {value!r}; give a whole number of at least {floor}")

@@ -1,0 +1,32 @@
+"""Every error that a user can cause, as one tree. Messages say what came, what was expected and what to do.
+
+IP2PError
+├── ConfigError        an option, a size, a schedule or a missing extra
+├── ImageError         a picture that cannot be read or edited
+├── CheckpointError    weights that are missing, broken, unsafe or of the wrong kind
+└── Interrupted        the caller asked to stop
+"""
+
+from __future__ import annotations
+
+__all__ = ["CheckpointError", "ConfigError", "IP2PError", "ImageError", "Interrupted"]
+
+
+class IP2PError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+
+class ConfigError(IP2PError):
+    """An option, a size, a schedule or a missing extra."""
+
+
+class ImageError(IP2PError):
+    """A picture that cannot be read or edited."""
+
+
+class CheckpointError(IP2PError):
+    """Weights that are missing, broken, unsafe or of the wrong kind."""
+
+
+class Interrupted(IP2PError):
+    """The caller asked to stop; nothing was lost but the work in progress."""

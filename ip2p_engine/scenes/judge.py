@@ -1,0 +1,126 @@
+"""The judge of the embedded world: which scene does a picture show, and is an edit right?
+
+The world is finite, so reading a picture is a search for its nearest render (least squares, at half size). A reading
+counts only if the picture is close enough to that render; a blob between two shapes reads as no scene at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from .grammar import Edit
+from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render
+
+__all__ = ["Reading", "Verdict", "judge_edit", "read_scenes", "world_pixels"]
+
+CLEAR_PSNR = 20.0
+CHUNK = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The scene nearest to a picture, and how near: PSNR in dB between the two."""
+
+    scene: Scene
+    psnr: float
+
+    @property
+    def clear(self) -> bool:
+        return self.psnr >= CLEAR_PSNR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether an edit did what was asked and nothing else; PSNRs against the true picture in dB."""
+
+    reading: Reading
+    asked: bool
+    kept: bool
+    psnr: float
+    background_psnr: float
+
+    @property
+    def success(self) -> bool:
+        return self.asked and self.kept and self.reading.clear
+
+
+@lru_cache(maxsize=1)
+def world_pixels() -> np.ndarray:
+    """Every scene drawn: uint8, shape (12960, 64, 64, 3), in the order of all_scenes()."""
+    return np.stack([np.asarray(render(scene)) for scene in all_scenes()])
+
+
+def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:
+    """The nearest scene of each picture; a picture of another size is resized to the world's first."""
+    queries = np.stack([_halved(_pixels(picture)) for picture in pictures]).reshape(len(pictures), -1)
+    best = np.full(len(pictures), np.inf)
+    index = np.zeros(len(pictures), dtype=np.int64)
+    energy = (queries**2).sum(axis=1)
+    for start, templates, norms in _templates():
+        distance = norms[None] - 2 * queries @ templates.T
+        nearest = distance.argmin(axis=1)
+        value = distance[np.arange(len(pictures)), nearest]
+        better = value < best
+        best[better], index[better] = value[better], start + nearest[better]
+    mean_square = np.maximum(best + energy, 0) / queries.shape[1]
+    scenes = all_scenes()
+    return [Reading(scene=scenes[i], psnr=_psnr(float(m))) for i, m in zip(index, mean_square, strict=True)]
+
+
+def judge_edit(edit: Edit, picture: Image.Image, reading: Reading | None = None) -> Verdict:
+    """Judge an edited picture against the truth."""
+    reading = reading or read_scenes([picture])[0]
+    asked = {name for name in _attributes(edit.source) if getattr(edit.source, name) != getattr(edit.target, name)}
+    right = {name for name in _attributes(edit.source) if getattr(reading.scene, name) == getattr(edit.target, name)}
+    truth, pixels = _pixels(render(edit.target)), _pixels(picture)
+    error = (truth - pixels) ** 2
+    background = ~_near_object(edit.source) & ~_near_object(edit.target)
+    return Verdict(
+        reading=reading,
+        asked=asked <= right,
+        kept=set(_attributes(edit.source)) - asked <= right,
+        psnr=_psnr(float(error.mean())),
+        background_psnr=_psnr(float(error[background].mean())),
+    )
+
+
+def _attributes(scene: Scene) -> tuple[str, ...]:
+    return tuple(vars(scene))
+
+
+def _near_object(scene: Scene) -> np.ndarray:
+    return ndimage.binary_dilation(object_mask(scene) > 0, iterations=2)
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """RGB in [0, 1], float32, shape (64, 64, 3)."""
+    picture = picture.convert("RGB")
+    if picture.size != (WORLD_SIZE, WORLD_SIZE):
+        picture = picture.resize((WORLD_SIZE, WORLD_SIZE), Image.Resampling.LANCZOS)
+    return np.asarray(picture, dtype=np.float32) / 255
+
+
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    height, width, channels = pixels.shape
+    return pixels.reshape(height // 2, 2, width // 2, 2, channels).mean(axis=(1, 3))
+
+
+@lru_cache(maxsize=1)
+def _templates() -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(first index, halved renders as rows, their squared norms), in chunks that keep a search small."""
+    chunks = []
+    for start in range(0, len(all_scenes()), CHUNK):
+        block = world_pixels()[start : start + CHUNK].astype(np.float32) / 255
+        rows = block.reshape(len(block), 32, 2, 32, 2, 3).mean(axis=(2, 4)).reshape(len(block), -1)
+        chunks.append((start, rows, (rows**2).sum(axis=1)))
+    return chunks
+
+
+def _psnr(mean_square: float) -> float:
+    return min(99.0, -10 * float(np.log10(max(mean_square, 1e-10))))

@@ -1,0 +1,137 @@
+"""How the embedded models are made from nothing: four stages, each resumable, then the files that ship."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import ConfigError
+from .export import export_autoencoder, export_clip, export_settings, export_text_encoder, export_unet
+from .stage import run_stage
+
+__all__ = ["STAGES", "export_embedded", "train_in_processes", "train_stage"]
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("autoencoder", "clip", "text-to-image", "edit")
+
+
+def train_in_processes(stages: Sequence[str], runs: Path, *, processes: int, device: str) -> None:
+    """Train stages one after another, each in its own processes of one thread.
+
+    Two processes of one thread beat one process of two: these networks are too small to share a matrix product.
+    """
+    for stage in stages:
+        count = 1 if stage == "clip" else processes  # a contrastive batch is compared as a whole
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
+        command = ["-m", __package__.split(".")[0], "scenes", "train", stage, "--runs", str(runs), "--device", device]
+        threads = {} if device != "cpu" else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        subprocess.run(
+            [sys.executable, *launcher, *command, "--processes", "1"], check=True, env={**os.environ, **threads}
+        )
+
+
+def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
+    """Train one stage in this process, or as one process of several."""
+    if name not in STAGES:
+        raise ConfigError(f"stage {name!r} is unknown; choose one of {', '.join(STAGES)}")
+    if device == "cpu":
+        torch.set_num_threads(1)
+    make = {
+        "autoencoder": _autoencoder_stage,
+        "clip": _clip_stage,
+        "text-to-image": _text_to_image_stage,
+        "edit": _edit_stage,
+    }[name]
+    weights = run_stage(make(runs), runs / name, device=device)
+    if os.environ.get("RANK", "0") == "0":
+        finish = _fold if name == "autoencoder" else lambda weights: weights
+        _save(finish(weights), runs / f"{name}.safetensors")
+
+
+def export_embedded(runs: Path, folder: Path) -> None:
+    """Write the shipped files from the stages' weights."""
+    for name, export in {
+        "autoencoder": export_autoencoder,
+        "clip": export_clip,
+        "text-to-image": _export_text_to_image,
+        "edit": partial(export_unet, in_channels=8),
+    }.items():
+        export(_finished(runs, name), folder)
+    export_settings(folder)
+
+
+def _export_text_to_image(weights: dict[str, Tensor], folder: Path) -> None:
+    export_text_encoder(_part(weights, "text."), folder)
+    export_unet(_part(weights, "unet."), folder, in_channels=4)
+
+
+def _autoencoder_stage(runs: Path):
+    from .autoencoder_stage import AutoencoderStage
+
+    return AutoencoderStage()
+
+
+def _clip_stage(runs: Path):
+    from .clip_stage import ClipStage
+
+    return ClipStage()
+
+
+def _text_to_image_stage(runs: Path):
+    from .diffusion_stages import TextToImageStage
+
+    return TextToImageStage(_latents(runs))
+
+
+def _edit_stage(runs: Path):
+    from .diffusion_stages import EditStage
+
+    return EditStage(_latents(runs), _finished(runs, "text-to-image"))
+
+
+def _latents(runs: Path) -> dict[str, Tensor]:
+    """Latents of the training scenes under the finished autoencoder; made once, then read."""
+    from .autoencoder_stage import AutoencoderStage
+    from .networks import make_autoencoder
+    from .tables import latent_table
+
+    autoencoder = make_autoencoder()
+    autoencoder.load_state_dict(_finished(runs, "autoencoder"))
+    return latent_table(autoencoder, partial(getattr, AutoencoderStage(), "pixels"), runs / "latents.safetensors")
+
+
+def _fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    from .autoencoder_stage import AutoencoderStage, fold_latent_scale
+
+    stage = AutoencoderStage()
+    stage.trained.load_state_dict(weights)
+    fold_latent_scale(stage.trained.eval(), stage.pixels[::8].float() / 127.5 - 1)
+    return stage.trained.state_dict()
+
+
+def _finished(runs: Path, name: str) -> dict[str, Tensor]:
+    path = runs / f"{name}.safetensors"
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; train the stage {name!r} first (ip2p scenes train {name})")
+    return load_file(path)
+
+
+def _save(weights: dict[str, Tensor], path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    save_file({name: value.contiguous().clone() for name, value in weights.items()}, temporary)
+    temporary.replace(path)
+    logger.info("wrote %s", path)
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

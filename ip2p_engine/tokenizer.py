@@ -1,0 +1,62 @@
+"""CLIP's byte-pair tokenizer, from the vocabulary that open_clip carries; open_clip itself stays unloaded."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from .errors import ConfigError
+
+__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "tokenize"]
+
+START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
+VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
+MERGE_COUNT = 49152 - 256 - 2
+
+
+def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
+    """Token ids as Stable Diffusion's text encoder sees them (ftfy, lower case, truncated to 77).
+
+    Returns int64, shape (len(texts), 77). ``pad`` fills the rest: 49407 for SD1.x, 0 for open_clip's models.
+    """
+    encoder = _encoder()
+    rows = torch.full((len(texts), MAX_TOKENS), pad, dtype=torch.int64)
+    for row, text in zip(rows, texts, strict=True):
+        clean = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        ids = encoder(clean, add_special_tokens=False)["input_ids"][: MAX_TOKENS - 2]
+        row[: len(ids) + 2] = torch.tensor([START_OF_TEXT, *ids, END_OF_TEXT])
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _encoder() -> CLIPTokenizer:
+    merges = _merges()
+    characters = _byte_characters()
+    symbols = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=merges)
+
+
+def _merges() -> list[tuple[str, str]]:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("open_clip, which carries the CLIP vocabulary, is missing; pip install open_clip_torch")
+    path = Path(spec.submodule_search_locations[0]) / VOCABULARY_FILE
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    return [tuple(line.split()) for line in lines[1 : 1 + MERGE_COUNT]]
+
+
+def _byte_characters() -> list[str]:
+    """The printable stand-ins for the 256 bytes, in the vocabulary's order (Radford et al., 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
