@@ -17,6 +17,7 @@ __all__ = ["build_parser", "main"]
 
 SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
 SCHEDULE_NAMES = ("model", "karras", "exponential")
+STAGE_NAMES = ("autoencoder", "decoder", "clip", "text-to-image", "edit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +82,7 @@ def _add_scenes(commands: Any) -> None:
     _add_model_options(judge)
     _add_guidance_options(judge)
     train = _command(actions, "train", _scenes_train, "train the embedded models from nothing; resumes")
-    train.add_argument("stages", nargs="*", metavar="STAGE", help="autoencoder clip text-to-image edit (default: all)")
+    train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
     train.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints and logs")
     train.add_argument("--processes", type=int, default=2, help="one thread each (default: 2)")
     train.add_argument("--device", default="cpu")

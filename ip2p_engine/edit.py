@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from . import __version__
 from .conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
@@ -23,7 +24,7 @@ from .noise import SampleNoise, check_seed
 from .sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
 from .schedule import SCHEDULES, make_sigmas
 
-__all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_device", "default_dtype"]
+__all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_dtype", "usable_device"]
 
 Picture = str | os.PathLike | Image.Image
 
@@ -83,6 +84,8 @@ class EditResult:
     seed: int
     evaluations: int
     """Network evaluations that this picture took."""
+    latent: Tensor | None
+    """The clean latent (4, h, w), float32, as the decoder got it; None if nothing was edited."""
     settings: dict[str, Any]
 
 
@@ -118,12 +121,17 @@ class InstructPix2Pix:
         The device defaults to a GPU if there is one, the type to half precision there and float32 elsewhere.
         ``compile`` (GPU) runs the UNet in channels_last through torch.compile with CUDA graphs.
         """
-        device = torch.device(device) if device is not None else default_device()
+        device = usable_device(device)
         model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
+        editor = cls(model, name=str(source))
         if compile:
-            model.unet.to(memory_format=torch.channels_last)
-            model.unet.forward = torch.compile(model.unet.forward, mode="reduce-overhead")
-        return cls(model, name=str(source))
+            editor.compile()
+        return editor
+
+    def compile(self) -> None:
+        """Compile the UNet: channels_last, CUDA graphs; pays from the second edit of one size and guidance on."""
+        self.model.unet.to(memory_format=torch.channels_last)
+        self.model.unet.compile(mode="reduce-overhead")
 
     def edit(
         self,
@@ -219,8 +227,8 @@ class InstructPix2Pix:
             z = sample(config.sampler, denoiser, x, sigmas, conditioning, noise=noise.draw, **watched)
         edited = to_images(decode_latents(self.model, z))
         return [
-            self._result(image, pictures[job.picture], texts[job.instruction], job.seed, size, config)
-            for job, image in zip(jobs, edited, strict=True)
+            self._result(image, latent, pictures[job.picture], texts[job.instruction], job.seed, size, config)
+            for job, image, latent in zip(jobs, edited, z.cpu(), strict=True)
         ]
 
     def _condition(
@@ -241,6 +249,7 @@ class InstructPix2Pix:
     def _result(
         self,
         image: Image.Image,
+        latent: Tensor,
         source: Image.Image,
         instruction: str,
         seed: int,
@@ -253,6 +262,7 @@ class InstructPix2Pix:
             source=source,
             instruction=instruction,
             seed=seed,
+            latent=latent,
             evaluations=branches * evaluations_of(config.sampler, config.steps),
             settings=self._settings(instruction, seed, size, config),
         )
@@ -260,7 +270,13 @@ class InstructPix2Pix:
     def _unchanged(self, picture: Image.Image, seed: int, config: EditConfig) -> EditResult:
         settings = self._settings("", seed, picture.size, config)
         return EditResult(
-            image=picture.copy(), source=picture, instruction="", seed=seed, evaluations=0, settings=settings
+            image=picture.copy(),
+            source=picture,
+            instruction="",
+            seed=seed,
+            evaluations=0,
+            latent=None,
+            settings=settings,
         )
 
     def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: EditConfig) -> dict[str, Any]:
@@ -280,8 +296,14 @@ class InstructPix2Pix:
         }
 
 
-def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
+def usable_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name, or a GPU if there is one, else the CPU; raises ConfigError for one that is not here."""
+    if name is not None:
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used ({reason}); choose cpu, cuda or mps") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from .errors import ConfigError
 
-__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "tokenize"]
+__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clip_tokenizer", "tokenize"]
 
 START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -28,7 +28,7 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
 
     Returns int64, shape (len(texts), 77). ``pad`` fills the rest: 49407 for SD1.x, 0 for open_clip's models.
     """
-    encoder = _encoder()
+    encoder = clip_tokenizer()
     rows = torch.full((len(texts), MAX_TOKENS), pad, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
         clean = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
@@ -38,7 +38,8 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _encoder() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
+    """The tokenizer itself, without the repair of text that ``tokenize`` does first."""
     merges = _merges()
     characters = _byte_characters()
     symbols = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]

@@ -20,19 +20,22 @@ from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render
 __all__ = ["Reading", "Verdict", "judge_edit", "read_scenes", "world_pixels"]
 
 CLEAR_PSNR = 20.0
+CLEAR_OBJECT_PSNR = 17.0
 CHUNK = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The scene nearest to a picture, and how near: PSNR in dB between the two."""
+    """The scene nearest to a picture, and how near: PSNR in dB over the whole picture and around the object."""
 
     scene: Scene
     psnr: float
+    object_psnr: float
 
     @property
     def clear(self) -> bool:
-        return self.psnr >= CLEAR_PSNR
+        """Whether the picture shows that scene at all, and not something between two."""
+        return self.psnr >= CLEAR_PSNR and self.object_psnr >= CLEAR_OBJECT_PSNR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +61,22 @@ def world_pixels() -> np.ndarray:
 
 def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:
     """The nearest scene of each picture; a picture of another size is resized to the world's first."""
-    queries = np.stack([_halved(_pixels(picture)) for picture in pictures]).reshape(len(pictures), -1)
-    best = np.full(len(pictures), np.inf)
-    index = np.zeros(len(pictures), dtype=np.int64)
-    energy = (queries**2).sum(axis=1)
+    sharp = [_pixels(picture) for picture in pictures]
+    queries = np.stack([_halved(pixels) for pixels in sharp]).reshape(len(sharp), -1)
+    best = np.full(len(sharp), np.inf)
+    index = np.zeros(len(sharp), dtype=np.int64)
     for start, templates, norms in _templates():
         distance = norms[None] - 2 * queries @ templates.T
         nearest = distance.argmin(axis=1)
-        value = distance[np.arange(len(pictures)), nearest]
+        value = distance[np.arange(len(sharp)), nearest]
         better = value < best
         best[better], index[better] = value[better], start + nearest[better]
-    mean_square = np.maximum(best + energy, 0) / queries.shape[1]
-    scenes = all_scenes()
-    return [Reading(scene=scenes[i], psnr=_psnr(float(m))) for i, m in zip(index, mean_square, strict=True)]
+    return [_reading(all_scenes()[i], pixels) for i, pixels in zip(index, sharp, strict=True)]
+
+
+def _reading(scene: Scene, pixels: np.ndarray) -> Reading:
+    error = (_pixels(render(scene)) - pixels) ** 2
+    return Reading(scene=scene, psnr=_psnr(error.mean()), object_psnr=_psnr(error[_near_object(scene)].mean()))
 
 
 def judge_edit(edit: Edit, picture: Image.Image, reading: Reading | None = None) -> Verdict:
@@ -85,8 +91,8 @@ def judge_edit(edit: Edit, picture: Image.Image, reading: Reading | None = None)
         reading=reading,
         asked=asked <= right,
         kept=set(_attributes(edit.source)) - asked <= right,
-        psnr=_psnr(float(error.mean())),
-        background_psnr=_psnr(float(error[background].mean())),
+        psnr=_psnr(error.mean()),
+        background_psnr=_psnr(error[background].mean()),
     )
 
 

@@ -1,4 +1,4 @@
-"""How the embedded models are made from nothing: four stages, each resumable, then the files that ship."""
+"""How the embedded models are made from nothing: five stages, each resumable, then the files that ship."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["STAGES", "export_embedded", "train_in_processes", "train_stage"]
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("autoencoder", "clip", "text-to-image", "edit")
+STAGES = ("autoencoder", "decoder", "clip", "text-to-image", "edit")
 
 
 def train_in_processes(stages: Sequence[str], runs: Path, *, processes: int, device: str) -> None:
@@ -48,6 +48,7 @@ def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
         torch.set_num_threads(1)
     make = {
         "autoencoder": _autoencoder_stage,
+        "decoder": _decoder_stage,
         "clip": _clip_stage,
         "text-to-image": _text_to_image_stage,
         "edit": _edit_stage,
@@ -61,12 +62,12 @@ def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
 def export_embedded(runs: Path, folder: Path) -> None:
     """Write the shipped files from the stages' weights."""
     for name, export in {
-        "autoencoder": export_autoencoder,
         "clip": export_clip,
         "text-to-image": _export_text_to_image,
         "edit": partial(export_unet, in_channels=8),
     }.items():
         export(_finished(runs, name), folder)
+    export_autoencoder(_finished(runs, "autoencoder") | _finished(runs, "decoder"), folder)
     export_settings(folder)
 
 
@@ -79,6 +80,12 @@ def _autoencoder_stage(runs: Path):
     from .autoencoder_stage import AutoencoderStage
 
     return AutoencoderStage()
+
+
+def _decoder_stage(runs: Path):
+    from .autoencoder_stage import DecoderStage
+
+    return DecoderStage(_finished(runs, "autoencoder"), _latents(runs))
 
 
 def _clip_stage(runs: Path):
@@ -107,7 +114,9 @@ def _latents(runs: Path) -> dict[str, Tensor]:
 
     autoencoder = make_autoencoder()
     autoencoder.load_state_dict(_finished(runs, "autoencoder"))
-    return latent_table(autoencoder, partial(getattr, AutoencoderStage(), "pixels"), runs / "latents.safetensors")
+    return latent_table(
+        autoencoder.eval(), partial(getattr, AutoencoderStage(), "pixels"), runs / "latents.safetensors"
+    )
 
 
 def _fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Reading, naming, converting and writing weights. Import its modules; the package itself loads nothing."""

@@ -1,0 +1,104 @@
+"""Networks from configurations and tensors: made without memory, then given the tensors as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ..errors import CheckpointError
+from .names import few
+from .parts import Part
+
+__all__ = ["build", "module_state"]
+
+WORDS = {"unet": "UNet", "autoencoder": "autoencoder", "text": "text encoder", "projected_text": "second text encoder"}
+IGNORED = ("position_ids",)
+
+
+def build(
+    part: Part, *, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, check: bool = True
+) -> Any:
+    """The network of a part, in eval mode, without gradients; ``dtype`` None keeps the file's.
+
+    Raises CheckpointError where tensors are missing, left over, of a wrong shape or, with ``check``, not finite.
+    """
+    with torch.device("meta"):
+        module = _empty(part)
+    state = module_state(part, module.state_dict(), name=name)
+    dtype = dtype or _common_type(state)
+    for key in state:
+        if check:
+            _check_finite(key, state[key], part, name)
+        state[key] = state[key].to(device=device, dtype=dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+    _fill_buffers(module, device)
+    return module.eval().requires_grad_(False)
+
+
+def module_state(part: Part, expected: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
+    """The part's tensors under the module's names and in its shapes, every one accounted for."""
+    prefix = "text_model." if any(key.startswith("text_model.") for key in expected) else ""
+    origin = {key: part.rename(key.removeprefix(prefix)) for key in expected}
+    word = WORDS[part.kind]
+    missing = [source for source in origin.values() if source not in part.tensors]
+    strange = [key for key in part.tensors.keys() - set(origin.values()) if not key.endswith(IGNORED)]
+    if missing or strange:
+        problem = f"lacks {few(missing)}" if missing else f"has {few(strange)} beyond what it should"
+        raise CheckpointError(
+            f"{name}: the {word} {problem}; the file is incomplete or of another architecture, get it again"
+        )
+    return {key: _fit(part.tensors[origin[key]], expected[key], origin[key], name) for key in expected}
+
+
+def _empty(part: Part) -> nn.Module:
+    if part.kind == "unet":
+        return UNet2DConditionModel.from_config(dict(part.config))
+    if part.kind == "autoencoder":
+        return AutoencoderKL.from_config(dict(part.config))
+    config = CLIPTextConfig(**part.config)
+    return CLIPTextModel(config) if part.kind == "text" else CLIPTextModelWithProjection(config)
+
+
+def _fit(value: Tensor, expected: Tensor, source: str, name: str) -> Tensor:
+    """A linear layer stored as a 1x1 convolution is the same numbers."""
+    if value.shape == (*expected.shape, 1, 1) or (*value.shape, 1, 1) == expected.shape:
+        value = value.reshape(expected.shape)
+    if value.shape != expected.shape:
+        raise CheckpointError(
+            f"{name}: {source} has shape {tuple(value.shape)} and {tuple(expected.shape)} was expected; "
+            "the file is damaged or of another architecture, get it again"
+        )
+    return value
+
+
+def _common_type(state: Mapping[str, Tensor]) -> torch.dtype:
+    """One type for a network: the widest in the file; 8-bit floats, which no layer computes in, become bfloat16."""
+    common: torch.dtype | None = None
+    for value in state.values():
+        if value.is_floating_point():
+            dtype = torch.bfloat16 if value.dtype.itemsize == 1 else value.dtype
+            common = dtype if common is None else torch.promote_types(common, dtype)
+    return common or torch.float32
+
+
+def _check_finite(key: str, value: Tensor, part: Part, name: str) -> None:
+    """A sum is not finite if any summand is not, and takes no memory."""
+    total = value.float().sum() if value.dtype.itemsize == 1 else value.sum(dtype=torch.float32)
+    if not total.isfinite() and not value.double().isfinite().all():
+        raise CheckpointError(
+            f"{name}: {key} of the {WORDS[part.kind]} holds NaN or infinity; "
+            "the training or conversion that made it failed, use an earlier one"
+        )
+
+
+def _fill_buffers(module: nn.Module, device: str | torch.device) -> None:
+    """Buffers that no file holds: the numbers of the positions."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_meta:
+                owner.register_buffer(name, torch.arange(buffer.shape[-1], device=device)[None], persistent=False)

@@ -1,0 +1,166 @@
+"""Files of tensors: what kind a file is, its header, and its tensors mapped from disk."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .unpickle import read_pickle
+
+__all__ = [
+    "PICKLE_SUFFIXES",
+    "SAFE_SUFFIXES",
+    "WEIGHT_SUFFIXES",
+    "WeightFile",
+    "read_header",
+    "read_weights",
+    "real_tensor",
+    "sniff",
+]
+
+SAFE_SUFFIXES = (".safetensors", ".sft")
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = SAFE_SUFFIXES + PICKLE_SUFFIXES
+HEADER_LIMIT = 100_000_000
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+STRANGERS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch the file itself with git lfs pull"),
+    (b"<", "a web page", "download the file itself, not the page about it"),
+    (b"\x89PNG", "a PNG picture", "give a checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG picture", "give a checkpoint"),
+    (b"GGUF", "a GGUF file", "give the .safetensors or .ckpt it was made from"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """A file's tensors by name, its text metadata, and what else a training run left in it."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    leftovers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+def sniff(path: Path) -> str:
+    """ "safetensors" or "pickle", by content; raises CheckpointError for all else and where the name says otherwise."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; give a checkpoint file, a diffusers folder or a hub id")
+    with path.open("rb") as stream:
+        start = stream.read(32)
+    kind = _kind_of(start, path)
+    suffix = path.suffix.lower()
+    if suffix in SAFE_SUFFIXES and kind == "pickle":
+        raise CheckpointError(f"{path.name} is a PyTorch pickle, not safetensors; rename it to .ckpt to load it as one")
+    if suffix in PICKLE_SUFFIXES and kind == "safetensors":
+        raise CheckpointError(f"{path.name} is a safetensors file, not a pickle; rename it to .safetensors")
+    return kind
+
+
+def read_weights(path: Path) -> WeightFile:
+    """A file's tensors, mapped from disk: memory is used when they are, and shared with the system's cache."""
+    if sniff(path) == "pickle":
+        return _read_pickle(path)
+    header = _safetensors_header(path)
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in header if name != "__metadata__"}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is a damaged safetensors file ({error}); download it again") from error
+    return WeightFile(path=path, tensors=tensors, metadata=header.get("__metadata__", {}))
+
+
+def read_header(path: Path) -> WeightFile:
+    """Names, shapes and types only: safetensors give meta tensors, pickles (which have no header) mapped ones."""
+    if sniff(path) == "pickle":
+        return _read_pickle(path)
+    header = dict(_safetensors_header(path))
+    metadata = header.pop("__metadata__", {})
+    tensors = {
+        name: torch.empty(entry["shape"], dtype=_dtype(entry["dtype"], path), device="meta")
+        for name, entry in header.items()
+    }
+    return WeightFile(path=path, tensors=tensors, metadata=metadata)
+
+
+def real_tensor(file: WeightFile, name: str) -> Tensor:
+    """One tensor with its values, also of a file whose header alone was read."""
+    tensor = file.tensors[name]
+    if not tensor.is_meta:
+        return tensor
+    with safe_open(file.path, "pt") as opened:
+        return opened.get_tensor(name)
+
+
+def _kind_of(start: bytes, path: Path) -> str:
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return "pickle"
+    if len(start) >= 9 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < HEADER_LIMIT:
+        return "safetensors"
+    for magic, what, remedy in STRANGERS:
+        if start.lstrip().startswith(magic):
+            raise CheckpointError(f"{path.name} is {what}; {remedy}")
+    what = "empty" if not start else "neither safetensors nor a PyTorch file"
+    raise CheckpointError(f"{path.name} is {what}; a checkpoint is one of the two, download it again")
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path.name} has a damaged safetensors header; download it again") from error
+    if size != 8 + length + end:
+        raise CheckpointError(
+            f"{path.name} has {size} bytes and its header promises {8 + length + end}; it is truncated or damaged, "
+            "download it again"
+        )
+    return header
+
+
+def _dtype(name: str, path: Path) -> torch.dtype:
+    if name not in DTYPES:
+        raise CheckpointError(f"{path.name} stores type {name}, and weights are {', '.join(DTYPES)}; convert it first")
+    return DTYPES[name]
+
+
+def _read_pickle(path: Path) -> WeightFile:
+    content = read_pickle(path)
+    nested = content.get("state_dict", content)
+    if not isinstance(nested, dict):
+        raise CheckpointError(f"{path.name} has a state_dict that is no dictionary; give a checkpoint of weights")
+    tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path.name} holds no tensors; give a checkpoint of weights")
+    leftovers = {name: value for name, value in content.items() if nested is not content and name != "state_dict"}
+    return WeightFile(path=path, tensors=tensors, leftovers=leftovers)

@@ -1,0 +1,330 @@
+"""Pictures at the engine's edges: opening, sizes, tensors, saving, strips. A size is (width, height) in pixels."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from .errors import ConfigError, ImageError
+
+__all__ = ["fit", "give_back", "open_image", "paper_size", "plan_size", "read_settings", "save_image", "strip"]
+__all__ += ["to_images", "to_tensor"]
+
+Size = tuple[int, int]
+
+MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
+# A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
+SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
+
+
+def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
+    """A new picture that is upright and 8-bit RGB, whatever came; the caller's picture is never changed.
+
+    EXIF orientation is applied, transparency laid on white, 16-bit grey (0 .. 65535, also in mode I) scaled, CMYK
+    converted by its own profile where it has one. An RGB profile stays in ``info["icc_profile"]``.
+    Raises ImageError for what cannot be read, is animated, or lies outside 8 px a side, 32 : 1 and 100 megapixels.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns of large pictures, which have their own limit here, and of broken metadata, which is harmless.
+        warnings.simplefilter("ignore")
+        if isinstance(source, Image.Image):
+            return _normalise(source, str(getattr(source, "filename", "")) or "the given picture")
+        if isinstance(source, bytes):
+            return _decode(io.BytesIO(source), "the given data")
+        if isinstance(source, str | os.PathLike):
+            with _opened(source) as stream:
+                return _decode(stream, str(source))
+    raise ImageError(f"a picture came as {type(source).__name__}; give a path, bytes or a Pillow image")
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    path = Path(source)
+    with _os_errors(path, "read"):
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder; give the path of one picture")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path} is a device or a pipe; give the path of a picture file")
+        stream = path.open("rb")
+    with stream:
+        yield stream
+
+
+@contextmanager
+def _os_errors(path: Path, verb: str) -> Iterator[None]:
+    """The operating system's errors as one sentence; a path with a NUL byte is a ValueError to Python."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{str(path)!r} cannot be {verb} ({reason}); check the path and its permissions") from error
+
+
+def _decode(stream: BinaryIO, name: str) -> Image.Image:
+    if not stream.read(1):
+        raise ImageError(f"{name} is empty (0 bytes); give a complete picture file")
+    stream.seek(0)
+    try:
+        picture = Image.open(stream, formats=READABLE)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first") from error
+    except Exception as error:  # decoders raise nearly every class of exception on hostile data
+        raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(READABLE)}") from error
+    return _normalise(picture, name)
+
+
+def _normalise(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        _check_shape(picture, name)
+        plain = _to_rgb(_upright(picture), name)
+    except ImageError:
+        raise
+    except Exception as error:  # as in _decode
+        raise ImageError(f"{name} is damaged or cut short ({error}); give a complete picture file") from error
+    profile = picture.info.get("icc_profile") or b""
+    plain.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+    return plain
+
+
+def _check_shape(picture: Image.Image, name: str) -> None:
+    short, long = sorted(picture.size)
+    size = f"{name} has {picture.width} x {picture.height} pixels"
+    if short < MIN_SIDE:
+        raise ImageError(f"{size}; give a picture of at least {MIN_SIDE} pixels a side")
+    if short * long > MAX_PIXELS:
+        raise ImageError(f"{size}, more than {MAX_PIXELS // 10**6} megapixels; make it smaller first")
+    if long > MAX_ASPECT * short:
+        raise ImageError(f"{size}, a strip longer than {MAX_ASPECT} : 1; crop it first")
+    frames = getattr(picture, "n_frames", 1)
+    # The further frames of an MPO, which phones write, are previews of one photograph.
+    if frames > 1 and picture.format != "MPO":
+        raise ImageError(f"{name} holds {frames} frames (an animation or pages); save one of them as a still picture")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A copy with the EXIF orientation applied; unreadable EXIF leaves it as stored, as viewers do."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow raises SyntaxError, struct.error and others on broken EXIF
+        return picture.copy()
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode == "F":
+        raise ImageError(f"{name} has floating-point pixels, of unknown range; convert it to 8 or 16 bit first")
+    if picture.mode.startswith("I"):
+        return _eight_bit(picture, name).convert("RGB")
+    if picture.mode == "CMYK":
+        return _cmyk_to_rgb(picture)
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    clear = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+
+
+def _eight_bit(picture: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(picture)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{name} holds values from {low} to {high}; give 16-bit grey, 0 to 65535")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def _cmyk_to_rgb(picture: Image.Image) -> Image.Image:
+    try:
+        ink = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        return ImageCms.profileToProfile(picture, ink, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (KeyError, TypeError, OSError, ImageCms.PyCMSError):  # no profile, or a broken one
+        return picture.convert("RGB")
+
+
+def paper_size(width: int, height: int, resolution: int) -> Size:
+    """The working size of the paper's code: multiples of 64, the long side near ``resolution``.
+
+    In floating point and in the original's order, since its rounding (98 x 98 at 512 gives 448 x 448) is part of the
+    rule; only a side that would vanish becomes 64. Raises ConfigError unless resolution is a whole 64 .. 4096.
+    """
+    if type(resolution) is not int or not 64 <= resolution <= MAX_SIDE:
+        raise ConfigError(f"resolution is {resolution!r}; give a whole number from 64 to {MAX_SIDE}")
+    factor = resolution / max(width, height)
+    factor = math.ceil(min(width, height) * factor / 64) * 64 / min(width, height)
+    return max(64, int((width * factor) // 64) * 64), max(64, int((height * factor) // 64) * 64)
+
+
+def plan_size(size: str | Size, width: int, height: int, resolution: int, *, multiple: int = 64) -> Size:
+    """The size to edit at: "paper" (``paper_size``), "keep" (each side to the nearest multiple), "WxH" or a pair.
+
+    Raises ConfigError for any other value, and for sides that are not multiples of 8 up to 4096.
+    """
+    if size == "paper":
+        return paper_size(width, height, resolution)
+    pair = size
+    if size == "keep":
+        pair = tuple(max(1, (2 * side + multiple) // (2 * multiple)) * multiple for side in (width, height))
+    elif isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d{1,9})\s*[xX]\s*(\d{1,9})\s*", size, re.ASCII)
+        pair = tuple(map(int, match.groups())) if match else ()
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise ConfigError(f"size is {size!r}; choose paper, keep, or width x height such as 512x384")
+    if not all(type(side) is int and 0 < side <= MAX_SIDE and side % 8 == 0 for side in pair):
+        got = f"size {size!r} asks for {pair[0]} x {pair[1]}"
+        raise ConfigError(f"{got}; choose paper, or a width and a height that are multiples of 8 from 8 to {MAX_SIDE}")
+    return pair
+
+
+def fit(image: Image.Image, size: Size) -> Image.Image:
+    """The centred crop of the asked aspect, resized to ``size`` by Lanczos, as in the paper's code."""
+    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+
+
+def give_back(edited: Image.Image, original_size: Size) -> Image.Image:
+    """The inverse of ``fit``: the edited picture where its crop lay, in a frame of ``original_size``.
+
+    The margins that ``fit`` cut off are filled by mirroring the edited picture, so that nothing shifts or stretches.
+    """
+    (frame_w, frame_h), (w, h) = original_size, edited.size
+    pad_x, left, right = _span(frame_w, min(frame_w, frame_h * w / h), w)
+    pad_y, top, bottom = _span(frame_h, min(frame_h, frame_w * h / w), h)
+    padded = np.pad(np.asarray(edited), ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
+    return Image.fromarray(padded).resize(original_size, Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+
+
+def _span(frame: int, crop: float, side: int) -> tuple[int, float, float]:
+    """One axis: the padding of the edited picture in whole pixels, and where the frame lies in the padded picture."""
+    margin = (frame - crop) / 2 * side / crop
+    padding = math.ceil(margin)
+    return padding, padding - margin, padding + side + margin
+
+
+def to_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size as float32 (B, 3, H, W) in [-1, 1]; raises ImageError for mixed sizes or modes."""
+    kinds = sorted({f"{image.width} x {image.height} {image.mode}" for image in images})
+    if len(kinds) != 1 or not kinds[0].endswith(" RGB"):
+        raise ImageError(f"a batch holds {', '.join(kinds) or 'no picture'}; give RGB pictures of one size")
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return 2 * pixels.permute(0, 3, 1, 2).contiguous().float() / 255 - 1
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """Pictures from (B, 3, H, W) in [-1, 1], clamped; any float type and device.
+
+    Rounds to the nearest of 0 .. 255, where the original truncates (and so darkens by half a level). Raises
+    ImageError for another shape, and for values that are not finite.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ImageError(f"pixels have the shape {tuple(pixels.shape)}; give (batch, 3, height, width)")
+    values = pixels.detach().float().cpu()
+    lost = int((~values.isfinite()).sum())
+    if lost:
+        got = f"{lost} of {values.numel()} decoded values are not finite"
+        raise ImageError(f"{got}, which a half-precision autoencoder causes by overflow; run it in float32 or bfloat16")
+    levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
+    """Write a PNG, JPEG or WebP whole or not at all, the settings inside as JSON (``read_settings``).
+
+    Missing folders are made. Raises ImageError for another suffix, or where the file cannot be written.
+    """
+    path = Path(path)
+    kind = WRITABLE.get(path.suffix.lower())
+    if kind is None:
+        raise ImageError(f"{path} has no suffix that can be written; use one of {', '.join(WRITABLE)}")
+    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, kind), "icc_profile": image.info.get("icc_profile")}
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    with _os_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as stream:
+                image.save(stream, kind, **options)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _settings_options(settings: Mapping[str, object] | None, kind: str) -> dict[str, Any]:
+    if settings is None:
+        return {}
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text(SETTINGS_KEY, json.dumps(dict(settings), default=str))
+        return {"pnginfo": chunks}
+    exif = Image.Exif()
+    exif[IMAGE_DESCRIPTION] = json.dumps({SETTINGS_KEY: dict(settings)}, default=str)
+    return {"exif": exif}
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings that ``save_image`` wrote; raises ImageError where there are none."""
+    with _opened(path) as stream:
+        try:
+            picture = Image.open(stream, formats=READABLE)
+            if SETTINGS_KEY in picture.info:
+                return dict(json.loads(picture.info[SETTINGS_KEY]))
+            return dict(json.loads(picture.getexif()[IMAGE_DESCRIPTION])[SETTINGS_KEY])
+        except Exception as error:  # as in _decode, and descriptions that are not ours
+            raise ImageError(f"{path} carries no ip2p settings; give a picture that ip2p wrote") from error
+
+
+def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:
+    """Pictures side by side on white, each ``height`` pixels high, captions below; ConfigError if they do not pair."""
+    if not pictures or len(pictures) != len(captions):
+        raise ConfigError(f"a strip got {len(pictures)} pictures and {len(captions)} captions; give one caption each")
+    font = ImageFont.load_default(max(11, round(height / 16)))
+    gap, line = max(4, height // 16), round(font.size * 1.35)
+    shown = [_scaled(picture.convert("RGB"), height) for picture in pictures]
+    columns = [max(picture.width, round(0.75 * height)) for picture in shown]
+    texts = [_wrapped(caption, font, column) for caption, column in zip(captions, columns, strict=True)]
+    bottom = gap + height + max(map(len, texts)) * line + gap + (gap // 2 if any(texts) else 0)
+    sheet = Image.new("RGB", (sum(columns) + gap * (len(shown) + 1), bottom), "white")
+    draw, x = ImageDraw.Draw(sheet), gap
+    for picture, column, lines in zip(shown, columns, texts, strict=True):
+        sheet.paste(picture, (x + (column - picture.width) // 2, gap))
+        for row, words in enumerate(lines):
+            place = (x + column / 2, gap + height + gap // 2 + row * line)
+            draw.text(place, words, fill=(40, 40, 40), font=font, anchor="ma")
+        x += column + gap
+    return sheet
+
+
+def _scaled(picture: Image.Image, height: int) -> Image.Image:
+    method = Image.Resampling.LANCZOS if picture.height > height else Image.Resampling.BICUBIC
+    return picture.resize((max(1, round(picture.width * height / picture.height)), height), method)
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The caption in lines of at most ``width`` pixels; a word that is longer is broken."""
+    lines: list[str] = []
+    for word in caption.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines

@@ -1,0 +1,58 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+TESTS = Path(__file__).parent
+
+
+def pytest_configure(config):
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def reference_weights():
+    """The module that rebuilds the reference checkpoint (tests are no package, so it is loaded by path)."""
+    spec = importlib.util.spec_from_file_location("reference_weights", TESTS / "reference_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Numbers of the original implementation: tests/data/reference/README.md."""
+    folder = TESTS / "data" / "reference"
+    return {**load_file(folder / "B_common.safetensors"), **load_file(folder / "B_tiny.safetensors")}
+
+
+@pytest.fixture(scope="session")
+def tiny_ckpt(reference_weights, tmp_path_factory):
+    """The tiny IP2P as the authors publish: a pickled .ckpt with raw and EMA weights."""
+    path = tmp_path_factory.mktemp("reference") / "ip2p_tiny.ckpt"
+    torch.save({"state_dict": reference_weights.reference_state("ip2p"), "global_step": 22000}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_safetensors(reference_weights, tmp_path_factory):
+    """The same with the EMA weights merged in."""
+    path = tmp_path_factory.mktemp("reference") / "ip2p_tiny.safetensors"
+    save_file(reference_weights.merged(reference_weights.reference_state("ip2p")), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def editor():
+    """The embedded model."""
+    from ip2p_engine import InstructPix2Pix
+
+    return InstructPix2Pix.load("embedded", device="cpu")

@@ -1,0 +1,219 @@
+"""The command line as a user meets it: results, one sentence for bad input, nothing heavy for --help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ip2p_engine import cli
+from ip2p_engine.images import read_settings
+from ip2p_engine.sampling import SAMPLERS
+from ip2p_engine.scenes.recipe import STAGES
+from ip2p_engine.scenes.world import Scene, render
+from ip2p_engine.schedule import SCHEDULES
+
+SNOW = ["--instruction", "make it snow", "--steps", "2"]
+
+
+@pytest.fixture
+def scene(tmp_path):
+    path = tmp_path / "scene.png"
+    render(Scene(shape="heart", colour="red", background="sky", size="large")).save(path)
+    return path
+
+
+def run(*arguments) -> int:
+    try:
+        return cli.main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse's own refusals
+        return stop.code
+
+
+def test_edit_writes_a_picture_with_its_settings(scene, tmp_path, capsys):
+    out = tmp_path / "snow.png"
+    assert run("edit", scene, *SNOW, "--seed", 3, "--out", out, "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["file"] == str(out)
+    assert (row["seed"], row["steps"], row["evaluations"]) == (3, 2, 6)
+    assert read_settings(out)["instruction"] == row["instruction"] == "make it snow"
+    assert Image.open(out).size == (64, 64)
+
+
+def test_every_combination_gets_its_own_file(scene, tmp_path, capsys):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (100, 80), "white").save(other)
+    texts = ["--instruction", "make it snow", "paint it blue"]
+    assert run("edit", scene, other, *texts, "--steps", 1, "--seeds", 2, "--out", tmp_path / "results") == 0
+    files = capsys.readouterr().out.split()
+    assert len(set(files)) == 8
+    assert sorted({Image.open(f).size for f in files}) == [(64, 64), (100, 80)]
+    assert (tmp_path / "results" / "other_edited_2_seed1.png").exists()
+
+
+def test_two_runs_of_one_command_write_equal_pictures(scene, tmp_path):
+    for name in ("a.png", "b.png"):
+        assert run("edit", scene, *SNOW, "--out", tmp_path / name) == 0
+    a, b = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert np.array_equal(a, b)
+
+
+def test_demo_says_what_the_judge_sees_and_how_long_it_took(tmp_path, capsys):
+    assert run("demo", "--out", tmp_path / "demo.png") == 0
+    said = capsys.readouterr().out
+    assert "'make it snow': a large red heart on sky, snow" in said
+    assert "s an edit" in said
+    assert Image.open(tmp_path / "demo.png").width > 1000
+
+
+def test_judge_prints_figures_by_kind(capsys, tmp_path):
+    sheet = tmp_path / "worst.png"
+    assert run("scenes", "judge", "--n", 11, "--steps", 1, "--json", "--sheet", sheet) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["overall"]["count"] == 11
+    assert len(figures["by_kind"]) == 11
+    assert sheet.exists()
+    assert run("scenes", "judge", "--n", 11, "--steps", 1) == 0
+    assert "background" in capsys.readouterr().out
+
+
+def bad_picture(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.png"
+    if kind == "zero-byte":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no picture")
+    elif kind == "truncated":
+        whole = folder / "whole.png"
+        render(Scene(shape="star", colour="blue", background="sand", size="small")).save(whole)
+        path.write_bytes(whole.read_bytes()[:200])
+    elif kind == "one pixel":
+        Image.new("RGB", (1, 1)).save(path)
+    elif kind == "sliver":
+        Image.new("RGB", (20000, 3)).save(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "animated":
+        path = folder / "animated.gif"
+        frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    elif kind == "float":
+        path = folder / "float.tiff"
+        Image.fromarray(np.zeros((64, 64), dtype=np.float32)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "zero-byte", "text", "truncated", "one pixel", "sliver", "folder", "animated", "float"]
+)
+def test_bad_pictures_end_with_one_sentence(kind, tmp_path, capsys):
+    path = bad_picture(kind, tmp_path)
+    assert run("edit", path, *SNOW, "--out", tmp_path / "out.png") == 2
+    sentence_about(capsys, path.name)
+    assert not (tmp_path / "out.png").exists()
+
+
+BAD_OPTIONS = {
+    "steps zero": (["--steps", 0], "steps"),
+    "steps negative": (["--steps", -5], "steps"),
+    "steps word": (["--steps", "many"], "steps"),
+    "text_cfg nan": (["--text-cfg", "nan"], "text_cfg"),
+    "text_cfg negative": (["--text-cfg", -1], "text_cfg"),
+    "image_cfg infinite": (["--image-cfg", "inf"], "image_cfg"),
+    "image_cfg word": (["--image-cfg", "much"], "image-cfg"),
+    "sampler": (["--sampler", "plms"], "plms"),
+    "schedule": (["--schedule", "cosine"], "cosine"),
+    "seed negative": (["--seed", -1], "seed"),
+    "seed huge": (["--seed", 2**63], "seed"),
+    "seed word": (["--seed", "lucky"], "seed"),
+    "no seeds": (["--seeds", 0], "seeds"),
+    "size word": (["--size", "huge"], "huge"),
+    "size zero": (["--size", "0x64"], "0x64"),
+    "size odd": (["--size", "65x64"], "65x64"),
+    "size enormous": (["--size", "99968x64"], "99968x64"),
+    "resolution": (["--resolution", 10], "resolution"),
+    "checkpoint missing": (["--checkpoint", "missing.safetensors"], "missing.safetensors"),
+    "checkpoint 4 channels": (["--checkpoint", "embedded-sd"], "4"),
+    "weights": (["--weights", "best"], "weights"),
+    "dtype": (["--dtype", "float8"], "dtype"),
+    "device": (["--device", "abacus"], "abacus"),
+    "one file for two results": (["--seeds", 2], "2 results"),
+    "unknown option": (["--colour", "red"], "colour"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_end_with_one_sentence(case, scene, tmp_path, capsys):
+    arguments, word = BAD_OPTIONS[case]
+    assert run("edit", scene, "--instruction", "make it snow", *arguments, "--out", tmp_path / "out.png") == 2
+    sentence_about(capsys, word)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_bad_checkpoint_files_end_with_one_sentence(scene, tmp_path, capsys):
+    for name, content in {"empty.safetensors": b"", "text.ckpt": b"hello", "photo.jpg": b"\xff\xd8\xff"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert run("edit", scene, *SNOW, "--checkpoint", tmp_path / name) == 2
+        sentence_about(capsys, name)
+
+
+def test_unwritable_output_ends_with_one_sentence(scene, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run("edit", scene, *SNOW, "--out", tmp_path / "file" / "out.png") == 2
+    sentence_about(capsys, "file")
+    assert run("edit", scene, *SNOW, "--out", tmp_path / "out.xyz") == 2
+    sentence_about(capsys, "xyz")
+
+
+def test_stages_are_named(tmp_path, capsys):
+    assert run("scenes", "train", "everything", "--runs", tmp_path, "--processes", 1) == 2
+    sentence_about(capsys, "autoencoder")
+    assert run("scenes", "train", "edit", "--runs", tmp_path, "--processes", 1) == 2
+    sentence_about(capsys, "does not exist")
+
+
+def sentence_about(capsys, word: str) -> None:
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("ip2p")
+    assert word in last
+
+
+def test_names_on_the_command_line_are_the_engines():
+    assert set(cli.SAMPLER_NAMES) == set(SAMPLERS)
+    assert set(cli.SCHEDULE_NAMES) == set(SCHEDULES)
+    assert set(cli.STAGE_NAMES) == set(STAGES)
+
+
+def test_help_is_light():
+    code = (
+        "import sys; from ip2p_engine.cli import build_parser; build_parser().format_help(); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'open_clip', 'PIL', 'numpy'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_interrupting_is_quiet(monkeypatch, scene, capsys):
+    from ip2p_engine import edit_command
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(edit_command, "edit_files", interrupted)
+    assert run("edit", scene, *SNOW) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ip2p_engine", "--version"], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert done.stdout.startswith("ip2p ")

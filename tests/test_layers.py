@@ -1,0 +1,140 @@
+"""Imports point down (design.md, section 3): the engine knows no host, and no layer knows the one above."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENGINE = ROOT / "ip2p_engine"
+HOSTS = ("comfy", "nodes", "folder_paths", "server", "execution")
+LOADERS = ("import_module", "__import__")
+HEAVY = ("torch", "diffusers", "transformers", "open_clip", "PIL", "numpy", "safetensors")
+LAYERS = [
+    "errors config images",
+    "schedule guidance noise sampling attention",
+    "tokenizer checkpoint model",
+    "conditioning denoiser",
+    "edit captions pairs clip_similarity filtering dataset train evaluate",
+    "scenes",
+    "progress edit_command cli __main__",
+]
+ORDER = " ".join(LAYERS).split()
+
+
+def imports(source: str, package: str) -> Iterator[tuple[str, int, bool]]:
+    """(absolute module, line, whether it was written relatively), at any depth; names of a package are its modules."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            names = [alias.name for alias in node.names] if module == "ip2p_engine" else [""]
+            yield from ((f"{module}.{name}".rstrip("."), node.lineno, node.level > 0) for name in names)
+        elif isinstance(node, ast.Call) and called(node) in LOADERS and node.args:
+            written = str(getattr(node.args[0], "value", ""))
+            yield (package if written.startswith(".") else "") + written, node.lineno, written.startswith(".")
+
+
+def called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """What one engine module does against the layers; ``module`` is its absolute name."""
+    package = module if is_package else module.rpartition(".")[0]
+    own = module.split(".")[1] if "." in module else None
+    found = []
+    for target, line, relative in imports(source, package):
+        parts = target.split(".")
+        place = f"{module}:{line} imports {target}"
+        if parts[0] in HOSTS or parts[0].startswith("comfy"):
+            found.append(f"{place}, which is a host")
+        if parts[0] != "ip2p_engine":
+            continue
+        if not relative:
+            found.append(f"{place} absolutely")
+        other = parts[1] if len(parts) > 1 else None
+        if own is None or other in (None, own) or other.startswith("__version"):
+            continue
+        if other not in ORDER:
+            found.append(f"{place}, which has no layer")
+        elif own in ORDER and ORDER.index(other) > ORDER.index(own):
+            found.append(f"{place}, which lies above")
+    return found
+
+
+def engine_modules() -> dict[str, Path]:
+    paths = sorted(ENGINE.rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+@pytest.mark.parametrize("module", engine_modules())
+def test_imports_point_down(module):
+    path = engine_modules()[module]
+    assert not faults(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
+
+
+def test_every_module_has_a_layer():
+    tops = {module.split(".")[1] for module in engine_modules() if "." in module}
+    assert tops - set(ORDER) == set()
+    assert {"errors", "images", "guidance"} <= tops
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "reason"),
+    [
+        ("edit", "import comfy.utils", "a host"),
+        ("edit", "import comfy_api.latest", "a host"),
+        ("cli", "def f():\n    import folder_paths", "a host"),
+        ("edit", "from nodes import NODE_CLASS_MAPPINGS", "a host"),
+        ("edit", "import importlib\nimportlib.import_module('comfy.sd')", "a host"),
+        ("edit", "from ip2p_engine.errors import ConfigError", "absolutely"),
+        ("edit", "import ip2p_engine", "absolutely"),
+        ("errors", "from .images import fit", "above"),
+        ("errors", "from . import images", "above"),
+        ("guidance", "from .noise import draw", "above"),
+        ("schedule", "def f():\n    from .edit import EditConfig", "above"),
+        ("edit", "from .pairs import generate", "above"),
+        ("evaluate", "from .scenes.world import render", "above"),
+        ("scenes.world", "from ..cli import main", "above"),
+        ("checkpoint.read", "from ..model import Model", "above"),
+        ("scenes.embedded.load", "from ...cli import main", "above"),
+        ("edit", "from .helpers import thing", "no layer"),
+    ],
+)
+def test_the_walk_sees(module, source, reason):
+    assert [fault for fault in faults(source, f"ip2p_engine.{module}") if reason in fault]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("edit", "from . import __version__"),
+        ("edit", "from .errors import ConfigError\nfrom .model import Model\nimport torch"),
+        ("sampling", "from .noise import draw"),
+        ("scenes.world", "from ..edit import EditConfig\nfrom .grammar import Edit\nfrom . import judge"),
+        ("cli", "def f():\n    from .scenes.world import render"),
+        ("__main__", "from .cli import main"),
+    ],
+)
+def test_the_walk_allows(module, source):
+    assert not faults(source, f"ip2p_engine.{module}")
+
+
+def test_the_package_root_may_reach_down_lazily():
+    assert not faults("import_module('.edit', __name__)", "ip2p_engine", is_package=True)
+    assert faults("import comfy", "ip2p_engine", is_package=True)
+
+
+def test_importing_the_engine_is_light():
+    report = f"import sys, ip2p_engine; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
