@@ -2,109 +2,79 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from .checkpoint.infer import autoencoder_config, count, text_config, unet_config
-from .checkpoint.names import autoencoder_pairs, rename, unet_pairs
-from .checkpoint.read import read_weights
-from .config import from_mapping
-from .errors import CheckpointError, ConfigError
+from .checkpoint.build import build
+from .checkpoint.parts import Bundle
+from .checkpoint.source import open_bundle
+from .checkpoint.spec import BASE_NAMES, ModelSpec
+from .errors import CheckpointError
 from .schedule import DiscreteSchedule
 
-__all__ = ["EMBEDDED", "Model", "ModelSpec", "load_model"]
+__all__ = ["Model", "ModelSpec", "load_model"]
 
-EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
-EMBEDDED_FOLDER = Path(__file__).parent / "scenes" / "embedded"
-SPEC_FILE = "ip2p_config.json"
-UNET, EMA, AUTOENCODER = "model.diffusion_model.", "model_ema.", "first_stage_model."
-TEXT = "cond_stage_model.transformer."
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What the weights do not say; saved beside them as ip2p_config.json."""
-
-    family: str
-    """sd1."""
-    in_channels: int
-    """Of the UNet: 4 for text to image, 8 for InstructPix2Pix."""
-    prediction: str
-    """What the UNet predicts: eps or v."""
-    scaled_condition: bool
-    """Whether the image condition is multiplied by the latent scale."""
-    latent_scale: float
-    text_cfg: float
-    """Recommended s_T."""
-    image_cfg: float
-    """Recommended s_I."""
-    resolution: int
-    """Recommended longer side in pixels."""
-    steps: int
-    """Recommended number of sampling steps."""
-    name: str = ""
-    weights: str = "only"
-    """Which were taken: ema, raw, or the only ones there are."""
-
-    def __post_init__(self) -> None:
-        if self.prediction not in ("eps", "v"):
-            raise ConfigError(f"prediction is {self.prediction!r}; expected eps or v")
-
-
-STABLE_DIFFUSION_1 = ModelSpec(
-    family="sd1",
-    in_channels=8,
-    prediction="eps",
-    scaled_condition=False,
-    latent_scale=0.18215,
-    text_cfg=7.5,
-    image_cfg=1.5,
-    resolution=512,
-    steps=100,
-)
+EDM_STEPS = 1000
 
 
 @dataclass(kw_only=True)
 class Model:
-    """The networks of one checkpoint, ready to run."""
+    """The networks of one checkpoint, in eval mode and without gradients."""
 
     spec: ModelSpec
     unet: UNet2DConditionModel
     autoencoder: AutoencoderKL
-    text_encoders: tuple[CLIPTextModel, ...]
+    text_encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]
+    """One, or for sdxl and cosxl two: the second gives the pooled text."""
 
     @cached_property
     def schedule(self) -> DiscreteSchedule:
-        """The noise ladder that the UNet was trained on."""
-        return DiscreteSchedule.stable_diffusion()
+        """The sigmas the network was trained on: DDPM's ladder, or for EDM 1000 log-spaced ones."""
+        spec = self.spec
+        if spec.schedule == "ddpm":
+            return DiscreteSchedule.stable_diffusion(spec.beta_start, spec.beta_end)
+        low, high = math.log(spec.sigma_min), math.log(spec.sigma_max)
+        sigmas = torch.linspace(low, high, EDM_STEPS, dtype=torch.float64).exp()
+        return DiscreteSchedule(1 / (1 + sigmas**2))
 
     @property
     def device(self) -> torch.device:
+        """Where the UNet is."""
         return self.unet.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The UNet's."""
         return self.unet.dtype
 
     def timestep(self, sigma: float) -> Tensor:
-        """The fractional time that the UNet is given at a noise level, float32, shape (1,)."""
+        """The t that the network is told for a sigma, fractional, float32, shape (1,); for EDM ln(sigma) / 4."""
+        if self.spec.schedule == "edm":
+            return torch.tensor([math.log(sigma) / 4])
         return self.schedule.sigma_to_t(torch.tensor([sigma], dtype=torch.float64)).float()
 
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
+        """Move and cast every network in place; returns itself."""
+        for module in (self.unet, self.autoencoder, *self.text_encoders):
+            module.to(device=device, dtype=dtype)
+        return self
+
     def require_edit(self) -> None:
-        """Raises CheckpointError unless the UNet takes 8 channels."""
+        """Raises CheckpointError if the UNet does not take the 8 channels of an InstructPix2Pix."""
         if self.spec.in_channels != 8:
             raise CheckpointError(
-                f"this checkpoint's UNet takes {self.spec.in_channels} channels and an InstructPix2Pix takes 8; "
-                "load one, e.g. instruct-pix2pix-00-22000.safetensors"
+                f"this checkpoint's UNet takes {self.spec.in_channels} input channels (text to image), and an "
+                "InstructPix2Pix takes 8; load one, e.g. instruct-pix2pix-00-22000.safetensors"
             )
 
 
@@ -112,151 +82,61 @@ def load_model(
     source: str | Path,
     *,
     weights: str = "ema",
-    text_heads: int | None = None,
+    base: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    text_heads: int | None = None,
+    prediction: str | None = None,
 ) -> Model:
-    """Load "embedded", "embedded-sd" (its text-to-image half), a single file or a diffusers folder.
+    """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder or a Hugging Face id.
 
-    ``weights`` picks "ema" or "raw" where a file has both. ``text_heads`` is for miniatures whose files do not say
-    it. Raises CheckpointError for a file that is missing, broken, unsafe or of another architecture.
+    ``weights`` picks the averaged (ema) or the raw UNet where there are both. ``base`` gives the autoencoder and the
+    text encoders to a lone UNet. ``dtype`` None keeps the file's. ``text_heads`` and ``prediction`` (eps or v) say
+    what shapes cannot, for files that do not say it themselves. Raises CheckpointError for what cannot be loaded.
     """
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights is {weights!r}; choose ema or raw")
-    if source in EMBEDDED:
-        model = _load_folder(EMBEDDED_FOLDER, EMBEDDED[str(source)])
-    elif Path(source).is_dir():
-        model = _load_folder(Path(source), "unet")
-    else:
-        model = _load_ldm(Path(source), weights, text_heads)
-    for module in (model.unet, model.autoencoder, *model.text_encoders):
-        nn.Module.to(module.eval().requires_grad_(False), device=device, dtype=dtype or torch.float32)
-    return model
+    bundle = open_bundle(source, weights=weights, text_heads=text_heads, prediction=prediction)
+    if not bundle.complete:
+        bundle = _with_base(bundle, base, text_heads)
+    _check_widths(bundle)
+    parts = (bundle.unet, bundle.autoencoder, *bundle.text_encoders)
+    modules = [build(part, name=bundle.path.name, device=device, dtype=dtype) for part in parts if part is not None]
+    log.info("%s: %s, %s weights", bundle.path.name, BASE_NAMES[bundle.spec.family], bundle.spec.weights)
+    return Model(spec=bundle.spec, unet=modules[0], autoencoder=modules[1], text_encoders=tuple(modules[2:]))
 
 
-def _load_folder(folder: Path, unet_name: str) -> Model:
-    """A diffusers pipeline folder; ours also has ip2p_config.json."""
-    unet_settings = _read_json(folder / unet_name / "config.json")
-    unet = _assemble(UNet2DConditionModel, unet_settings, _folder_weights(folder / unet_name))
-    autoencoder = _assemble(AutoencoderKL, _read_json(folder / "vae" / "config.json"), _folder_weights(folder / "vae"))
-    text_settings = CLIPTextConfig(**_read_json(folder / "text_encoder" / "config.json"))
-    text = _assemble_text(text_settings, _folder_weights(folder / "text_encoder"))
-    spec = STABLE_DIFFUSION_1
-    if (folder / SPEC_FILE).exists():
-        spec = from_mapping(ModelSpec, _read_json(folder / SPEC_FILE))
-    elif (folder / "scheduler" / "scheduler_config.json").exists():
-        kind = _read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-        spec = replace(spec, prediction="v" if kind == "v_prediction" else "eps")
-    spec = replace(spec, in_channels=unet.config.in_channels, latent_scale=autoencoder.config.scaling_factor)
-    return Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
-
-
-def _load_ldm(path: Path, weights: str, text_heads: int | None) -> Model:
-    """A single file in the layout of latent diffusion."""
-    tensors = read_weights(path).tensors
-    unet_tensors = _part(tensors, UNET)
-    if not unet_tensors:
+def _with_base(bundle: Bundle, base: str | Path | None, text_heads: int | None) -> Bundle:
+    """The bundle with the networks it lacks, from another checkpoint of its family."""
+    if base is None:
+        lacking = "a text encoder" if bundle.autoencoder else "an autoencoder and a text encoder"
         raise CheckpointError(
-            f"{path.name} has no {UNET}* tensors; expected a Stable Diffusion or InstructPix2Pix file"
+            f"{bundle.path.name} lacks {lacking if not bundle.text_encoders else 'an autoencoder'}; "
+            "name a complete checkpoint of the same kind that gives them (base, or --base)"
         )
-    taken = "only"
-    if any(name.startswith(EMA + "diffusion_model") for name in tensors):
-        taken = weights
-        if weights == "ema":
-            unet_tensors = {name: _ema_of(tensors, name, path) for name in unet_tensors}
-    settings = unet_config(unet_tensors)
-    attention = [kind.startswith("CrossAttn") for kind in settings["down_block_types"]]
-    pairs = unet_pairs(len(attention), settings["layers_per_block"], attention)
-    unet = _assemble(UNet2DConditionModel, settings, rename(unet_tensors, pairs))
-    spec = replace(STABLE_DIFFUSION_1, in_channels=settings["in_channels"], weights=taken)
-    return Model(
-        spec=spec,
-        unet=unet,
-        autoencoder=_ldm_autoencoder(_part(tensors, AUTOENCODER), spec.latent_scale),
-        text_encoders=(_ldm_text(_part(tensors, TEXT), text_heads),),
+    giver = open_bundle(base, text_heads=text_heads)
+    if not giver.complete or not _related(bundle.spec.family, giver.spec.family):
+        what = BASE_NAMES[giver.spec.family] if giver.complete else "incomplete itself"
+        raise CheckpointError(
+            f"the base {giver.path.name} is {what}, and {bundle.path.name} needs a complete "
+            f"{BASE_NAMES[bundle.spec.family]} checkpoint; give one"
+        )
+    return replace(
+        bundle,
+        spec=replace(bundle.spec, latent_scale=giver.spec.latent_scale),
+        autoencoder=bundle.autoencoder or giver.autoencoder,
+        text_encoders=bundle.text_encoders or giver.text_encoders,
     )
 
 
-def _ldm_autoencoder(tensors: Mapping[str, Tensor], latent_scale: float) -> AutoencoderKL:
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("loss.")}
-    settings = autoencoder_config(tensors, latent_scale=latent_scale)
-    levels = count(tensors, r"encoder\.down\.(\d+)\.")
-    renamed = rename(tensors, autoencoder_pairs(levels, settings["layers_per_block"]))
-    flat = {name: value.flatten(1) if ".to_" in name and value.ndim == 4 else value for name, value in renamed.items()}
-    return _assemble(AutoencoderKL, settings, flat)
+def _related(family: str, other: str) -> bool:
+    return family == other or {family, other} == {"sdxl", "cosxl"}
 
 
-def _ldm_text(tensors: Mapping[str, Tensor], heads: int | None) -> CLIPTextModel:
-    plain = _without_prefix(tensors)
-    return _assemble_text(CLIPTextConfig(**text_config(plain, heads=heads)), plain)
-
-
-def _ema_of(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
-    """LitEma keeps names without dots, and without the leading model."""
-    key = EMA + "diffusion_model" + name.replace(".", "")
-    if key not in tensors:
-        raise CheckpointError(f"{path.name} has EMA weights but lacks {key}; load it with weights=raw")
-    return tensors[key]
-
-
-def _assemble(kind: Any, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """A diffusers network around given tensors; nothing is initialised, nothing copied."""
-    with torch.device("meta"):
-        module = kind.from_config(dict(settings))
-    return _fill(module, tensors)
-
-
-def _assemble_text(settings: CLIPTextConfig, tensors: Mapping[str, Tensor]) -> CLIPTextModel:
-    with torch.device("meta"):
-        module = CLIPTextModel(settings)
-    own = "text_model." if any(name.startswith("text_model.") for name in module.state_dict()) else ""
-    _fill(module, {own + name: value for name, value in _without_prefix(tensors).items()})
-    for part in module.modules():
-        if "position_ids" in part._buffers:  # not saved with the weights, and still on the meta device
-            part.register_buffer("position_ids", torch.arange(settings.max_position_embeddings)[None], persistent=False)
-    return module
-
-
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
-    wanted = module.state_dict()
-    wrong = [name for name, value in tensors.items() if name in wanted and value.shape != wanted[name].shape]
-    problems = {
-        "lacks": sorted(set(wanted) - set(tensors)),
-        "does not know": sorted(set(tensors) - set(wanted)),
-        "has another shape for": wrong,
-    }
-    for verb, names in problems.items():
-        if names:
-            raise CheckpointError(
-                f"the weights do not fit {type(module).__name__}: one {verb} {names[0]!r}, {len(names)} such in all; "
-                "is this another architecture?"
-            )
-    module.load_state_dict(dict(tensors), strict=True, assign=True)
-    return module
-
-
-def _folder_weights(folder: Path) -> Mapping[str, Tensor]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not files:
-        raise CheckpointError(f"{folder} has no weights; expected a .safetensors file beside config.json")
-    plain = [file for file in files if ".fp16." not in file.name]
-    return read_weights((plain or files)[0]).tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; expected a diffusers pipeline folder") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); the folder is damaged") from error
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Text encoder names without text_model., and without the position ids that old files carry."""
-    plain = {name.removeprefix("text_model."): value for name, value in tensors.items()}
-    return {name: value for name, value in plain.items() if not name.endswith("position_ids")}
+def _check_widths(bundle: Bundle) -> None:
+    """The UNet attends to what the text encoders give."""
+    given = sum(part.config["hidden_size"] for part in bundle.text_encoders)
+    wanted = bundle.unet.config["cross_attention_dim"]
+    if given != wanted:
+        raise CheckpointError(
+            f"{bundle.path.name}: the UNet attends to texts {wanted} wide and the text encoder gives {given}; "
+            "the parts are of different models, give the base that the UNet was made from"
+        )

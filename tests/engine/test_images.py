@@ -291,8 +291,7 @@ def bad_files() -> dict[str, bytes]:
     good = {kind: encoded(noise(64, 64), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
     cut = {f"cut.{kind.lower()}": data[: len(data) // 2] for kind, data in good.items()}
     headers = {f"header.{kind.lower()}": data[:20] for kind, data in good.items()}
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
-    return {"empty.png": b"", "text.png": b"hello, I am text\n" * 9, "script.eps": postscript, **cut, **headers}
+    return {"empty.png": b"", "text.png": b"hello, I am text\n" * 9, **cut, **headers}
 
 
 @pytest.mark.parametrize("name", bad_files())
@@ -304,6 +303,13 @@ def test_bad_files(tmp_path, name):
     assert str(path) in one_sentence(error)
     with pytest.raises(ImageError):
         open_image(path.read_bytes())
+
+
+def test_postscript_is_never_run():
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
+    assert Image.open(io.BytesIO(program)).format == "EPS"
+    with pytest.raises(ImageError, match="known format"):
+        open_image(program)
 
 
 @pytest.mark.parametrize(

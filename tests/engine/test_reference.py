@@ -54,7 +54,7 @@ def test_image_condition_is_the_unscaled_mode(model, reference):
 
 
 def test_decoder(model, reference):
-    decoded = decode_latents(model, reference["dec_z"] * model.spec.latent_scale)
+    decoded = decode_latents(model, reference["dec_z"])
     assert distance(decoded, reference["dec_out"]) < 5e-5
 
 
