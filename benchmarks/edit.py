@@ -33,7 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.model import Model, ModelSpec, load_model
 from ip2p_engine.scenes.world import Scene, render
-from ip2p_engine.tokenizer import clip_tokenizer
+from ip2p_engine.tokenizer import clip_tokenizer, merges
 
 GUIDANCE = {"both": (7.5, 1.5), "image_cfg 1": (7.5, 1.0), "equal": (2.0, 2.0)}
 
@@ -155,7 +155,9 @@ def peer(model: Model) -> StableDiffusionInstructPix2PixPipeline:
     pipe = StableDiffusionInstructPix2PixPipeline(
         vae=model.autoencoder,
         text_encoder=model.text_encoders[0],
-        tokenizer=CLIPTokenizer(**clip_tokenizer_files(), model_max_length=77, pad_token="<|endoftext|>"),
+        tokenizer=CLIPTokenizer(
+            vocab=clip_tokenizer().get_vocab(), merges=merges(), model_max_length=77, pad_token="<|endoftext|>"
+        ),
         unet=model.unet,
         scheduler=scheduler,
         safety_checker=None,
@@ -164,11 +166,6 @@ def peer(model: Model) -> StableDiffusionInstructPix2PixPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def clip_tokenizer_files() -> dict:
-    ours = clip_tokenizer()
-    return {"vocab": ours.get_vocab(), "merges": ours.init_kwargs["merges"]}
 
 
 def sd15(device: torch.device, dtype: torch.dtype) -> Model:

@@ -17,6 +17,7 @@ __all__ = ["build_parser", "main"]
 
 SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
 SCHEDULE_NAMES = ("model", "karras", "exponential")
+DTYPES = ("float32", "float16", "bfloat16")
 STAGE_NAMES = ("autoencoder", "decoder", "clip", "text-to-image", "edit")
 
 
@@ -42,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_edit(commands)
     _add_demo(commands)
+    _add_inspect(commands)
+    _add_convert(commands)
     _add_scenes(commands)
     return parser
 
@@ -71,6 +74,29 @@ def _add_demo(commands: Any) -> None:
     _add_model_options(parser)
 
 
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", _inspect, "say what a checkpoint is, without loading it")
+    parser.add_argument("source", metavar="CHECKPOINT", help="a file, a diffusers folder, a hub id or embedded")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    parser.add_argument("--sha256", action="store_true", help="also the file's SHA-256")
+    parser.add_argument("--json", action="store_true")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(commands, "convert", _convert, "write a checkpoint in another layout, or merge three")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="SOURCE TARGET; with --add-difference TARGET alone")
+    parser.add_argument("--to", choices=("ldm", "diffusers"), required=True, help="one file, or a pipeline folder")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the file's own")
+    parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
+    parser.add_argument(
+        "--add-difference",
+        nargs=5,
+        metavar=("IP2P", "-", "SD_BASE", "+", "OTHER"),
+        help="the editing skill of IP2P on another model of its family",
+    )
+
+
 def _add_scenes(commands: Any) -> None:
     scenes = commands.add_parser("scenes", help="the embedded world: judge a checkpoint, train the shipped models")
     actions = scenes.add_subparsers(metavar="ACTION", required=True)
@@ -95,7 +121,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="embedded", help="embedded, a file, a diffusers folder or a hub id")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on CUDA")
+    parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
     parser.add_argument("--compile", action="store_true", help="compile the network (CUDA)")
 
 
@@ -116,13 +143,10 @@ def _command(commands: Any, name: str, run: Callable, summary: str) -> argparse.
 def _edit(options: argparse.Namespace) -> None:
     from .edit_command import edit_files
 
+    config = _config(options, size=options.size, resolution=options.resolution)
+    seeds = range(options.seed, options.seed + _positive("--seeds", options.seeds))
     rows = edit_files(
-        options.images,
-        options.instruction,
-        editor=_load(options),
-        config=_config(options, size=options.size, resolution=options.resolution),
-        seeds=range(options.seed, options.seed + _positive("--seeds", options.seeds)),
-        out=options.out,
+        options.images, options.instruction, load=lambda: _load(options), config=config, seeds=seeds, out=options.out
     )
     for row in rows:
         sys.stdout.write(json.dumps(row) + "\n" if options.json else f"{row['file']}\n")
@@ -135,13 +159,37 @@ def _demo(options: argparse.Namespace) -> None:
     sys.stdout.write(report + "\n")
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    from .checkpoint.report import report_card
+
+    card = report_card(options.source, sha256=options.sha256, weights=options.weights)
+    sys.stdout.write((card.to_json() if options.json else str(card)) + "\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .model import convert, merge_files
+
+    settings = {"to": options.to, "weights": options.weights, "dtype": _dtype(options)}
+    if options.add_difference:
+        ip2p, minus, base, plus, other = options.add_difference
+        if (minus, plus, len(options.paths)) != ("-", "+", 1):
+            raise ConfigError("a merge reads --add-difference IP2P - SD_BASE + OTHER --to LAYOUT -- TARGET")
+        written = merge_files(ip2p, base, other, options.paths[0], **settings)
+    else:
+        if len(options.paths) != 2:
+            raise ConfigError(f"convert got {len(options.paths)} paths; give SOURCE and TARGET")
+        written = convert(*options.paths, base=options.base, **settings)
+    sys.stdout.write(f"{written}\n")
+
+
 def _scenes_judge(options: argparse.Namespace) -> None:
     from .scenes.exam import examine
     from .scenes.report import as_text, worst_sheet
 
-    editor, count = _load(options), _positive("--n", options.n)
+    count, config = _positive("--n", options.n), _config(options)
+    editor = _load(options)
     with _bar(count, "edits") as bar:
-        result = examine(editor, count=count, seed=options.seed, config=_config(options), on_progress=bar)
+        result = examine(editor, count=count, seed=options.seed, config=config, on_progress=bar)
     if options.sheet:
         worst_sheet(result).save(options.sheet)
     sys.stdout.write((json.dumps(result.figures()) if options.json else as_text(result)) + "\n")
@@ -165,14 +213,22 @@ def _scenes_export(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    import torch
-
     from .edit import InstructPix2Pix
 
-    dtype = getattr(torch, options.dtype) if options.dtype else None
     return InstructPix2Pix.load(
-        options.checkpoint, device=options.device, dtype=dtype, compile=options.compile, weights=options.weights
+        options.checkpoint,
+        device=options.device,
+        dtype=_dtype(options),
+        compile=options.compile,
+        weights=options.weights,
+        base=options.base,
     )
+
+
+def _dtype(options: argparse.Namespace) -> Any:
+    import torch
+
+    return getattr(torch, options.dtype) if options.dtype else None
 
 
 def _config(options: argparse.Namespace, **more: Any) -> Any:

@@ -58,7 +58,7 @@ class GuidedDenoiser:
             self._prepare(cond, x)
         self.evaluations += len(self._branches)
         if self._together:
-            outputs = self._evaluate(TOGETHER, self._branches, x, sigma, cond).chunk(len(self._branches))
+            outputs = list(self._evaluate(TOGETHER, self._branches, x, sigma, cond).chunk(len(self._branches)))
         else:
             outputs = [self._evaluate(name, (name,), x, sigma, cond) for name in self._branches]
         guided = dual_guidance(dict(zip(self._branches, outputs, strict=True)), self.text_cfg, self.image_cfg)
@@ -118,5 +118,6 @@ def _text_of(branch: str, cond: Conditioning) -> TextEmbedding:
 def _added_conditions(branches: tuple[str, ...], cond: Conditioning, dtype: torch.dtype) -> dict[str, Tensor] | None:
     if cond.size_ids is None:
         return None
-    pooled = torch.cat([_text_of(branch, cond).pooled for branch in branches])
+    rows = [_text_of(branch, cond).pooled for branch in branches]
+    pooled = torch.cat([row for row in rows if row is not None])
     return {"text_embeds": pooled.to(dtype), "time_ids": cond.size_ids.repeat(len(branches), 1)}

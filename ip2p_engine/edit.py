@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,16 @@ class EditConfig:
         for name, known in (("sampler", SAMPLERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settled(EditConfig):
+    """A config in which nothing is left to the checkpoint."""
+
+    text_cfg: float
+    image_cfg: float
+    steps: int
+    resolution: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +162,8 @@ class InstructPix2Pix:
         pictures = [open_image(image) for image in _as_list(images, Image.Image | str | os.PathLike)]
         texts, seed_list = _as_list(instructions, str), _as_list(seeds, int)
         jobs = [_Job(p, t, s) for p in range(len(pictures)) for t in range(len(texts)) for s in seed_list]
-        resolved = self._resolve(with_overrides(config or EditConfig(), overrides))
-        return self._run(jobs, pictures, texts, resolved, hooks or Hooks())
+        settled = self._settle(with_overrides(config or EditConfig(), overrides))
+        return self._run(jobs, pictures, texts, settled, hooks or Hooks())
 
     def edit_each(
         self,
@@ -173,15 +183,15 @@ class InstructPix2Pix:
             )
         pictures = [open_image(image) for image in images]
         jobs = [_Job(n, n, seed) for n, seed in enumerate(seeds)]
-        resolved = self._resolve(with_overrides(config or EditConfig(), overrides))
-        return self._run(jobs, pictures, list(instructions), resolved, hooks or Hooks())
+        settled = self._settle(with_overrides(config or EditConfig(), overrides))
+        return self._run(jobs, pictures, list(instructions), settled, hooks or Hooks())
 
     def _run(
         self,
         jobs: Sequence[_Job],
         pictures: Sequence[Image.Image],
         texts: Sequence[str],
-        config: EditConfig,
+        config: _Settled,
         hooks: Hooks,
     ) -> list[EditResult]:
         """Make every job's picture, in batches of one size, and return them in the jobs' order."""
@@ -201,11 +211,12 @@ class InstructPix2Pix:
                 hooks.on_progress(len(results), len(jobs))
         return [results[job] for job in jobs]
 
-    def _resolve(self, config: EditConfig) -> EditConfig:
+    def _settle(self, config: EditConfig) -> _Settled:
         """Fill what was left to the checkpoint's recommendation."""
-        spec = self.model.spec
-        names = ("text_cfg", "image_cfg", "steps", "resolution")
-        return replace(config, **{name: getattr(spec, name) for name in names if getattr(config, name) is None})
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        return _Settled(
+            **{k: getattr(self.model.spec, k) if v is None and k != "together" else v for k, v in values.items()}
+        )
 
     @torch.inference_mode()
     def _edit_batch(
@@ -214,7 +225,7 @@ class InstructPix2Pix:
         size: tuple[int, int],
         pictures: Sequence[Image.Image],
         texts: Sequence[str],
-        config: EditConfig,
+        config: _Settled,
         hooks: Hooks,
     ) -> list[EditResult]:
         """Edit a batch of one size."""
@@ -223,8 +234,16 @@ class InstructPix2Pix:
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
         x = noise.draw(conditioning.image.float()) * float(sigmas[0])
         with guided_denoiser(self.model, config.text_cfg, config.image_cfg, together=config.together) as denoiser:
-            watched = {"on_step": hooks.on_step, "should_stop": hooks.should_stop}
-            z = sample(config.sampler, denoiser, x, sigmas, conditioning, noise=noise.draw, **watched)
+            z = sample(
+                config.sampler,
+                denoiser,
+                x,
+                sigmas,
+                conditioning,
+                noise=noise.draw,
+                on_step=hooks.on_step,
+                should_stop=hooks.should_stop,
+            )
         edited = to_images(decode_latents(self.model, z))
         return [
             self._result(image, latent, pictures[job.picture], texts[job.instruction], job.seed, size, config)
@@ -254,11 +273,14 @@ class InstructPix2Pix:
         instruction: str,
         seed: int,
         size: tuple[int, int],
-        config: EditConfig,
+        config: _Settled,
     ) -> EditResult:
         branches = len(needed_branches(config.text_cfg, config.image_cfg))
+        image = give_back(image, source.size) if config.restore_size else image
+        if "icc_profile" in source.info:  # the numbers stayed in the source's colour space
+            image.info["icc_profile"] = source.info["icc_profile"]
         return EditResult(
-            image=give_back(image, source.size) if config.restore_size else image,
+            image=image,
             source=source,
             instruction=instruction,
             seed=seed,
@@ -267,7 +289,7 @@ class InstructPix2Pix:
             settings=self._settings(instruction, seed, size, config),
         )
 
-    def _unchanged(self, picture: Image.Image, seed: int, config: EditConfig) -> EditResult:
+    def _unchanged(self, picture: Image.Image, seed: int, config: _Settled) -> EditResult:
         settings = self._settings("", seed, picture.size, config)
         return EditResult(
             image=picture.copy(),
@@ -279,13 +301,13 @@ class InstructPix2Pix:
             settings=settings,
         )
 
-    def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: EditConfig) -> dict[str, Any]:
-        fields = asdict(config)
+    def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: _Settled) -> dict[str, Any]:
+        values = asdict(config)
         kept = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "size")
         return {
             "instruction": instruction,
             "seed": seed,
-            **{name: fields[name] for name in kept},
+            **{name: values[name] for name in kept},
             "edited_at": list(size),
             "checkpoint": self.name,
             "weights": self.model.spec.weights,
@@ -317,7 +339,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def _batches(
-    jobs: Sequence[_Job], pictures: Sequence[Image.Image], config: EditConfig
+    jobs: Sequence[_Job], pictures: Sequence[Image.Image], config: _Settled
 ) -> Iterator[tuple[tuple[int, int], list[_Job]]]:
     """Jobs of one size together, at most config.batch of them."""
     by_size: dict[tuple[int, int], list[_Job]] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .edit import EditConfig, EditResult, Hooks, InstructPix2Pix
 from .errors import ConfigError
-from .images import open_image, save_image
+from .images import check_output, open_image, plan_size, save_image
+from .noise import check_seed
 from .progress import progress
 
 __all__ = ["edit_files", "output_paths"]
@@ -18,20 +19,25 @@ def edit_files(
     sources: Sequence[str],
     instructions: Sequence[str],
     *,
-    editor: InstructPix2Pix,
+    load: Callable[[], InstructPix2Pix],
     config: EditConfig,
     seeds: Iterable[int],
     out: Path,
 ) -> list[dict[str, Any]]:
     """Edit files and write the results; returns one row of settings a result, with its file.
 
-    All sources are opened before the first edit, so a broken one costs nothing.
+    All sources are opened, and all settings and names checked, before the checkpoint is loaded, so a broken one costs
+    nothing.
     """
     pictures = [open_image(source) for source in sources]
-    seed_list = list(seeds)
+    seed_list = [check_seed(seed) for seed in seeds]
+    for picture in pictures:
+        plan_size(config.size, *picture.size, config.resolution or 512)
     count = len(pictures) * len(instructions) * len(seed_list)
     paths = output_paths(sources, len(instructions), seed_list, out)
+    check_output(paths[0])
     names = [source for source in sources for _ in range(len(instructions) * len(seed_list))]
+    editor = load()
     with progress(count, "edits") as bar:
         results = editor.edit(pictures, instructions, seeds=seed_list, config=config, hooks=Hooks(on_progress=bar))
     return [_write(result, name, path) for result, name, path in zip(results, names, paths, strict=True)]

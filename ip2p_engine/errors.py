@@ -4,12 +4,14 @@ IP2PError
 ├── ConfigError        an option, a size, a schedule or a missing extra
 ├── ImageError         a picture that cannot be read or edited
 ├── CheckpointError    weights that are missing, broken, unsafe or of the wrong kind
+├── CaptionError       captions or instructions that cannot be read or written
+├── DatasetError       a data set that is missing, broken, taken or full
 └── Interrupted        the caller asked to stop
 """
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "IP2PError", "ImageError", "Interrupted"]
+__all__ = ["CaptionError", "CheckpointError", "ConfigError", "DatasetError", "IP2PError", "ImageError", "Interrupted"]
 
 
 class IP2PError(Exception):
@@ -26,6 +28,14 @@ class ImageError(IP2PError):
 
 class CheckpointError(IP2PError):
     """Weights that are missing, broken, unsafe or of the wrong kind."""
+
+
+class CaptionError(IP2PError):
+    """Captions or instructions that cannot be read or written."""
+
+
+class DatasetError(IP2PError):
+    """A data set that is missing, broken, taken by another writer, or on a full disk."""
 
 
 class Interrupted(IP2PError):

@@ -21,10 +21,22 @@ from torch import Tensor
 
 from .errors import ConfigError, ImageError
 
-__all__ = ["fit", "give_back", "open_image", "paper_size", "plan_size", "read_settings", "save_image", "strip"]
-__all__ += ["to_images", "to_tensor"]
+__all__ = [
+    "check_output",
+    "fit",
+    "give_back",
+    "open_image",
+    "paper_size",
+    "plan_size",
+    "read_settings",
+    "save_image",
+    "strip",
+    "to_images",
+    "to_tensor",
+]
 
 Size = tuple[int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
@@ -153,9 +165,10 @@ def _eight_bit(picture: Image.Image, name: str) -> Image.Image:
 def _cmyk_to_rgb(picture: Image.Image) -> Image.Image:
     try:
         ink = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
-        return ImageCms.profileToProfile(picture, ink, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        rgb = ImageCms.profileToProfile(picture, ink, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (KeyError, TypeError, OSError, ImageCms.PyCMSError):  # no profile, or a broken one
-        return picture.convert("RGB")
+        rgb = None
+    return rgb or picture.convert("RGB")
 
 
 def paper_size(width: int, height: int, resolution: int) -> Size:
@@ -178,7 +191,7 @@ def plan_size(size: str | Size, width: int, height: int, resolution: int, *, mul
     """
     if size == "paper":
         return paper_size(width, height, resolution)
-    pair = size
+    pair: Any = size
     if size == "keep":
         pair = tuple(max(1, (2 * side + multiple) // (2 * multiple)) * multiple for side in (width, height))
     elif isinstance(size, str):
@@ -248,9 +261,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
     Missing folders are made. Raises ImageError for another suffix, or where the file cannot be written.
     """
     path = Path(path)
-    kind = WRITABLE.get(path.suffix.lower())
-    if kind is None:
-        raise ImageError(f"{path} has no suffix that can be written; use one of {', '.join(WRITABLE)}")
+    kind = _kind_of(path)
     options = {**SAVE_OPTIONS[kind], **_settings_options(settings, kind), "icc_profile": image.info.get("icc_profile")}
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
@@ -263,6 +274,25 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raise ImageError now if ``save_image`` could not write there later; missing folders are made."""
+    path = Path(path)
+    _kind_of(path)
+    probe = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    with _os_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+
+
+def _kind_of(path: Path) -> str:
+    """Pillow's name of the format that a suffix means."""
+    kind = WRITABLE.get(path.suffix.lower())
+    if kind is None:
+        raise ImageError(f"{path} has no suffix that can be written; use one of {', '.join(WRITABLE)}")
+    return kind
 
 
 def _settings_options(settings: Mapping[str, object] | None, kind: str) -> dict[str, Any]:
@@ -293,8 +323,8 @@ def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: i
     """Pictures side by side on white, each ``height`` pixels high, captions below; ConfigError if they do not pair."""
     if not pictures or len(pictures) != len(captions):
         raise ConfigError(f"a strip got {len(pictures)} pictures and {len(captions)} captions; give one caption each")
-    font = ImageFont.load_default(max(11, round(height / 16)))
-    gap, line = max(4, height // 16), round(font.size * 1.35)
+    letter = max(11, round(height / 16))
+    font, gap, line = ImageFont.load_default(letter), max(4, height // 16), round(letter * 1.35)
     shown = [_scaled(picture.convert("RGB"), height) for picture in pictures]
     columns = [max(picture.width, round(0.75 * height)) for picture in shown]
     texts = [_wrapped(caption, font, column) for caption, column in zip(captions, columns, strict=True)]
@@ -315,7 +345,7 @@ def _scaled(picture: Image.Image, height: int) -> Image.Image:
     return picture.resize((max(1, round(picture.width * height / picture.height)), height), method)
 
 
-def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrapped(caption: str, font: Font, width: int) -> list[str]:
     """The caption in lines of at most ``width`` pixels; a word that is longer is broken."""
     lines: list[str] = []
     for word in caption.split():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,15 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from .checkpoint.build import build
+from .checkpoint.export import save_diffusers, save_ldm
+from .checkpoint.merge import add_difference
 from .checkpoint.parts import Bundle
 from .checkpoint.source import open_bundle
 from .checkpoint.spec import BASE_NAMES, ModelSpec
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .schedule import DiscreteSchedule
 
-__all__ = ["Model", "ModelSpec", "load_model"]
+__all__ = ["Model", "ModelSpec", "convert", "load_model", "merge_files"]
 
 log = logging.getLogger(__name__)
 
@@ -140,3 +143,43 @@ def _check_widths(bundle: Bundle) -> None:
             f"{bundle.path.name}: the UNet attends to texts {wanted} wide and the text encoder gives {given}; "
             "the parts are of different models, give the base that the UNet was made from"
         )
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str,
+    weights: str = "ema",
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
+    text_heads: int | None = None,
+    prediction: str | None = None,
+) -> Path:
+    """Write a checkpoint as one file (to="ldm") or as a pipeline folder (to="diffusers"); returns its path."""
+    writer = _writer(to)
+    model = load_model(source, weights=weights, base=base, text_heads=text_heads, prediction=prediction)
+    return writer(model, target, dtype)
+
+
+def merge_files(
+    ip2p: str | Path,
+    base: str | Path,
+    other: str | Path,
+    target: str | Path,
+    *,
+    to: str = "ldm",
+    weights: str = "ema",
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write ip2p - base + other: the editing skill on another model of the family; returns the written path."""
+    writer = _writer(to)
+    models = (load_model(ip2p, weights=weights), load_model(base, weights=weights), load_model(other, weights=weights))
+    return writer(add_difference(*models), target, dtype)
+
+
+def _writer(to: str) -> Callable[[Model, str | Path, torch.dtype | None], Path]:
+    writers = {"ldm": save_ldm, "diffusers": save_diffusers}
+    if to not in writers:
+        raise ConfigError(f"the layout is {to!r}; choose {' or '.join(writers)}")
+    return writers[to]

@@ -65,13 +65,14 @@ def sample(
     noise: Callable[[Tensor], Tensor] | None = None,
     on_step: OnStep | None = None,
     should_stop: ShouldStop | None = None,
+    after_step: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Walk x from sigmas[0] to sigmas[-1] with a named sampler.
 
     ``x`` has shape (B, C, h, w) and standard deviation of about sigmas[0]; ``sigmas`` falls, shape (n + 1,).
     ``noise(x)`` gives a step's unit normal noise; only stochastic samplers call it. ``on_step(i, n, x, sigma,
-    denoised)`` is called once a step, before x moves on. Raises ConfigError for an unknown name, Interrupted as soon
-    as ``should_stop()`` is true.
+    denoised)`` is called once a step, before x moves on; ``after_step(i, x)`` says where a step arrives instead of x.
+    Raises ConfigError for an unknown name, Interrupted as soon as ``should_stop()`` is true.
     """
     take_step = SAMPLERS.get(name)
     if take_step is None:
@@ -95,6 +96,8 @@ def sample(
             noise=lambda like=x: _required(noise, name)(like),
         )
         x, last_denoised = take_step(step), denoised
+        if after_step is not None:
+            x = after_step(i, x)
     return x
 
 

@@ -5,6 +5,7 @@ Everything is float64 inside, so that a schedule is the same on every device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["SCHEDULES", "DiscreteSchedule", "exponential_sigmas", "karras_sigmas", "make_sigmas", "model_sigmas"]
+__all__ = [
+    "SCHEDULES",
+    "DiscreteSchedule",
+    "exponential_sigmas",
+    "karras_sigmas",
+    "make_sigmas",
+    "model_sigmas",
+    "step_of",
+]
+
+SAME_SIGMA = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +111,14 @@ def make_sigmas(name: str, schedule: DiscreteSchedule, steps: int) -> Tensor:
     if name not in SCHEDULES:
         raise ConfigError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
     return SCHEDULES[name](schedule, steps)
+
+
+def step_of(sigma: float, sigmas: Sequence[float]) -> int:
+    """Which step 0 .. n - 1 a noise level belongs to: the last that starts at it or above.
+
+    ``sigmas`` are the n + 1 falling levels of a walk. Between two levels is still the step that leads down there.
+    """
+    return max(sum(level >= sigma * (1 - SAME_SIGMA) for level in sigmas[:-1]) - 1, 0)
 
 
 def _check_steps(steps: int) -> None:

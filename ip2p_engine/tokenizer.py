@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from .errors import ConfigError
 
-__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clip_tokenizer", "tokenize"]
+__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clip_tokenizer", "merges", "tokenize"]
 
 START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -40,14 +40,15 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
 @lru_cache(maxsize=1)
 def clip_tokenizer() -> CLIPTokenizer:
     """The tokenizer itself, without the repair of text that ``tokenize`` does first."""
-    merges = _merges()
+    pairs = merges()
     characters = _byte_characters()
-    symbols = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]
+    symbols = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in pairs)]
     symbols += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=merges)
+    return CLIPTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=pairs)
 
 
-def _merges() -> list[tuple[str, str]]:
+def merges() -> list[tuple[str, str]]:
+    """The vocabulary's byte pairs, most frequent first; raises ConfigError if open_clip is not installed."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("open_clip, which carries the CLIP vocabulary, is missing; pip install open_clip_torch")

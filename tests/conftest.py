@@ -17,14 +17,25 @@ def pytest_configure(config):
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture(scope="session")
-def reference_weights():
-    """The module that rebuilds the reference checkpoint (tests are no package, so it is loaded by path)."""
-    spec = importlib.util.spec_from_file_location("reference_weights", TESTS / "reference_weights.py")
+def load_by_path(name):
+    """A module beside this file (tests are no package, so it is loaded by path)."""
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def reference_weights():
+    """The module that rebuilds the reference checkpoint."""
+    return load_by_path("reference_weights")
+
+
+@pytest.fixture(scope="session")
+def slow_pairs():
+    """Prompt-to-Prompt the slow way."""
+    return load_by_path("slow_pairs")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +59,22 @@ def tiny_safetensors(reference_weights, tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "ip2p_tiny.safetensors"
     save_file(reference_weights.merged(reference_weights.reference_state("ip2p")), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(reference_weights, tmp_path_factory):
+    """The tiny text-to-image model that the reference pairs were made with."""
+    from ip2p_engine.model import load_model
+
+    path = tmp_path_factory.mktemp("reference") / "sd_tiny.safetensors"
+    save_file(reference_weights.reference_state("sd"), path)
+    return load_model(path)
+
+
+@pytest.fixture(scope="session")
+def pairs_reference():
+    """Numbers of the original's pair generator: tests/data/reference/README.md."""
+    return load_file(TESTS / "data" / "reference" / "C_pairs.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ HOSTS = ("comfy", "nodes", "folder_paths", "server", "execution")
 LOADERS = ("import_module", "__import__")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "PIL", "numpy", "safetensors")
 LAYERS = [
-    "errors config images",
+    "errors config files images",
     "schedule guidance noise sampling attention",
     "tokenizer checkpoint model",
     "conditioning denoiser",
-    "edit captions pairs clip_similarity filtering dataset train evaluate",
+    "edit captions store pairs clip_similarity filtering dataset_layouts sheet dataset train evaluate",
     "scenes",
     "progress edit_command cli __main__",
 ]

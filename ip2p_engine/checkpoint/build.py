@@ -18,6 +18,7 @@ __all__ = ["build", "module_state"]
 
 WORDS = {"unet": "UNet", "autoencoder": "autoencoder", "text": "text encoder", "projected_text": "second text encoder"}
 IGNORED = ("position_ids",)
+INSIDE = "text_model."
 
 
 def build(
@@ -33,7 +34,7 @@ def build(
     dtype = dtype or _common_type(state)
     for key in state:
         if check:
-            _check_finite(key, state[key], part, name)
+            _check_finite(part.rename(key.removeprefix(INSIDE)), state[key], part, name)
         state[key] = state[key].to(device=device, dtype=dtype)
     module.load_state_dict(state, strict=True, assign=True)
     _fill_buffers(module, device)
@@ -42,8 +43,7 @@ def build(
 
 def module_state(part: Part, expected: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
     """The part's tensors under the module's names and in its shapes, every one accounted for."""
-    prefix = "text_model." if any(key.startswith("text_model.") for key in expected) else ""
-    origin = {key: part.rename(key.removeprefix(prefix)) for key in expected}
+    origin = {key: part.rename(key.removeprefix(INSIDE)) for key in expected}
     word = WORDS[part.kind]
     missing = [source for source in origin.values() if source not in part.tensors]
     strange = [key for key in part.tensors.keys() - set(origin.values()) if not key.endswith(IGNORED)]
@@ -86,12 +86,12 @@ def _common_type(state: Mapping[str, Tensor]) -> torch.dtype:
     return common or torch.float32
 
 
-def _check_finite(key: str, value: Tensor, part: Part, name: str) -> None:
+def _check_finite(source: str, value: Tensor, part: Part, name: str) -> None:
     """A sum is not finite if any summand is not, and takes no memory."""
     total = value.float().sum() if value.dtype.itemsize == 1 else value.sum(dtype=torch.float32)
     if not total.isfinite() and not value.double().isfinite().all():
         raise CheckpointError(
-            f"{name}: {key} of the {WORDS[part.kind]} holds NaN or infinity; "
+            f"{name}: {source} of the {WORDS[part.kind]} holds NaN or infinity; "
             "the training or conversion that made it failed, use an earlier one"
         )
 

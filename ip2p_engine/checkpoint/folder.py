@@ -78,7 +78,7 @@ def choose_files(names: Iterable[str], *, weights: str = "ema") -> list[str]:
 
 
 def _preferred(paths: Iterable[Path], *, raw: bool) -> list[Path]:
-    """One complete set of weights: safetensors before pickles, the plain variant before others, one file before many."""
+    """One complete set of weights: safetensors before pickles, the plain variant first, one file before many."""
     own = sorted(path for path in paths if path.name.startswith(STEMS))
     if raw and any(RAW_VARIANT in path.name for path in own):
         own = [path for path in own if RAW_VARIANT in path.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .spec import BASE_NAMES, ModelSpec
 
-__all__ = ["Bundle", "Part", "check_channels", "family_of", "same"]
+__all__ = ["Bundle", "Networks", "Part", "check_channels", "family_of", "same"]
 
 CHANNEL_MEANING = {9: "an inpainting model", 12: "UltraEdit's stage with a mask", 5: "a depth model", 7: "an upscaler"}
 
@@ -21,6 +21,15 @@ CHANNEL_MEANING = {9: "an inpainting model", 12: "UltraEdit's stage with a mask"
 def same(name: str) -> str:
     """The renaming of a layout that needs none."""
     return name
+
+
+class Networks(Protocol):
+    """What writing and merging need of a loaded checkpoint: ip2p_engine.model.Model."""
+
+    spec: ModelSpec
+    unet: Any
+    autoencoder: Any
+    text_encoders: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

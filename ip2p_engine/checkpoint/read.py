@@ -119,10 +119,11 @@ def real_tensor(file: WeightFile, name: str) -> Tensor:
 
 
 def _kind_of(start: bytes, path: Path) -> str:
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return "pickle"
+    # first: the header's length may begin with any byte, also a pickle's 0x80
     if len(start) >= 9 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < HEADER_LIMIT:
         return "safetensors"
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return "pickle"
     for magic, what, remedy in STRANGERS:
         if start.lstrip().startswith(magic):
             raise CheckpointError(f"{path.name} is {what}; {remedy}")

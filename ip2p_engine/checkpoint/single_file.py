@@ -174,8 +174,13 @@ def _spec(
     )
     if not edm:
         return spec
-    low, high = (float(real_tensor(file, key)) if key in file.tensors else None for key in EDM_KEYS)
-    return replace(spec, sigma_min=low or spec.sigma_min, sigma_max=high or spec.sigma_max)
+    said = {key.rpartition(".")[2]: _number(real_tensor(file, key)) for key in EDM_KEYS if key in file.tensors}
+    return replace(spec, **said)
+
+
+def _number(tensor: Tensor) -> float:
+    """The decimal that was meant: float32 holds about seven digits."""
+    return float(f"{float(tensor):.7g}")
 
 
 def _prediction(

@@ -15,6 +15,7 @@ __all__ = ["EMBEDDED", "open_bundle"]
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
+HUB = "hf://"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -26,7 +27,7 @@ def open_bundle(
     prediction: str | None = None,
     header_only: bool = False,
 ) -> Bundle:
-    """Take apart "embedded", "embedded-sd", a file, a folder, or what a hub id (owner/name, owner/name/file) names.
+    """Take apart "embedded", "embedded-sd", a file, a folder, or what a hub id (owner/name, hf://owner/name/file) names.
 
     Raises CheckpointError for a source that does not exist or is no checkpoint.
     """
@@ -41,21 +42,16 @@ def open_bundle(
 
 
 def _local_path(source: str, weights: str) -> Path:
+    """An existing path, or what the hub gives: bare owner/name, or with hf:// also one file of a repository."""
     path = Path(source).expanduser()
     if path.exists():
         return path
-    owner_and_name, _, file = _split_hub(source)
-    looks_like_a_file = path.suffix.lower() in WEIGHT_SUFFIXES and not file
-    if looks_like_a_file or not HUB_ID.fullmatch(owner_and_name):
+    explicit = source.startswith(HUB)
+    owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), "", ""][:3]
+    may_be_local = path.suffix.lower() in WEIGHT_SUFFIXES or bool(rest[0]) or Path(owner).exists()
+    if not HUB_ID.fullmatch(f"{owner}/{name}") or (may_be_local and not explicit):
         raise CheckpointError(f"{source} does not exist; give a checkpoint file, a diffusers folder or a hub id")
-    return _download(owner_and_name, file, weights)
-
-
-def _split_hub(source: str) -> tuple[str, str, str]:
-    """(owner/name, "/", file within) of a hub id."""
-    owner, _, rest = source.partition("/")
-    name, slash, file = rest.partition("/")
-    return f"{owner}/{name}", slash, file
+    return _download(f"{owner}/{name}", rest[0], weights)
 
 
 def _download(repository: str, file: str, weights: str) -> Path:

@@ -96,7 +96,8 @@ def to_open_clip(state: Mapping[str, Tensor], *, repeat_last: bool = False) -> d
     """
     if repeat_last:
         last = count(state, r"encoder\.layers\.(\d+)\.") - 1
-        state = {**state, **{f"{LAYER}{last + 1}.{k}": v for k, v in with_prefix(state, f"{LAYER}{last}.").items()}}
+        copies = with_prefix(state, f"{LAYER}{last}.")
+        state = {**state, **{f"{LAYER}{last + 1}.{name}": value.clone() for name, value in copies.items()}}
     top = {new: old for old, new in OPEN_CLIP_TOP.items()}
     inner = {new: old for old, new in OPEN_CLIP_LAYER.items()}
     out: dict[str, Tensor] = {}

@@ -61,7 +61,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises CheckpointError for code, for anything that is not on the lists, and for a damaged file.
     """
     names = set(_global_names(path))
-    stand_ins = [(_stand_in(name), name) for name in sorted(names) if _is_inert(name)]
+    stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(names) if _is_inert(name)]
     refused = sorted(name for name in names if not _is_inert(name) and not _is_torch(name))
     if refused:
         raise CheckpointError(

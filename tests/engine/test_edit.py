@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ip2p_engine import EditConfig, Hooks, InstructPix2Pix
 from ip2p_engine.conditioning import Conditioning, encode_text
@@ -206,6 +206,13 @@ def test_the_callers_picture_is_not_touched(editor):
     before = picture.tobytes()
     editor.edit(picture, "make it snow", config=QUICK)
     assert (picture.mode, picture.tobytes()) == ("RGBA", before)
+
+
+def test_a_colour_profile_stays_with_the_picture(editor):
+    picture = render(HEART)
+    picture.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    result = editor.edit(picture, "make it snow", steps=1)[0]
+    assert result.image.info["icc_profile"] == picture.info["icc_profile"]
 
 
 @pytest.mark.slow

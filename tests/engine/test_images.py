@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 from ip2p_engine import images
 from ip2p_engine.errors import ConfigError, ImageError
 from ip2p_engine.images import (
+    check_output,
     fit,
     give_back,
     open_image,
@@ -320,13 +321,12 @@ def test_postscript_is_never_run():
         ("file.png/inside.png", "cannot be read"),
         ("nul\0.png", "cannot be read"),
         ("long" * 200, "cannot be read"),
-        ("pipe", "device or a pipe"),
+        (os.devnull, "device or a pipe"),
     ],
 )
 def test_bad_paths(tmp_path, monkeypatch, name, reason):
     monkeypatch.chdir(tmp_path)
     Path("file.png").write_bytes(b"x")
-    os.mkfifo("pipe")
     with pytest.raises(ImageError, match=reason) as error:
         open_image(name)
     assert name.replace("\0", "\\x00") in one_sentence(error)
@@ -678,6 +678,22 @@ def test_an_unusable_folder(tmp_path):
     one_sentence(error)
 
 
+def test_outputs_are_checked_before_the_work(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for bad in ("a.gif", "a", "file/a.png"):
+        with pytest.raises(ImageError) as error:
+            check_output(tmp_path / bad)
+        assert str(tmp_path / bad) in one_sentence(error)
+    check_output(tmp_path / "new" / "a.png")
+    assert sorted(os.listdir(tmp_path)) == ["file", "new"] and not os.listdir(tmp_path / "new")
+
+
+def test_checking_an_output_keeps_the_old_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"old")
+    check_output(tmp_path / "a.png")
+    assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == b"old"
+
+
 def test_a_folder_is_not_overwritten(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(ImageError, match="cannot be written"):
@@ -736,6 +752,16 @@ def test_a_strip_scales_to_its_height():
     narrow = 768 + 3 * gap + 96  # the middle of a column of three quarters of the height
     assert sheet.getpixel((narrow, gap + 100)) == BLACK
     assert sheet.getpixel((narrow - 20, gap + 100)) == WHITE
+
+
+@pytest.mark.parametrize(
+    ("side", "method"),
+    [(16, Image.Resampling.BICUBIC), (65, Image.Resampling.LANCZOS), (300, Image.Resampling.LANCZOS)],
+)
+def test_small_pictures_are_enlarged_softly_and_large_ones_shrunk_sharply(side, method):
+    picture = noise(side, side)
+    shown = strip([picture], ["a"], height=64).crop((4, 4, 68, 68))
+    assert shown.tobytes() == picture.resize((64, 64), method).tobytes()
 
 
 @pytest.mark.parametrize(("count", "captions"), [(0, []), (1, []), (1, ["a", "b"])])

@@ -1,0 +1,156 @@
+"""Checkpoints going out: one LDM file, or a diffusers folder. What exists under its name is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .diffusers_settings import model_index, scheduler_config, write_json, write_tokenizers
+from .folder import CONFIG_FILE
+from .ldm_state import architecture_of, ldm_state
+from .parts import Networks
+from .read import SAFE_SUFFIXES
+from .single_file import CONFIG_KEY
+from .spec import BASE_NAMES, spec_to_json
+
+__all__ = ["TRAINING_KEY", "save_diffusers", "save_ldm", "write_safetensors"]
+
+TRAINING_KEY = "ip2p_training"
+NETWORK_FILE = "diffusion_pytorch_model.safetensors"
+ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2"}
+XL_ARCHITECTURE = "stable-diffusion-xl-v1"
+IMPLEMENTATION = "https://github.com/CompVis/stable-diffusion"
+XL_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+
+
+def save_ldm(
+    model: Networks, path: str | Path, dtype: torch.dtype | None = None, *, training: Mapping[str, Any] | None = None
+) -> Path:
+    """Write one .safetensors file in the authors' layout, which ComfyUI and others load.
+
+    The header carries ``modelspec.*``, the ModelSpec with the networks' configurations, and ``training``: the
+    settings of the run that made it. ``dtype`` None keeps the networks' own.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SAFE_SUFFIXES:
+        raise CheckpointError(f"{path.name} ends in {path.suffix or 'nothing'}; give a name ending in .safetensors")
+    metadata = _modelspec(model, path.stem)
+    metadata[CONFIG_KEY] = spec_to_json(model.spec, architecture_of(model))
+    if training is not None:
+        metadata[TRAINING_KEY] = json.dumps(training, sort_keys=True)
+    write_safetensors(_cast(ldm_state(model), dtype), path, metadata)
+    return path
+
+
+def save_diffusers(
+    model: Networks, folder: str | Path, dtype: torch.dtype | None = None, *, training: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a pipeline folder that diffusers' InstructPix2Pix pipeline loads; replaces an older one of that name."""
+    folder = Path(folder)
+    with _replacing(folder) as new:
+        _write_network(new / "unet", model.unet.config, model.unet.state_dict(), dtype, NETWORK_FILE)
+        _write_network(new / "vae", model.autoencoder.config, model.autoencoder.state_dict(), dtype, NETWORK_FILE)
+        for suffix, encoder in zip(("", "_2"), model.text_encoders, strict=False):
+            config = {**encoder.config.to_dict(), "architectures": [type(encoder).__name__]}
+            _write_network(new / f"text_encoder{suffix}", config, _on_disk(encoder), dtype, "model.safetensors")
+        write_tokenizers(new, model.spec.family, len(model.text_encoders))
+        write_json(new / "scheduler" / "scheduler_config.json", scheduler_config(model.spec))
+        write_json(new / "model_index.json", model_index(model.spec))
+        (new / CONFIG_FILE).write_text(spec_to_json(model.spec) + "\n", encoding="utf-8")
+        if training is not None:
+            write_json(new / f"{TRAINING_KEY}.json", training)
+    return folder
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write under another name, flush to disk, then rename: a killed writer leaves no half file under the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives; safetensors makes private files
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, dict(metadata))
+        temporary.chmod(mode)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written ({error}); choose a place with room and permission") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside the wanted one, which takes its place when the block ends well."""
+    if folder.exists() and not (folder / "model_index.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is no pipeline folder; choose another name or remove it first")
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error}); choose a place with room and permission"
+        ) from error
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_network(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, file: str
+) -> None:
+    plain = {name: value for name, value in dict(config).items() if name != "_name_or_path" and _is_json(value)}
+    write_json(folder / "config.json", plain)
+    write_safetensors(_cast(state, dtype), folder / file, {"format": "pt"})
+
+
+def _on_disk(encoder: Any) -> dict[str, Tensor]:
+    """Text encoders' names on disk begin with text_model. in every published folder; transformers 5 dropped that."""
+    top = ("text_model.", "text_projection.")
+    return {name if name.startswith(top) else f"text_model.{name}": v for name, v in encoder.state_dict().items()}
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    markers = {name for name, value in state.items() if value.ndim == 0 or not value.is_floating_point()}
+    return {
+        name: (value if dtype is None or name in markers else value.to(dtype)).detach().cpu()
+        for name, value in state.items()
+    }
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
+
+
+def _modelspec(model: Networks, title: str) -> dict[str, str]:
+    """Stability AI's ModelSpec 1.0.0, as far as it is known."""
+    spec = model.spec
+    architecture = ARCHITECTURES.get(spec.family, XL_ARCHITECTURE)
+    if spec.family == "sd2":
+        architecture += "-768-v" if spec.prediction == "v" else "-512"
+    edit = "-edit" if spec.in_channels == 8 else "-base" if architecture == XL_ARCHITECTURE else ""
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture + edit,
+        "modelspec.implementation": XL_IMPLEMENTATION if architecture == XL_ARCHITECTURE else IMPLEMENTATION,
+        "modelspec.title": spec.name or title,
+        "modelspec.description": f"{BASE_NAMES[spec.family]}, {spec.in_channels} channels, {spec.weights} weights",
+        "modelspec.prediction_type": "v" if spec.prediction == "v" else "epsilon",
+        "modelspec.resolution": f"{spec.resolution}x{spec.resolution}",
+    }

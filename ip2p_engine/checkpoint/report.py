@@ -1,0 +1,170 @@
+"""The report card: what a checkpoint is, told without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .export import TRAINING_KEY
+from .parts import Bundle, Part
+from .source import EMBEDDED, open_bundle
+from .spec import BASE_NAMES
+
+__all__ = ["ReportCard", "report_card"]
+
+ACTIVATIONS_PER_PIXEL = 60
+DECODER_COPIES = 4
+BRANCHES = 3
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCard:
+    """What a checkpoint is and how to use it; sizes in bytes."""
+
+    source: str
+    layout: str
+    """ldm, ldm-unet, diffusers or diffusers-unet."""
+    base: str
+    """SD1.5, SD2, SDXL, CosXL or embedded."""
+    task: str
+    """InstructPix2Pix or text to image."""
+    in_channels: int
+    prediction: str
+    schedule: str
+    condition: str
+    """unscaled, scaled or none: the image condition against the latent scale."""
+    has_ema: bool
+    weights: str
+    """The UNet weights that loading takes: ema, raw or only."""
+    parameters: dict[str, int]
+    dtypes: dict[str, str]
+    lacking: tuple[str, ...]
+    """Networks that a base has to give."""
+    file_bytes: int
+    text_cfg: float
+    image_cfg: float
+    resolution: int
+    steps: int
+    memory: dict[str, int]
+    """An estimate for one edit at the recommended resolution, all branches in one batch, by type."""
+    training: dict[str, Any]
+    """The run that made it, as far as the file says."""
+    sha256: dict[str, str]
+    """By file name, on request."""
+
+    def to_json(self) -> str:
+        """The card as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12} {value}" for name, value in _lines(self))
+
+
+def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema") -> ReportCard:
+    """Describe a checkpoint; of safetensors the header alone is read. Raises CheckpointError where loading would."""
+    bundle = open_bundle(source, weights=weights, header_only=True)
+    spec, parts = bundle.spec, _parts(bundle)
+    return ReportCard(
+        source=str(source),
+        layout=bundle.layout,
+        base="embedded" if source in EMBEDDED else BASE_NAMES[spec.family],
+        task="InstructPix2Pix" if spec.in_channels == 8 else "text to image",
+        in_channels=spec.in_channels,
+        prediction=spec.prediction,
+        schedule=spec.schedule,
+        condition="none" if spec.in_channels == 4 else "scaled" if spec.scaled_condition else "unscaled",
+        has_ema=bundle.ema_parameters > 0 or spec.weights == "ema",
+        weights=spec.weights,
+        parameters={name: part.parameters for name, part in parts.items()},
+        dtypes={name: _type_names(part) for name, part in parts.items()},
+        lacking=tuple(name for name in ("autoencoder", "text_encoder") if name not in parts),
+        file_bytes=sum(path.stat().st_size for path in bundle.files),
+        text_cfg=spec.text_cfg,
+        image_cfg=spec.image_cfg,
+        resolution=spec.resolution,
+        steps=spec.steps,
+        memory={name: _memory(bundle, size) for name, size in (("float16", 2), ("float32", 4))},
+        training=_training(bundle),
+        sha256={path.name: _digest(path) for path in bundle.files} if sha256 else {},
+    )
+
+
+def _parts(bundle: Bundle) -> dict[str, Part]:
+    texts = zip(("text_encoder", "text_encoder_2"), bundle.text_encoders, strict=False)
+    autoencoder = {} if bundle.autoencoder is None else {"autoencoder": bundle.autoencoder}
+    return {"unet": bundle.unet, **autoencoder, **dict(texts)}
+
+
+def _type_names(part: Part) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
+
+
+def _memory(bundle: Bundle, size: int) -> int:
+    """Weights, and the larger of the UNet's and the decoder's activations."""
+    weights = sum(part.parameters for part in _parts(bundle).values()) * size
+    latent = (bundle.spec.resolution // 8) ** 2
+    unet = BRANCHES * latent * bundle.unet.config["block_out_channels"][0] * ACTIVATIONS_PER_PIXEL * size
+    if bundle.autoencoder is None:
+        return weights + unet
+    width = bundle.autoencoder.config["block_out_channels"][0]
+    return weights + max(unet, latent * 64 * width * DECODER_COPIES * size)
+
+
+def _training(bundle: Bundle) -> dict[str, Any]:
+    """Our own run's settings from the header or the folder, or the counters that Lightning leaves in a pickle."""
+    saved = bundle.metadata.get(TRAINING_KEY)
+    beside = bundle.path / f"{TRAINING_KEY}.json"
+    if saved is None and beside.is_file():
+        saved = beside.read_text(encoding="utf-8")
+    if saved is not None:
+        try:
+            return dict(json.loads(saved))
+        except (ValueError, TypeError):
+            return {"unreadable": saved[:200]}
+    counters = ("global_step", "epoch", "pytorch-lightning_version")
+    return {name: value for name in counters if isinstance(value := bundle.leftovers.get(name), int | str)}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _lines(card: ReportCard) -> list[tuple[str, str]]:
+    channels = f"{card.task}, {card.in_channels} input channels"
+    lines = [
+        ("checkpoint", card.source),
+        ("layout", card.layout),
+        ("base", f"{card.base}; {channels}"),
+        ("prediction", f"{card.prediction}, {card.schedule} schedule"),
+        ("condition", f"{card.condition} image latent" if card.condition != "none" else "text alone"),
+        ("weights", {"ema": "ema (averaged)", "raw": "raw (not averaged)"}.get(card.weights, "the only ones")),
+        *((name, f"{count / 1e6:.1f} M parameters, {card.dtypes[name]}") for name, count in card.parameters.items()),
+        ("file", f"{_size(card.file_bytes)}{', with raw and ema weights' if card.has_ema else ''}"),
+        ("use", f"s_T {card.text_cfg}, s_I {card.image_cfg}, {card.resolution} px, {card.steps} steps"),
+        ("memory", ", ".join(f"about {_size(value)} in {name}" for name, value in card.memory.items())),
+    ]
+    if card.lacking:
+        lines.append(("lacking", f"{', '.join(card.lacking)}: name a base that gives them"))
+    lines += _tail(card.training, card.sha256)
+    return lines
+
+
+def _tail(training: Mapping[str, Any], digests: Mapping[str, str]) -> list[tuple[str, str]]:
+    told = ", ".join(f"{name} {value}" for name, value in training.items())
+    return [
+        *([("training", told)] if told else []),
+        *(("sha256", f"{digest}  {name}") for name, digest in digests.items()),
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

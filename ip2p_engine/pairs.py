@@ -1,0 +1,294 @@
+"""Pairs of pictures from pairs of captions: Prompt-to-Prompt as the paper makes its data set (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import __version__
+from .conditioning import decode_latents, encode_text, size_ids
+from .cross_attention import CROSS_MODES, CrossControl, LocalBlend, blend_words, cross_edit
+from .denoiser import ACTIVATIONS_PER_PIXEL, free_memory
+from .edit import Hooks, default_dtype, usable_device
+from .errors import CheckpointError, ConfigError
+from .guidance import check_scale
+from .images import to_images
+from .model import Model, load_model
+from .noise import SampleNoise, check_seed
+from .pair_denoiser import PairConditioning, pair_denoiser
+from .sampling import SAMPLERS, sample
+from .schedule import SCHEDULES, make_sigmas
+
+__all__ = ["PAIR_MODES", "PairCandidate", "PairConfig", "PairGenerator", "PairJob", "draw_settings", "pairs_that_fit"]
+
+PAIR_MODES = ("self", *CROSS_MODES)
+ROWS_PER_PAIR = 4
+DECODER_ACTIVATIONS_PER_PIXEL = 16
+USABLE_MEMORY = 0.6
+MOST_PAIRS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """How to make pairs; the defaults are the paper's."""
+
+    steps: int = 100
+    sampler: str = "euler_ancestral"
+    schedule: str = "model"
+    size: tuple[int, int] | None = None
+    """(width, height) in pixels; None is the checkpoint's square."""
+    p2p_range: tuple[float, float] = (0.1, 0.9)
+    """p is drawn from here: the fraction of the steps that share self-attention. Equal ends fix it; 0 is off."""
+    cfg_range: tuple[float, float] = (7.5, 15.0)
+    """w, the guidance scale, is drawn from here. Equal ends fix it."""
+    edited_start: float = 0.0
+    """The fraction of the steps in which the edited picture still follows the source's caption, 0 to 1."""
+    mode: str = "self"
+    """self: the paper's. replace, refine: edit the cross-attention as well (Hertz et al. 2022)."""
+    cross_steps: float = 0.8
+    """The fraction of the steps in which cross-attention is edited; not in mode self."""
+    reweight: dict[str, float] | None = None
+    """Factors for words of the edited caption; not in mode self."""
+    local_blend: bool = False
+    """Keep the source where the changed words do not look."""
+    blend_words: tuple[str, str] | None = None
+    """The words of the local blend in both captions; None are those in which the captions differ."""
+    blend_start: float = 0.2
+    """The fraction of the steps after which the local blend starts."""
+    batch_pairs: int | None = None
+    """Pairs in one batch at most; None is what the free memory holds. A pair does not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("batch_pairs", self.batch_pairs)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1")
+        for name, known in (("sampler", SAMPLERS), ("schedule", SCHEDULES), ("mode", PAIR_MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        for name in ("p2p_range", "cfg_range"):
+            _check_range(name, getattr(self, name))
+        for name in ("edited_start", "cross_steps", "blend_start"):
+            if check_scale(name, getattr(self, name)) > 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction of the steps, 0 to 1")
+        if self.mode == "self" and self.reweight:
+            raise ConfigError("mode 'self' does not edit cross-attention, so reweight has no effect; use mode 'refine'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairJob:
+    """One pair to make."""
+
+    caption: str
+    edited_caption: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCandidate:
+    """One pair of pictures, before any filter, and all that is needed to make it again."""
+
+    source_image: Image.Image
+    edited_image: Image.Image
+    caption: str
+    edited_caption: str
+    seed: int
+    p2p_threshold: float
+    """p: self-attention was shared while p > i / (n - 1)."""
+    cfg: float
+    """w: the guidance scale."""
+    latents: Tensor
+    """Clean latents of source and edited, (2, 4, h, w), float32, as the decoder got them."""
+    settings: dict[str, Any]
+
+
+def draw_settings(
+    seed: int, p2p_range: tuple[float, float] = (0.1, 0.9), cfg_range: tuple[float, float] = (7.5, 15.0)
+) -> tuple[float, float]:
+    """(p, w) of a seed: the first two uniforms of a CPU generator, as the paper's code draws them on a GPU.
+
+    Raises ConfigError for a seed outside 0 .. 2**63 - 1.
+    """
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    first, second = (torch.rand((), generator=generator).item() for _ in range(2))
+    return tuple(low + r * (high - low) for r, (low, high) in ((first, p2p_range), (second, cfg_range)))
+
+
+class PairGenerator:
+    """A text-to-image checkpoint that makes candidates for a data set of edits."""
+
+    def __init__(self, model: Model, config: PairConfig | None = None, *, name: str = "") -> None:
+        """Raises CheckpointError if the model does not make pictures from text, ConfigError for a size it cannot."""
+        if model.spec.in_channels != 4:
+            raise CheckpointError(
+                f"this checkpoint's UNet takes {model.spec.in_channels} input channels, and pairs are made by a "
+                "text-to-image model, which takes 4; load one, e.g. Stable Diffusion 1.5, or embedded-sd"
+            )
+        self.model, self.config, self.name = model, config or PairConfig(), name
+        self.size = self.config.size or (model.spec.resolution, model.spec.resolution)
+        multiple = 8 * 2 ** (len(model.unet.config.block_out_channels) - 1)
+        if len(self.size) != 2 or any(side < multiple or side % multiple for side in self.size):
+            raise ConfigError(f"size is {self.size}; give a width and a height that are multiples of {multiple}")
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "embedded-sd",
+        config: PairConfig | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> PairGenerator:
+        """Load "embedded-sd", a file, a diffusers folder or a Hugging Face id; device and type as for editing."""
+        device = usable_device(device)
+        model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
+        return cls(model, config, name=str(source))
+
+    def generate(
+        self, caption: str, edited_caption: str, seeds: Sequence[int], *, hooks: Hooks | None = None
+    ) -> list[PairCandidate]:
+        """Candidates of one caption pair, one a seed, in the seeds' order; each depends on its seed alone.
+
+        ``hooks.on_progress(finished, all)`` counts pairs. Raises ConfigError, or Interrupted once ``should_stop()``.
+        """
+        jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed) for seed in seeds]
+        return [candidate for batch in self.batches(jobs, hooks=hooks) for candidate in batch]
+
+    def batches(self, jobs: Sequence[PairJob], *, hooks: Hooks | None = None) -> Iterator[list[PairCandidate]]:
+        """Candidates of any captions, batch by batch in the jobs' order, so that finished ones are safe early."""
+        if not jobs:
+            raise ConfigError("no pair to make; give at least one seed")
+        for job in jobs:
+            check_seed(job.seed)
+        watch, done = hooks or Hooks(), 0
+        count = self.config.batch_pairs or pairs_that_fit(self.model, self.size)
+        for start in range(0, len(jobs), count):
+            batch = self._batch(jobs[start : start + count], watch)
+            done += len(batch)
+            if watch.on_progress is not None:
+                watch.on_progress(done, len(jobs))
+            yield batch
+
+    @torch.inference_mode()
+    def _batch(self, jobs: Sequence[PairJob], hooks: Hooks) -> list[PairCandidate]:
+        """Make the pairs of one batch."""
+        config = self.config
+        drawn = [draw_settings(job.seed, config.p2p_range, config.cfg_range) for job in jobs]
+        noise = SampleNoise([job.seed for job in jobs])
+        sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
+        start = torch.empty(len(jobs), 4, self.size[1] // 8, self.size[0] // 8, device=self.model.device)
+        x = noise.draw(start).repeat_interleave(2, dim=0) * float(sigmas[0])
+        cross = self._control(jobs)
+        with pair_denoiser(self.model, sigmas.tolist(), cross) as denoiser:
+            z = sample(
+                config.sampler,
+                denoiser,
+                x,
+                sigmas,
+                self._condition(jobs, drawn),
+                noise=lambda like: noise.draw(like[::2]).repeat_interleave(2, dim=0),
+                on_step=hooks.on_step,
+                should_stop=hooks.should_stop,
+                after_step=self._blend(cross),
+            )
+        return self._candidates(jobs, drawn, z)
+
+    def _condition(self, jobs: Sequence[PairJob], drawn: Sequence[tuple[float, float]]) -> PairConditioning:
+        """Encode each caption of the batch once."""
+        captions = sorted({text for job in jobs for text in (job.caption, job.edited_caption)} - {""})
+        texts = ["", *captions]
+        cross = self.config.mode in CROSS_MODES
+        return PairConditioning(
+            texts=encode_text(self.model, texts),
+            source_rows=tuple(texts.index(job.caption) for job in jobs),
+            edited_rows=tuple(texts.index(job.edited_caption) for job in jobs),
+            p2p_thresholds=tuple(p for p, _ in drawn),
+            cfg=tuple(w for _, w in drawn),
+            edited_start=self.config.edited_start,
+            cross_steps=self.config.cross_steps if cross else 0.0,
+            size_ids=size_ids(self.model, [self.size]),
+        )
+
+    def _control(self, jobs: Sequence[PairJob]) -> CrossControl:
+        """What is done to the cross-attention of a batch."""
+        config, device = self.config, self.model.device
+        pairs = [(job.caption, job.edited_caption) for job in jobs]
+        edit = cross_edit(config.mode, pairs, config.reweight).to(device) if config.mode in CROSS_MODES else None
+        if not config.local_blend:
+            return CrossControl(edit)
+        latent = (self.size[1] // 8, self.size[0] // 8)
+        source, edited = (marks.to(device) for marks in blend_words(pairs, config.blend_words))
+        levels = len(self.model.unet.config.block_out_channels)
+        return CrossControl(edit, LocalBlend(source, edited, latent, levels))
+
+    def _blend(self, cross: CrossControl):
+        """The local blend as what happens after a step; None without one."""
+        blend, first = cross.blend, self.config.blend_start * self.config.steps
+        return None if blend is None else lambda step, x: blend.apply(x) if step >= first else x
+
+    def _candidates(
+        self, jobs: Sequence[PairJob], drawn: Sequence[tuple[float, float]], z: Tensor
+    ) -> list[PairCandidate]:
+        """Decode, and put every pair together with its settings."""
+        count = _decodable(self.model, self.size)
+        pictures = [image for part in z.split(count) for image in to_images(decode_latents(self.model, part))]
+        settings = self._settings()
+        return [
+            PairCandidate(
+                source_image=pictures[2 * n],
+                edited_image=pictures[2 * n + 1],
+                caption=job.caption,
+                edited_caption=job.edited_caption,
+                seed=job.seed,
+                p2p_threshold=p,
+                cfg=w,
+                latents=latents,
+                settings={"seed": job.seed, "p2p_threshold": p, "cfg": w, **settings},
+            )
+            for n, (job, (p, w), latents) in enumerate(zip(jobs, drawn, z.cpu().unflatten(0, (-1, 2)), strict=True))
+        ]
+
+    def _settings(self) -> dict[str, Any]:
+        """What all pairs of this generator have in common; how they were batched is no part of it."""
+        values = {name: value for name, value in asdict(self.config).items() if name != "batch_pairs"}
+        return {
+            **values,
+            "size": list(self.size),
+            "checkpoint": self.name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "ip2p_engine": __version__,
+            "torch": torch.__version__,
+        }
+
+
+def pairs_that_fit(model: Model, size: tuple[int, int]) -> int:
+    """How many pairs of that (width, height) the free memory holds at once, at most 64.
+
+    A power of two, so that small changes of the free memory change nothing; past 64 there is little to gain, and more
+    to lose when a run is stopped.
+    """
+    latent_pixels = size[0] * size[1] // 64
+    width = model.unet.config.block_out_channels[0]
+    a_pair = ROWS_PER_PAIR * latent_pixels * width * ACTIVATIONS_PER_PIXEL * model.dtype.itemsize
+    fitting = min(MOST_PAIRS, max(1, int(USABLE_MEMORY * free_memory(model.device) / a_pair)))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def _decodable(model: Model, size: tuple[int, int]) -> int:
+    """How many pictures the autoencoder decodes at once."""
+    autoencoder = model.autoencoder
+    width = autoencoder.config.block_out_channels[0]
+    a_picture = size[0] * size[1] * width * DECODER_ACTIVATIONS_PER_PIXEL * autoencoder.dtype.itemsize
+    return max(1, int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture))
+
+
+def _check_range(name: str, values: tuple[float, float]) -> None:
+    if len(values) != 2 or check_scale(name, values[0]) > check_scale(name, values[1]):
+        raise ConfigError(f"{name} is {values}; give the lower and the upper end, both at least 0")

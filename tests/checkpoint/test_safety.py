@@ -1,0 +1,329 @@
+"""Files that are broken, lie about themselves, or would run code: one sentence each, and nothing runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ip2p_engine.checkpoint.export import save_ldm
+from ip2p_engine.checkpoint.report import report_card
+from ip2p_engine.checkpoint.single_file import PREFIXES
+from ip2p_engine.errors import CheckpointError
+from ip2p_engine.model import load_model
+
+UNET, FIRST = PREFIXES["unet"], "input_blocks.0.0.weight"
+READERS = [load_model, report_card]
+
+
+class Touch:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path, how):
+        self.path, self.how = str(path), how
+
+    def __reduce__(self):
+        calls = {
+            "os.mkdir": (os.mkdir, (self.path,)),
+            "eval": (eval, (f"__import__('os').mkdir({self.path!r})",)),
+            "pathlib": (Path.mkdir, (Path(self.path),)),
+        }
+        return calls[self.how]
+
+
+def one_sentence(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert 30 < len(text) < 400
+    assert ";" in text, "says what to do after a semicolon"
+    return text
+
+
+def refused(reader, path):
+    with pytest.raises(CheckpointError) as error:
+        reader(path)
+    return one_sentence(error)
+
+
+def as_zip(content, path):
+    torch.save(content, path)
+
+
+def as_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def as_plain_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def as_modern_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=5))
+
+
+@pytest.mark.parametrize("write", [as_zip, as_legacy, as_plain_pickle, as_modern_pickle])
+@pytest.mark.parametrize("how", ["os.mkdir", "eval", "pathlib"])
+def test_a_pickle_that_runs_code_runs_nothing(write, how, tmp_path):
+    canary, path = tmp_path / "canary", tmp_path / "model.ckpt"
+    write({"state_dict": {"a": torch.zeros(2)}, "callback": Touch(canary, how)}, path)
+    for reader in READERS:
+        text = refused(reader, path)
+        assert "nothing was run" in text
+        assert not canary.exists()
+    torch.load(path, weights_only=False) if write in (as_zip, as_legacy) else pickle.loads(path.read_bytes())  # noqa: S301
+    assert canary.exists(), "the canary works: a careless loader would have run it"
+
+
+def test_code_under_a_name_that_is_allowed_is_inert(tmp_path):
+    """A name on the list is never imported, so it can be no way in."""
+    canary, path = tmp_path / "canary", tmp_path / "model.ckpt"
+    module = types.ModuleType("pytorch_lightning")
+    module.run = os.mkdir
+    sys.modules["pytorch_lightning"] = module
+    text = str(canary).encode()
+    raw = (
+        b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01cpytorch_lightning\nrun\nq\x02"
+        + b"X"
+        + struct.pack("<I", len(text))
+        + text
+        + b"\x85Rq\x03s."
+    )
+    try:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", raw)
+            archive.writestr("archive/version", "3\n")
+        refused(load_model, path)
+        assert not canary.exists()
+    finally:
+        del sys.modules["pytorch_lightning"]
+
+
+def lightning_leftovers():
+    """What a Lightning run leaves in a .ckpt: callbacks by class, numpy scalars, hyper parameters."""
+    lightning = types.ModuleType("pytorch_lightning")
+    made = {}
+    for name, parent in (("ModelCheckpoint", object), ("AttributeDict", dict), ("Namespace2", object)):
+        made[name] = type(name, (parent,), {"__module__": "pytorch_lightning"})
+        setattr(lightning, name, made[name])
+    state = made["ModelCheckpoint"]()
+    state.best = np.float64(0.25)
+    content = {
+        "epoch": 3,
+        "global_step": 22000,
+        "pytorch-lightning_version": "1.4.2",
+        "callbacks": {made["ModelCheckpoint"]: {"best_model_score": np.float32(1.5), "object": state}},
+        "hyper_parameters": made["AttributeDict"](lr=1e-4, options=argparse.Namespace(a=1), array=np.arange(3)),
+        "lr_schedulers": [OrderedDict(last_lr=[np.float64(1e-4)])],
+    }
+    return lightning, content
+
+
+@pytest.mark.parametrize("write", [as_zip, as_legacy])
+def test_a_training_run_s_leftovers_do_not_hinder(write, sd1, same_model, ldm_tensors, tmp_path):
+    lightning, content = lightning_leftovers()
+    sys.modules["pytorch_lightning"] = lightning
+    try:
+        write({**content, "state_dict": ldm_tensors(sd1)}, tmp_path / "model.ckpt")
+    finally:
+        del sys.modules["pytorch_lightning"]
+    same_model(load_model(tmp_path / "model.ckpt", text_heads=4), sd1)
+    assert report_card(tmp_path / "model.ckpt").training == {
+        "global_step": 22000,
+        "epoch": 3,
+        "pytorch-lightning_version": "1.4.2",
+    }
+
+
+def test_torch_s_global_lists_stay_as_they_were(sd1, ldm_tensors, tmp_path):
+    before = torch.serialization.get_safe_globals()
+    test_a_training_run_s_leftovers_do_not_hinder(as_zip, sd1, lambda *_: None, ldm_tensors, tmp_path)
+    assert torch.serialization.get_safe_globals() == before
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_truncated(suffix, keep, sd1, ldm_tensors, tmp_path):
+    path = tmp_path / f"model.{suffix}"
+    save_file(ldm_tensors(sd1), path) if suffix == "safetensors" else torch.save(ldm_tensors(sd1), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    for reader in READERS:
+        refused(reader, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", b"<!DOCTYPE html><html>", "a web page"),
+        ("model.ckpt", b"\xff\xd8\xff\xe0" + bytes(100), "a JPEG picture"),
+        ("model.ckpt", b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG picture"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git-lfs pointer"),
+        ("model.safetensors", b"GGUF" + bytes(100), "a GGUF file"),
+        ("model.safetensors", b"", "is empty"),
+        ("model.ckpt", bytes(1000), "neither safetensors nor a PyTorch file"),
+        ("model.safetensors", struct.pack("<Q", 7) + b'{"a": 1', "damaged safetensors header"),
+        ("model.safetensors", struct.pack("<Q", 8) + b'{"a": 1}', "damaged safetensors header"),
+    ],
+)
+def test_not_a_checkpoint_at_all(name, content, says, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    for reader in READERS:
+        assert says in refused(reader, tmp_path / name)
+
+
+def test_mislabelled(sd1, ldm_tensors, tmp_path):
+    torch.save(ldm_tensors(sd1), tmp_path / "model.safetensors")
+    assert "rename it to .ckpt" in refused(load_model, tmp_path / "model.safetensors")
+    save_file(ldm_tensors(sd1), tmp_path / "model.ckpt")
+    assert "rename it to .safetensors" in refused(load_model, tmp_path / "model.ckpt")
+
+
+def test_a_header_whose_length_begins_like_a_pickle(sd1, ldm_tensors, tmp_path):
+    """Found by chance: one file in 256 has a header of n * 256 + 0x80 bytes."""
+    path = tmp_path / "model.safetensors"
+    save_file(ldm_tensors(sd1), path, {"x": ""})
+    padding = (0x80 - path.read_bytes()[0]) % 256
+    save_file(ldm_tensors(sd1), path, {"x": "y" * padding})
+    header = path.read_bytes()[0]
+    assert header == 0x80
+    assert report_card(path).base == "SD1.5"
+
+
+def test_a_zip_that_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.ckpt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refused(load_model, tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"state_dict": 5}, {"state_dict": {}}, {"a": 1}])
+def test_a_pickle_without_weights(content, tmp_path):
+    torch.save(content, tmp_path / "model.ckpt")
+    refused(load_model, tmp_path / "model.ckpt")
+
+
+def changed(state, **changes):
+    return {**state, **changes}
+
+
+def with_stem(channels):
+    return lambda state: changed(state, **{UNET + FIRST: torch.zeros(32, channels, 3, 3)})
+
+
+def without(name):
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def spoiled(name, value):
+    def change(state):
+        state[name].flatten()[3] = value
+        return state
+
+    return change
+
+
+WRONG = {
+    "12 channels": (with_stem(12), "12 input channels .UltraEdit"),
+    "9 channels": (with_stem(9), "9 input channels .an inpainting model"),
+    "3 channels": (with_stem(3), "3 input channels"),
+    "a missing tensor": (without(f"{UNET}time_embed.0.bias"), "lacks time_embed.0.bias"),
+    "no first tensor": (without(UNET + FIRST), "no UNet"),
+    "no autoencoder end": (without("first_stage_model.decoder.norm_out.bias"), "lacks decoder.norm_out.bias"),
+    "a tensor too many": (lambda s: changed(s, **{f"{UNET}adapter.weight": torch.ones(2)}), "has adapter.weight beyond"),
+    "a strange tensor": (lambda s: changed(s, **{"control_model.a": torch.ones(2)}), "no Stable Diffusion checkpoint has"),
+    "a wrong shape": (lambda s: changed(s, **{f"{UNET}time_embed.0.bias": torch.ones(3)}), r"shape \(3,\) and \(128,\)"),
+    "NaN in the UNet": (spoiled(f"{UNET}out.2.bias", float("nan")), "out.2.bias of the UNet holds NaN"),
+    "NaN in the text encoder": (
+        spoiled("cond_stage_model.transformer.text_model.final_layer_norm.bias", float("nan")),
+        "of the text encoder holds NaN",
+    ),
+    "infinity": (spoiled("first_stage_model.quant_conv.bias", float("inf")), "of the autoencoder holds NaN or inf"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_tensors(case, sd1, ldm_tensors, tmp_path):
+    change, says = WRONG[case]
+    save_file(change(ldm_tensors(sd1)), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=says) as error:
+        load_model(tmp_path / "model.safetensors", text_heads=4)
+    one_sentence(error)
+
+
+def test_a_large_finite_weight_in_half_precision_is_no_infinity(sd1, ldm_tensors, tmp_path):
+    state = {name: value.half() if value.is_floating_point() else value for name, value in ldm_tensors(sd1).items()}
+    state[f"{UNET}out.2.bias"] = torch.full((4,), 65504.0, dtype=torch.float16)
+    save_file(state, tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors", text_heads=4).dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"lora_unet_down.lora_down.weight": torch.ones(2)}, "a LoRA, not a checkpoint"),
+        ({"encoder.conv_in.weight": torch.ones(2), "decoder.conv_in.weight": torch.ones(2)}, "an autoencoder alone"),
+        ({"a.weight": torch.ones(2)}, "no UNet .its tensors are a.weight"),
+    ],
+)
+def test_other_files_of_the_field(tensors, says, tmp_path):
+    save_file(tensors, tmp_path / "model.safetensors")
+    for reader in READERS:
+        with pytest.raises(CheckpointError, match=says) as error:
+            reader(tmp_path / "model.safetensors")
+        one_sentence(error)
+
+
+@pytest.mark.parametrize("source", ["nowhere.safetensors", "folder/nowhere.ckpt", "no such thing", "a/b/c/d.ckpt"])
+def test_nothing_there(source, monkeypatch, tmp_path):
+    """Said at once: a path that is wrong is not looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    refused(load_model, source)
+
+
+def test_an_empty_folder(tmp_path):
+    assert "give a diffusers pipeline folder" in refused(load_model, tmp_path)
+
+
+def test_a_folder_without_weights(tmp_path):
+    (tmp_path / "unet").mkdir()
+    assert "has no weights" in refused(load_model, tmp_path)
+
+
+def test_weights_is_ema_or_raw():
+    with pytest.raises(CheckpointError, match="choose ema"):
+        load_model("embedded", weights="best")
+
+
+def test_a_damaged_own_config(sd1, ldm_tensors, tmp_path):
+    save_file(ldm_tensors(sd1), tmp_path / "model.safetensors", {"ip2p_config": '{"family": "sd9"}'})
+    assert "ip2p_config that cannot be used" in refused(load_model, tmp_path / "model.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(sd1, monkeypatch, tmp_path):
+    path = save_ldm(sd1, tmp_path / "model.safetensors")
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ip2p_engine.checkpoint.export.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_ldm(sd1, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_written_files_are_as_readable_as_others(sd1, tmp_path):
+    (tmp_path / "other").touch()
+    path = save_ldm(sd1, tmp_path / "model.safetensors")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
