@@ -69,7 +69,7 @@ def clip_input(pixels: Tensor, size: int, mean: Sequence[float], std: Sequence[f
 
 
 def pair_scores(source: Tensor, edited: Tensor, caption: Tensor, edited_caption: Tensor) -> list[PairScores]:
-    """The four cosines of unit features (B, d) each; direction is cos(I_1 - I_0, T_1 - T_0), the paper's section 3.1.2."""
+    """The four cosines of unit features (B, d) each; direction is cos(I_1 - I_0, T_1 - T_0) (paper, section 3.1.2)."""
     columns = {
         "sim_0": cosine_similarity(source, caption),
         "sim_1": cosine_similarity(edited, edited_caption),

@@ -82,10 +82,10 @@ def edit_map(source: Tensor, own: Tensor, edit: CrossEdit) -> Tensor:
 
 
 def attention_map(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of (B, tokens, heads * d) tensors, (B, heads, places, tokens), float32 inside."""
+    """softmax(q k^T / sqrt(d)) of (B, tokens, heads * d) tensors, (B, heads, places, tokens); float32 inside."""
     q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key))
     logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-    return logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return logits.softmax(-1, dtype=_wide(query)).to(query.dtype)
 
 
 class LocalBlend:
@@ -109,7 +109,9 @@ class LocalBlend:
     def add(self, source: Tensor, edited: Tensor) -> None:
         """Add one layer's maps, (B, heads, places, 77)."""
         heat = [
-            torch.einsum("bhpn,bn->bp", maps.float(), words.to(maps.device)).unflatten(1, self._size)
+            torch.einsum("bhpn,bn->bp", maps.to(_wide(maps)), words.to(maps.device, _wide(maps))).unflatten(
+                1, self._size
+            )
             for maps, words in zip((source, edited), self._words, strict=True)
         ]
         self._heat = heat if self._heat is None else [old + new for old, new in zip(self._heat, heat, strict=True)]
@@ -189,3 +191,8 @@ class _ControlledTextAttention(CachedTextAttention):
         if watched is not None:
             watched.add(source_map, used)
         return mixed
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """At least float32: sums over many steps do not fit half precision."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever kills the process: the one place where data sets and captions touch a disk."""
+"""Files that are whole or absent, whatever kills the process: how data sets and captions reach the disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Error = type[IP2PError]
 
 
 @contextmanager
-def disk_errors(path: Path, verb: str, error: Error, advice: str = "check the path and its permissions") -> Iterator[None]:
+def disk_errors(
+    path: Path, verb: str, error: Error, advice: str = "check the path and its permissions"
+) -> Iterator[None]:
     """The operating system's errors as one sentence of the given class."""
     try:
         yield

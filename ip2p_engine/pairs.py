@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,8 @@ def draw_settings(
     Raises ConfigError for a seed outside 0 .. 2**63 - 1.
     """
     generator = torch.Generator().manual_seed(check_seed(seed))
-    first, second = (torch.rand((), generator=generator).item() for _ in range(2))
-    return tuple(low + r * (high - low) for r, (low, high) in ((first, p2p_range), (second, cfg_range)))
+    p, w = (low + torch.rand((), generator=generator).item() * (high - low) for low, high in (p2p_range, cfg_range))
+    return p, w
 
 
 class PairGenerator:
@@ -169,18 +169,17 @@ class PairGenerator:
         watch, done = hooks or Hooks(), 0
         count = self.config.batch_pairs or pairs_that_fit(self.model, self.size)
         for start in range(0, len(jobs), count):
-            batch = self._batch(jobs[start : start + count], watch)
+            chosen = jobs[start : start + count]
+            batch = self._candidates(chosen, self.latents(chosen, hooks=watch))
             done += len(batch)
             if watch.on_progress is not None:
                 watch.on_progress(done, len(jobs))
             yield batch
 
     @torch.inference_mode()
-    def _batch(self, jobs: Sequence[PairJob], hooks: Hooks) -> list[PairCandidate]:
-        """Make the pairs of one batch."""
-        config = self.config
-        drawn = [draw_settings(job.seed, config.p2p_range, config.cfg_range) for job in jobs]
-        noise = SampleNoise([job.seed for job in jobs])
+    def latents(self, jobs: Sequence[PairJob], *, hooks: Hooks | None = None) -> Tensor:
+        """Clean latents (B, 2, 4, h, w) of one batch of pairs, source and edited, before they are decoded."""
+        config, watch, noise = self.config, hooks or Hooks(), SampleNoise([job.seed for job in jobs])
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
         start = torch.empty(len(jobs), 4, self.size[1] // 8, self.size[0] // 8, device=self.model.device)
         x = noise.draw(start).repeat_interleave(2, dim=0) * float(sigmas[0])
@@ -191,18 +190,23 @@ class PairGenerator:
                 denoiser,
                 x,
                 sigmas,
-                self._condition(jobs, drawn),
+                self._condition(jobs),
                 noise=lambda like: noise.draw(like[::2]).repeat_interleave(2, dim=0),
-                on_step=hooks.on_step,
-                should_stop=hooks.should_stop,
+                on_step=watch.on_step,
+                should_stop=watch.should_stop,
                 after_step=self._blend(cross),
             )
-        return self._candidates(jobs, drawn, z)
+        return z.unflatten(0, (-1, 2))
 
-    def _condition(self, jobs: Sequence[PairJob], drawn: Sequence[tuple[float, float]]) -> PairConditioning:
+    def draw(self, seed: int) -> tuple[float, float]:
+        """(p, w) that this generator gives a seed."""
+        return draw_settings(seed, self.config.p2p_range, self.config.cfg_range)
+
+    def _condition(self, jobs: Sequence[PairJob]) -> PairConditioning:
         """Encode each caption of the batch once."""
         captions = sorted({text for job in jobs for text in (job.caption, job.edited_caption)} - {""})
         texts = ["", *captions]
+        drawn = [self.draw(job.seed) for job in jobs]
         cross = self.config.mode in CROSS_MODES
         return PairConditioning(
             texts=encode_text(self.model, texts),
@@ -227,32 +231,32 @@ class PairGenerator:
         levels = len(self.model.unet.config.block_out_channels)
         return CrossControl(edit, LocalBlend(source, edited, latent, levels))
 
-    def _blend(self, cross: CrossControl):
+    def _blend(self, cross: CrossControl) -> Callable[[int, Tensor], Tensor] | None:
         """The local blend as what happens after a step; None without one."""
         blend, first = cross.blend, self.config.blend_start * self.config.steps
         return None if blend is None else lambda step, x: blend.apply(x) if step >= first else x
 
-    def _candidates(
-        self, jobs: Sequence[PairJob], drawn: Sequence[tuple[float, float]], z: Tensor
-    ) -> list[PairCandidate]:
+    def _candidates(self, jobs: Sequence[PairJob], z: Tensor) -> list[PairCandidate]:
         """Decode, and put every pair together with its settings."""
         count = _decodable(self.model, self.size)
-        pictures = [image for part in z.split(count) for image in to_images(decode_latents(self.model, part))]
-        settings = self._settings()
-        return [
-            PairCandidate(
-                source_image=pictures[2 * n],
-                edited_image=pictures[2 * n + 1],
-                caption=job.caption,
-                edited_caption=job.edited_caption,
-                seed=job.seed,
-                p2p_threshold=p,
-                cfg=w,
-                latents=latents,
-                settings={"seed": job.seed, "p2p_threshold": p, "cfg": w, **settings},
-            )
-            for n, (job, (p, w), latents) in enumerate(zip(jobs, drawn, z.cpu().unflatten(0, (-1, 2)), strict=True))
-        ]
+        parts = z.flatten(0, 1).split(count)
+        pictures = [image for part in parts for image in to_images(decode_latents(self.model, part))]
+        both = zip(pictures[::2], pictures[1::2], strict=True)
+        return [self._candidate(job, images, latents) for job, images, latents in zip(jobs, both, z.cpu(), strict=True)]
+
+    def _candidate(self, job: PairJob, images: tuple[Image.Image, Image.Image], latents: Tensor) -> PairCandidate:
+        p, w = self.draw(job.seed)
+        return PairCandidate(
+            source_image=images[0],
+            edited_image=images[1],
+            caption=job.caption,
+            edited_caption=job.edited_caption,
+            seed=job.seed,
+            p2p_threshold=p,
+            cfg=w,
+            latents=latents,
+            settings={"seed": job.seed, "p2p_threshold": p, "cfg": w, **self._settings()},
+        )
 
     def _settings(self) -> dict[str, Any]:
         """What all pairs of this generator have in common; how they were batched is no part of it."""

@@ -10,7 +10,6 @@ import json
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +30,7 @@ IMAGE_COLUMNS = ("original_image", "edited_image")
 SCORES = ("sim_0", "sim_1", "sim_image", "sim_direction")
 ROWS_PER_SHARD, BYTES_PER_SHARD = 1000, 256 * 2**20
 # One row is read by reading its group, so groups are small; smaller ones would make footers slow to open.
-ROWS_PER_GROUP = 64
+ROWS_PER_GROUP = 100
 HUB_TYPES = {"string": "string", "int64": "int64", "double": "float64"}
 VERSIONED = ("torch", "diffusers", "transformers", "open_clip_torch", "pyarrow")
 
@@ -57,7 +56,7 @@ class PairRecord:
     sim_image: float | None = None
     sim_direction: float | None = None
     key: str
-    """Names the work that made the pair, such as "0000012/34" for caption 12 and seed 34; unique in a data set."""
+    """The work that made the pair, such as "0000012/34" for caption 12 and seed 34: unique; empty in foreign sets."""
 
 
 COLUMNS = tuple(field.name for field in fields(PairRecord))
@@ -67,7 +66,7 @@ class PairWriter:
     """Appends pairs to a folder; use it in a ``with`` block.
 
     Records wait in memory until a shard is full, and the block's end writes the rest, also after Ctrl-C. A later
-    writer fills a short last shard up, so a run that was stopped or killed ends with the same files as one that was not.
+    writer fills a short last shard up, so a run that was stopped or killed ends with the files of one that was not.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class PairWriter:
         partition: tuple[int, int] = (0, 1),
         rows_per_shard: int = ROWS_PER_SHARD,
     ) -> None:
-        """``manifest``: config and seeds, as JSON takes them. ``partition``: this writer's number and how many there are.
+        """``manifest``: config and seeds, as JSON takes them. ``partition``: this writer's number, and how many write.
 
         Raises ConfigError for an impossible partition or shard.
         """
@@ -107,7 +106,9 @@ class PairWriter:
         with self._open:
             opening = f"{self.folder} is being opened by other writers for a minute; try again"
             with locked(self.folder / ".opening.lock", opening, DatasetError, wait=60):
-                refusal = f"{self.folder} has a writer of partition {self._name}; wait for it, or give each its --partition"
+                refusal = (
+                    f"{self.folder} has a writer of partition {self._name}; wait for it, or give each its --partition"
+                )
                 self._open.enter_context(locked(self.folder / f".{self._name}.lock", refusal, DatasetError))
                 self._refuse_overlap()
                 self._agree_on_manifest()
@@ -135,6 +136,8 @@ class PairWriter:
         """
         keys = [record.key for record in records]
         for key in keys:
+            if not key:
+                raise DatasetError(f"a pair for {self.folder} has no key; name the work that made it")
             if key in self._keys or keys.count(key) > 1:
                 raise DatasetError(f"pair {key!r} exists in {self.folder}; skip what done_keys() names")
         self._rows += records
@@ -206,17 +209,15 @@ class PairStore(Sequence[PairRecord]):
     """
 
     def __init__(self, folder: Path | str, *, shards: Sequence[Path] | None = None) -> None:
-        """Any folder with Parquet files of these columns will do. Raises DatasetError if there is none, or one is broken."""
+        """Any folder of Parquet files with these columns will do; raises DatasetError for a broken or missing one."""
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DatasetError(f"{folder} is no folder; give the folder of a data set")
         inside = self.folder / DATA
         found = sorted((inside if inside.is_dir() else self.folder).glob("[!.]*.parquet"))
         self.shards = list(found if shards is None else shards)
-        with ThreadPoolExecutor(8) as pool:
-            self._groups = list(pool.map(_group_ends, self.shards))
-        self._ends = list(accumulate(groups[-1] for groups in self._groups))
-        self._latest: tuple[tuple[int, int], list[PairRecord]] | None = None
+        self._ends = list(accumulate(map(_row_count, self.shards)))
+        self._latest: tuple[Path, int, Any] | None = None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -234,15 +235,14 @@ class PairStore(Sequence[PairRecord]):
             raise IndexError(f"pair {index} of {len(self)}")
         index %= len(self)
         shard = bisect_right(self._ends, index)
-        offset = index - (self._ends[shard - 1] if shard else 0)
-        group = bisect_right(self._groups[shard], offset)
-        return self._read(shard, group)[offset - (self._groups[shard][group - 1] if group else 0)]
+        return self._read_row(shard, index - (self._ends[shard - 1] if shard else 0))
 
     def __iter__(self) -> Iterator[PairRecord]:
-        for shard, ends in enumerate(self._groups):
-            for group in range(len(ends)):
-                if ends[group]:
-                    yield from self._read(shard, group)
+        _, parquet = _pyarrow()
+        for path in self.shards:
+            with _reading(path), parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_PER_GROUP, use_threads=False):
+                    yield from (_record(row, path) for row in batch.to_pylist())
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
         """Whole columns without pictures (default: every one but the pictures), in the order of the pairs.
@@ -257,39 +257,52 @@ class PairStore(Sequence[PairRecord]):
         _, parquet = _pyarrow()
         result: dict[str, list[Any]] = {name: [] for name in wanted}
         for path in self.shards:
-            with _reading(path):
-                table = parquet.read_table(path, columns=wanted, partitioning=None)
+            with _reading(path), parquet.ParquetFile(path) as file:
+                table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
             for name in wanted:
                 result[name] += table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
         return result
 
     def keys(self) -> set[str]:
         """The keys of all pairs."""
-        return set(self.columns("key")["key"]) - {None}
+        return set(self.columns("key")["key"]) - {None, ""}
 
-    def _read(self, shard: int, group: int) -> list[PairRecord]:
+    def _read_row(self, shard: int, row: int) -> PairRecord:
+        """The row group that was read last is kept, for those who read in order or in blocks."""
+        path = self.shards[shard]
         latest = self._latest
-        if latest is None or latest[0] != (shard, group):
-            latest = self._latest = ((shard, group), read_group(self.shards[shard], group))
-        return latest[1]
+        if latest is None or latest[0] != path or not 0 <= row - latest[1] < latest[2].num_rows:
+            latest = self._latest = (path, *_read_group(path, row))
+        return _record(latest[2].slice(row - latest[1], 1).to_pylist()[0], path)
 
 
-def read_group(path: Path, group: int) -> list[PairRecord]:
-    """The pairs of one row group; raises DatasetError for a broken file or a column that is missing."""
+def _row_count(path: Path) -> int:
+    _, parquet = _pyarrow()
+    with _reading(path):
+        return parquet.read_metadata(path).num_rows
+
+
+def _read_group(path: Path, row: int) -> tuple[int, Any]:
+    """The row group that holds a row, and the number of its first row."""
     _, parquet = _pyarrow()
     with _reading(path), parquet.ParquetFile(path, memory_map=True) as file:
-        rows = file.read_row_group(group, use_threads=False).to_pylist()
-    return [_record(row, path, f"{path.stem}/{group}/{n}") for n, row in enumerate(rows)]
+        sizes = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
+        ends = list(accumulate(sizes))
+        group = bisect_right(ends, row)
+        # One thread, so that a process forked from this one may read too.
+        return (ends[group - 1] if group else 0), file.read_row_group(group, use_threads=False)
 
 
-def _record(row: dict[str, Any], path: Path, name: str) -> PairRecord:
+def _record(row: dict[str, Any], path: Path) -> PairRecord:
     try:
-        pictures = {column: row[column]["bytes"] for column in IMAGE_COLUMNS}
-        texts = {column: row[column] for column in ("edit_prompt", "original_prompt", "edited_prompt")}
+        pictures: dict[str, Any] = {column: row[column]["bytes"] for column in IMAGE_COLUMNS}
+        texts: dict[str, Any] = {column: row[column] for column in ("edit_prompt", "original_prompt", "edited_prompt")}
     except (KeyError, TypeError) as error:
-        raise DatasetError(f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:5])}") from error
-    rest = {column: row.get(column) for column in ("seed", "p", "cfg", *SCORES)}
-    return PairRecord(**pictures, **texts, **rest, key=row.get("key") or name)
+        raise DatasetError(
+            f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:5])}"
+        ) from error
+    rest: dict[str, Any] = {column: row.get(column) for column in ("seed", "p", "cfg", *SCORES)}
+    return PairRecord(**pictures, **texts, **rest, key=row.get("key") or "")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -318,14 +331,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _group_ends(path: Path) -> list[int]:
-    """The number of rows up to each row group's end."""
-    _, parquet = _pyarrow()
-    with _reading(path):
-        footer = parquet.read_metadata(path)
-    return list(accumulate(footer.row_group(n).num_rows for n in range(footer.num_row_groups))) or [0]
 
 
 def _write_shard(stream: Any, records: Sequence[PairRecord]) -> None:

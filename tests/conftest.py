@@ -39,6 +39,12 @@ def slow_pairs():
 
 
 @pytest.fixture(scope="session")
+def tiny_pair_model():
+    """Makes an untrained text-to-image model: (family, dtype) -> Model."""
+    return load_by_path("tiny_text_to_image").tiny_model
+
+
+@pytest.fixture(scope="session")
 def reference():
     """Numbers of the original implementation: tests/data/reference/README.md."""
     folder = TESTS / "data" / "reference"

@@ -32,7 +32,9 @@ class SlowAttention:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, *_, **__):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (self.split(t, attn.heads) for t in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        q, k, v = (
+            self.split(t, attn.heads) for t in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if self.state.share and not self.crossing:
             logits[U_EDITED] = logits[U_SOURCE]

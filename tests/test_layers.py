@@ -19,7 +19,7 @@ LAYERS = [
     "errors config files images",
     "schedule guidance noise sampling attention",
     "tokenizer checkpoint model",
-    "conditioning denoiser",
+    "conditioning alignment cross_attention denoiser pair_denoiser",
     "edit captions store pairs clip_similarity filtering dataset_layouts sheet dataset train evaluate",
     "scenes",
     "progress edit_command cli __main__",

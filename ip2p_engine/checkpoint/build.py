@@ -35,7 +35,10 @@ def build(
     for key in state:
         if check:
             _check_finite(part.rename(key.removeprefix(INSIDE)), state[key], part, name)
-        state[key] = state[key].to(device=device, dtype=dtype)
+        value = state[key].to(device=device, dtype=dtype)
+        if value is not state[key]:
+            part.release(state[key])
+        state[key] = value
     module.load_state_dict(state, strict=True, assign=True)
     _fill_buffers(module, device)
     return module.eval().requires_grad_(False)

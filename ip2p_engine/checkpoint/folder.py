@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -46,22 +46,21 @@ def bundle_of_folder(
             f"{folder} is a folder without {unet_folder}/ and without a UNet's config.json; "
             "give a diffusers pipeline folder, or a file in it"
         )
-    unet_state, files = _tensors(home, read, raw=choice == "raw")
-    texts = [] if lone else [_text_part(folder / name, read, text_heads) for name in _text_folders(folder)]
-    pooled = next((part.config["projection_dim"] for part, _ in texts if part.kind == "projected_text"), None)
-    config = _read_json(home / "config.json") or infer_unet(unet_state, "diffusers", pooled_width=pooled)
+    loaded = _load(home, read, raw=choice == "raw")
+    texts = () if lone else tuple(_text_part(folder / name, read, text_heads) for name in _text_folders(folder))
+    pooled = next((part.config["projection_dim"] for part in texts if part.kind == "projected_text"), None)
+    config = _read_json(home / "config.json") or infer_unet(loaded.tensors, "diffusers", pooled_width=pooled)
     spec = _spec(folder, config, choice, prediction)
     check_channels(spec.in_channels, folder.name, spec.family)
-    autoencoder, autoencoder_files = (None, ()) if lone else _autoencoder_part(folder / "vae", read, spec)
+    unet = Part(kind="unet", config=config, **loaded._asdict())
     return Bundle(
         path=folder,
         layout="diffusers-unet" if lone else "diffusers",
         spec=spec,
-        unet=Part(kind="unet", config=config, tensors=unet_state),
-        autoencoder=autoencoder,
-        text_encoders=tuple(part for part, _ in texts),
-        ema_parameters=0 if choice == "only" else sum(value.numel() for value in unet_state.values()),
-        files=(*files, *autoencoder_files, *(file for _, own in texts for file in own)),
+        unet=unet,
+        autoencoder=None if lone else _autoencoder_part(folder / "vae", read, spec),
+        text_encoders=texts,
+        ema_parameters=0 if choice == "only" else unet.parameters,
     )
 
 
@@ -117,18 +116,30 @@ def _text_folders(folder: Path) -> list[str]:
     return [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
 
 
-def _tensors(folder: Path, read: Reader, *, raw: bool = False) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
+class _Loaded(NamedTuple):
+    """A network's tensors, its files, and how to give mapped ones back."""
+
+    tensors: Mapping[str, Tensor]
+    files: tuple[Path, ...]
+    release: Callable[[Tensor], None]
+
+
+def _load(folder: Path, read: Reader, *, raw: bool = False) -> _Loaded:
     """A network's tensors, of one file or of shards."""
-    files = _preferred(folder.iterdir(), raw=raw) if folder.is_dir() else []
-    if not files:
+    paths = _preferred(folder.iterdir(), raw=raw) if folder.is_dir() else []
+    if not paths:
         raise CheckpointError(
             f"{folder} has no weights ({STEMS[0]}.safetensors or .bin); the folder is incomplete, get it again"
         )
-    _check_shards(folder, files)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors.update(read(file).tensors)
-    return tensors, tuple(files)
+    _check_shards(folder, paths)
+    pieces = [read(path) for path in paths]
+
+    def release(tensor: Tensor) -> None:
+        for piece in pieces:
+            piece.release(tensor)
+
+    tensors = {name: tensor for piece in pieces for name, tensor in piece.tensors.items()}
+    return _Loaded(tensors, tuple(paths), release)
 
 
 def _check_shards(folder: Path, files: list[Path]) -> None:
@@ -137,23 +148,24 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
         raise CheckpointError(f"{folder} has {len(files)} of {promised} pieces of its weights; get the others")
 
 
-def _text_part(folder: Path, read: Reader, heads: int | None) -> tuple[Part, tuple[Path, ...]]:
-    tensors, files = _tensors(folder, read)
-    state = strip_text_prefix(tensors)
+def _text_part(folder: Path, read: Reader, heads: int | None) -> Part:
+    loaded = _load(folder, read)
+    state = strip_text_prefix(loaded.tensors)
     projected = "text_projection.weight" in state and folder.name.endswith("_2")
     if not projected:
         state.pop("text_projection.weight", None)
     config = _read_json(folder / "config.json") or infer_text(state, heads=heads)
-    return Part(kind="projected_text" if projected else "text", config=config, tensors=state), files
+    kind = "projected_text" if projected else "text"
+    return Part(kind=kind, config=config, **loaded._replace(tensors=state)._asdict())
 
 
-def _autoencoder_part(folder: Path, read: Reader, spec: ModelSpec) -> tuple[Part | None, tuple[Path, ...]]:
+def _autoencoder_part(folder: Path, read: Reader, spec: ModelSpec) -> Part | None:
     if not folder.is_dir():
-        return None, ()
-    tensors, files = _tensors(folder, read)
-    state = {modern_attention_name(name): value for name, value in tensors.items()}
+        return None
+    loaded = _load(folder, read)
+    state = {modern_attention_name(name): value for name, value in loaded.tensors.items()}
     config = _read_json(folder / "config.json") or infer_autoencoder(state, "diffusers", latent_scale=spec.latent_scale)
-    return Part(kind="autoencoder", config=config, tensors=state), files
+    return Part(kind="autoencoder", config=config, **loaded._replace(tensors=state)._asdict())
 
 
 def _spec(folder: Path, unet: Mapping[str, Any], choice: str, prediction: str | None) -> ModelSpec:

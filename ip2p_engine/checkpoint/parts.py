@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .read import keep
 from .spec import BASE_NAMES, ModelSpec
 
 __all__ = ["Bundle", "Networks", "Part", "check_channels", "family_of", "same"]
@@ -41,6 +42,9 @@ class Part:
     tensors: Mapping[str, Tensor]
     rename: Callable[[str], str] = same
     """The name in ``tensors`` of a tensor of the module."""
+    release: Callable[[Tensor], None] = keep
+    """Of the file: for tensors that were copied."""
+    files: tuple[Path, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -64,9 +68,14 @@ class Bundle:
     text_encoders: tuple[Part, ...] = ()
     ema_parameters: int = 0
     """Of the averaged copy beside the raw weights; 0 if there is none."""
-    files: tuple[Path, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     leftovers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the networks were read from."""
+        parts = (self.unet, self.autoencoder, *self.text_encoders)
+        return tuple(dict.fromkeys(path for part in parts if part is not None for path in part.files))
 
     @property
     def complete(self) -> bool:

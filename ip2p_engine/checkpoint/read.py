@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -21,6 +23,7 @@ __all__ = [
     "SAFE_SUFFIXES",
     "WEIGHT_SUFFIXES",
     "WeightFile",
+    "keep",
     "read_header",
     "read_weights",
     "real_tensor",
@@ -54,6 +57,10 @@ STRANGERS = (
 )
 
 
+def keep(tensor: Tensor) -> None:
+    """The release of what is not mapped: nothing happens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
     """A file's tensors by name, its text metadata, and what else a training run left in it."""
@@ -62,6 +69,8 @@ class WeightFile:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     leftovers: Mapping[str, Any] = field(default_factory=dict)
+    release: Callable[[Tensor], None] = keep
+    """Give a mapped tensor's memory back to the system; its values are read again if they are used again."""
 
     @property
     def name(self) -> str:
@@ -88,19 +97,17 @@ def read_weights(path: Path) -> WeightFile:
     if sniff(path) == "pickle":
         return _read_pickle(path)
     header = _safetensors_header(path)
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in header if name != "__metadata__"}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is a damaged safetensors file ({error}); download it again") from error
-    return WeightFile(path=path, tensors=tensors, metadata=header.get("__metadata__", {}))
+    metadata = header.pop("__metadata__", {})
+    mapped, start = _map(path)
+    tensors = {name: _mapped_tensor(mapped, start, entry, path) for name, entry in header.items()}
+    return WeightFile(path=path, tensors=tensors, metadata=metadata, release=_Release(mapped))
 
 
 def read_header(path: Path) -> WeightFile:
     """Names, shapes and types only: safetensors give meta tensors, pickles (which have no header) mapped ones."""
     if sniff(path) == "pickle":
         return _read_pickle(path)
-    header = dict(_safetensors_header(path))
+    header = _safetensors_header(path)
     metadata = header.pop("__metadata__", {})
     tensors = {
         name: torch.empty(entry["shape"], dtype=_dtype(entry["dtype"], path), device="meta")
@@ -147,6 +154,40 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
             "download it again"
         )
     return header
+
+
+def _map(path: Path) -> tuple[mmap.mmap, int]:
+    """The file as private memory (a change stays in this process), and where its tensors begin."""
+    with path.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), 8 + length
+
+
+def _mapped_tensor(mapped: mmap.mmap, start: int, entry: Mapping[str, Any], path: Path) -> Tensor:
+    dtype, shape, (begin, end) = _dtype(entry["dtype"], path), entry["shape"], entry["data_offsets"]
+    count = math.prod(shape)
+    if not 0 <= begin <= end or end - begin != count * dtype.itemsize:
+        raise CheckpointError(f"{path.name} has a damaged safetensors header; download it again")
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + begin).reshape(shape)
+
+
+class _Release:
+    """Tells the system that a tensor's pages are not needed for now, where the system can be told."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
+        self._address = torch.frombuffer(mapped, dtype=torch.uint8, count=1).data_ptr()
+
+    def __call__(self, tensor: Tensor) -> None:
+        begin = tensor.data_ptr() - self._address
+        if not hasattr(mmap, "MADV_DONTNEED") or not 0 <= begin < len(self._mapped):
+            return
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (begin + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self._mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _dtype(name: str, path: Path) -> torch.dtype:

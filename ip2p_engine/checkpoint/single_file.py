@@ -55,7 +55,7 @@ def bundle_of_file(
     """Take a file apart; shapes alone are read, except where SD2 keeps its prediction type in a tensor's values."""
     spec, architecture = parse_config(file.metadata.get(CONFIG_KEY), file.name)
     unet, layout, lone = _unet_tensors(file)
-    texts = _text_parts(file.tensors, architecture, text_heads)
+    texts = _text_parts(file, architecture, text_heads)
     ema = _ema_tensors(file, unet) if layout == "ldm" else {}
     config = architecture.get("unet") or infer_unet(unet, layout, pooled_width=_pooled_width(texts))
     spec = _spec(spec, file, config, unet, layout, prediction)
@@ -70,11 +70,10 @@ def bundle_of_file(
         path=file.path,
         layout=f"{layout}-unet" if lone else layout,
         spec=spec,
-        unet=Part(kind="unet", config=config, tensors=chosen, rename=rename),
-        autoencoder=_autoencoder_part(file.tensors, architecture, spec),
+        unet=_part(file, kind="unet", config=config, tensors=chosen, rename=rename),
+        autoencoder=_autoencoder_part(file, architecture, spec),
         text_encoders=texts,
         ema_parameters=sum(value.numel() for value in ema.values()),
-        files=(file.path,),
         metadata=file.metadata,
         leftovers=file.leftovers,
     )
@@ -120,30 +119,39 @@ def _ema_tensors(file: WeightFile, raw: Mapping[str, Tensor]) -> dict[str, Tenso
     return {name: file.tensors[ema_name(name)] for name in raw}
 
 
-def _autoencoder_part(tensors: Mapping[str, Tensor], architecture: Mapping[str, Any], spec: ModelSpec) -> Part | None:
-    found = with_prefix(tensors, PREFIXES["autoencoder"])
+def _part(file: WeightFile, **values: Any) -> Part:
+    return Part(files=(file.path,), release=file.release, **values)
+
+
+def _autoencoder_part(file: WeightFile, architecture: Mapping[str, Any], spec: ModelSpec) -> Part | None:
+    found = with_prefix(file.tensors, PREFIXES["autoencoder"])
     kept = {name: value for name, value in found.items() if not name.startswith(("loss.", "model_ema."))}
     if not kept:
         return None
     config = architecture.get("autoencoder") or infer_autoencoder(kept, "ldm", latent_scale=spec.latent_scale)
-    return Part(kind="autoencoder", config=config, tensors=kept, rename=partial(ldm_autoencoder_name, config=config))
+    rename = partial(ldm_autoencoder_name, config=config)
+    return _part(file, kind="autoencoder", config=config, tensors=kept, rename=rename)
 
 
-def _text_parts(tensors: Mapping[str, Tensor], architecture: Mapping[str, Any], heads: int | None) -> tuple[Part, ...]:
+def _text_parts(file: WeightFile, architecture: Mapping[str, Any], heads: int | None) -> tuple[Part, ...]:
     """The text encoders in the order the UNet reads them, under transformers' names."""
     found: list[tuple[str, dict[str, Tensor], str]] = []
     for prefix in ("clip", "sdxl_clip"):
-        state = strip_text_prefix(with_prefix(tensors, PREFIXES[prefix]))
+        state = strip_text_prefix(with_prefix(file.tensors, PREFIXES[prefix]))
         state.pop("text_projection.weight", None)
         found.append(("text", state, "quick_gelu"))
     for prefix, kind in (("open_clip", "text"), ("sdxl_open_clip", "projected_text")):
-        state = with_prefix(tensors, PREFIXES[prefix])
+        state = with_prefix(file.tensors, PREFIXES[prefix])
         keep = kind == "projected_text"
         found.append((kind, from_open_clip(state, keep_last=keep) if state else {}, "gelu"))
     found = [entry for entry in found if entry[1]]
     configs = architecture.get("text_encoders") or [None] * len(found)
+    if len(configs) != len(found):
+        raise CheckpointError(
+            f"{file.name} has {len(found)} text encoders and its ip2p_config tells of {len(configs)}; save it again"
+        )
     return tuple(
-        Part(kind=kind, tensors=state, config=config or infer_text(state, hidden_act=act, heads=heads))
+        _part(file, kind=kind, tensors=state, config=config or infer_text(state, hidden_act=act, heads=heads))
         for (kind, state, act), config in zip(found, configs, strict=True)
     )
 
@@ -174,7 +182,9 @@ def _spec(
     )
     if not edm:
         return spec
-    said = {key.rpartition(".")[2]: _number(real_tensor(file, key)) for key in EDM_KEYS if key in file.tensors}
+    said: dict[str, Any] = {
+        key.rpartition(".")[2]: _number(real_tensor(file, key)) for key in EDM_KEYS if key in file.tensors
+    }
     return replace(spec, **said)
 
 

@@ -27,7 +27,7 @@ def open_bundle(
     prediction: str | None = None,
     header_only: bool = False,
 ) -> Bundle:
-    """Take apart "embedded", "embedded-sd", a file, a folder, or what a hub id (owner/name, hf://owner/name/file) names.
+    """Take apart "embedded", "embedded-sd", a file, a folder, or a hub id (owner/name, hf://owner/name/file).
 
     Raises CheckpointError for a source that does not exist or is no checkpoint.
     """

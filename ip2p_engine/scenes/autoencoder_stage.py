@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .grammar import is_held_out, scenes_of
-from .judge import world_pixels
 from .networks import LATENT_SCALE, make_autoencoder
 from .stage import StageConfig
-from .world import WORLD_SIZE, all_scenes
+from .world import WORLD_SIZE, all_scenes, world_pixels
 
 __all__ = ["AutoencoderStage", "DecoderStage", "fold_latent_scale"]
 

@@ -15,10 +15,9 @@ from open_clip import CLIP
 from torch import Tensor, nn
 
 from .grammar import caption_of, scenes_of
-from .judge import world_pixels
 from .stage import StageConfig
 from .tables import text_table, words_in_use
-from .world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, all_scenes
+from .world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, all_scenes, world_pixels
 
 __all__ = ["CLIP_CONFIG", "CLIP_MEAN", "CLIP_STD", "ClipStage", "make_clip"]
 
@@ -54,7 +53,7 @@ def make_clip(vocabulary: int = 49408) -> CLIP:
 class ClipStage:
     """The symmetric contrastive loss of CLIP (Radford et al. 2021)."""
 
-    config = ClipStageConfig(steps=900, batch=128, learning_rate=1.5e-3)
+    config = ClipStageConfig(steps=600, batch=128, learning_rate=1.5e-3)
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed + 2)

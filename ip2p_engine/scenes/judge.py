@@ -15,9 +15,9 @@ from PIL import Image
 from scipy import ndimage
 
 from .grammar import Edit
-from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render
+from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render, world_pixels
 
-__all__ = ["Reading", "Verdict", "judge_edit", "read_scenes", "world_pixels"]
+__all__ = ["Reading", "Verdict", "judge_edit", "read_scenes"]
 
 CLEAR_PSNR = 20.0
 CLEAR_OBJECT_PSNR = 17.0
@@ -51,12 +51,6 @@ class Verdict:
     @property
     def success(self) -> bool:
         return self.asked and self.kept and self.reading.clear
-
-
-@lru_cache(maxsize=1)
-def world_pixels() -> np.ndarray:
-    """Every scene drawn: uint8, shape (12960, 64, 64, 3), in the order of all_scenes()."""
-    return np.stack([np.asarray(render(scene)) for scene in all_scenes()])
 
 
 def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:

@@ -26,6 +26,7 @@ __all__ = [
     "all_scenes",
     "object_mask",
     "render",
+    "world_pixels",
 ]
 
 WORLD_SIZE = 64
@@ -112,13 +113,33 @@ def all_scenes() -> tuple[Scene, ...]:
 def render(scene: Scene) -> Image.Image:
     """Draw a scene: 64 x 64, RGB, antialiased."""
     backdrop, tint = _backdrop(scene.background, scene.style)
-    colour = tint(np.array(COLOURS[scene.colour], dtype=np.float64))
-    mask = object_mask(scene)[..., None]
+    return Image.fromarray(_painted(scene, backdrop, tint(np.array(COLOURS[scene.colour], dtype=np.float64))), "RGB")
+
+
+@cache
+def world_pixels() -> np.ndarray:
+    """Every scene drawn as ``render`` does: uint8, shape (12960, 64, 64, 3), in the order of all_scenes()."""
+    per_layout = len(COLOURS) * len(BACKGROUNDS)
+    return np.concatenate([_recoloured(layout) for layout in all_scenes()[::per_layout]])
+
+
+def _recoloured(layout: Scene) -> np.ndarray:
+    """A scene in every colour on every background: (36, 64, 64, 3)."""
+    grounds = [_backdrop(background, layout.style) for background in BACKGROUNDS]
+    backdrops = np.stack([ground for ground, _ in grounds])[None]
+    palette = np.array(list(COLOURS.values()), dtype=np.float64)
+    colours = np.stack([grounds[0][1](colour) for colour in palette])[:, None, None, None]
+    return _painted(layout, backdrops, colours).reshape(-1, WORLD_SIZE, WORLD_SIZE, 3)
+
+
+def _painted(layout: Scene, backdrop: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """The object of a layout over backdrops (..., 64, 64, 3) in tinted colours that broadcast with them; uint8."""
+    mask = object_mask(layout)[..., None]
     picture = backdrop * (1 - mask) + colour * mask
-    if scene.style == "sketch":
-        line = _placed(_outline(scene.shape, scene.size), scene.place)[..., None]
+    if layout.style == "sketch":
+        line = _placed(_outline(layout.shape, layout.size), layout.place)[..., None]
         picture = picture * (1 - line) + GRAPHITE * line
-    return Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8), "RGB")
+    return np.rint(picture).clip(0, 255).astype(np.uint8)
 
 
 def object_mask(scene: Scene) -> np.ndarray:

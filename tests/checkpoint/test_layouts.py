@@ -189,7 +189,7 @@ def test_cosxl_edit_is_known_by_its_sigmas(make_model, ldm_tensors, tmp_path):
 @pytest.mark.parametrize(("spread", "prediction"), [(0.02, "eps"), (0.3, "v")])
 def test_sd2_tells_its_prediction_by_the_spread_of_a_bias(spread, prediction, make_model, ldm_tensors, tmp_path):
     state = ldm_tensors(make_model("sd2", 4))
-    state[f"{UNET}output_blocks.5.1.transformer_blocks.0.norm1.bias"] = torch.linspace(-1, 1, 32) * spread
+    state[f"{UNET}output_blocks.3.1.transformer_blocks.0.norm1.bias"] = torch.linspace(-1, 1, 32) * spread
     save_file(state, tmp_path / "file.safetensors")
     assert load_model(tmp_path / "file.safetensors", **HEADS).spec.prediction == prediction
     other = "v" if prediction == "eps" else "eps"
@@ -266,3 +266,20 @@ def test_one_tensor_of_the_text_encoder_may_carry_its_prefix_or_not(sd1, same_mo
     state = {n.replace("transformer.text_model.", "transformer."): v for n, v in ldm_tensors(sd1).items()}
     save_file(state, tmp_path / "file.safetensors")
     same_model(load_model(tmp_path / "file.safetensors", **HEADS), sd1)
+
+
+def test_casting_gives_the_mapped_memory_back_and_changes_nothing(sd1, tmp_path):
+    path = save_ldm(sd1, tmp_path / "file.safetensors")
+    half, again = load_model(path, dtype=torch.float16), load_model(path)
+    for name, value in again.unet.state_dict().items():
+        assert torch.equal(value.half(), half.unet.state_dict()[name])
+
+
+def test_networks_own_their_memory(sd1, tmp_path):
+    """A mapped file is private: training in place writes to memory, never to the file."""
+    path = save_ldm(sd1, tmp_path / "file.safetensors")
+    before = path.read_bytes()
+    model = load_model(path)
+    model.unet.conv_in.weight.add_(1)
+    assert path.read_bytes() == before
+    assert torch.equal(model.unet.conv_in.weight, sd1.unet.conv_in.weight + 1)

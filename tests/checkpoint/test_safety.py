@@ -239,9 +239,18 @@ WRONG = {
     "a missing tensor": (without(f"{UNET}time_embed.0.bias"), "lacks time_embed.0.bias"),
     "no first tensor": (without(UNET + FIRST), "no UNet"),
     "no autoencoder end": (without("first_stage_model.decoder.norm_out.bias"), "lacks decoder.norm_out.bias"),
-    "a tensor too many": (lambda s: changed(s, **{f"{UNET}adapter.weight": torch.ones(2)}), "has adapter.weight beyond"),
-    "a strange tensor": (lambda s: changed(s, **{"control_model.a": torch.ones(2)}), "no Stable Diffusion checkpoint has"),
-    "a wrong shape": (lambda s: changed(s, **{f"{UNET}time_embed.0.bias": torch.ones(3)}), r"shape \(3,\) and \(128,\)"),
+    "a tensor too many": (
+        lambda s: changed(s, **{f"{UNET}adapter.weight": torch.ones(2)}),
+        "has adapter.weight beyond",
+    ),
+    "a strange tensor": (
+        lambda s: changed(s, **{"control_model.a": torch.ones(2)}),
+        "no Stable Diffusion checkpoint has",
+    ),
+    "a wrong shape": (
+        lambda s: changed(s, **{f"{UNET}time_embed.0.bias": torch.ones(3)}),
+        r"shape \(3,\) and \(128,\)",
+    ),
     "NaN in the UNet": (spoiled(f"{UNET}out.2.bias", float("nan")), "out.2.bias of the UNet holds NaN"),
     "NaN in the text encoder": (
         spoiled("cond_stage_model.transformer.text_model.final_layer_norm.bias", float("nan")),

@@ -214,6 +214,10 @@ def test_interrupting_is_quiet(monkeypatch, scene, capsys):
 
 def test_module_runs_as_a_command():
     done = subprocess.run(
-        [sys.executable, "-m", "ip2p_engine", "--version"], capture_output=True, text=True, check=True, env={**os.environ}
+        [sys.executable, "-m", "ip2p_engine", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ},
     )
     assert done.stdout.startswith("ip2p ")

@@ -17,8 +17,19 @@ from ip2p_engine.scenes.grammar import (
     sample_edits,
     scenes_of,
 )
-from ip2p_engine.scenes.judge import CLEAR_OBJECT_PSNR, CLEAR_PSNR, Reading, judge_edit, read_scenes, world_pixels
-from ip2p_engine.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, STYLES, Scene, all_scenes, object_mask, render
+from ip2p_engine.scenes.judge import CLEAR_OBJECT_PSNR, CLEAR_PSNR, Reading, judge_edit, read_scenes
+from ip2p_engine.scenes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    Scene,
+    all_scenes,
+    object_mask,
+    render,
+    world_pixels,
+)
 
 HEART = Scene(shape="heart", colour="red", background="sky", size="large")
 
@@ -153,3 +164,8 @@ def test_verdicts_tell_asked_from_kept():
     wild = judge_edit(edit, render(edit.target.with_(style=other)))
     assert (wild.asked, wild.kept, wild.success) == (True, False, False)
     assert wild.background_psnr < 30
+
+
+def test_the_whole_world_is_drawn_as_single_scenes_are():
+    for number in range(0, len(all_scenes()), 97):
+        assert np.array_equal(world_pixels()[number], pixels(all_scenes()[number]))

@@ -1,0 +1,130 @@
+"""What captions and edits are, how they are read, and what every source of edits promises."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import CaptionError, ConfigError
+from ..files import disk_errors, json_lines
+
+__all__ = ["CaptionEdit", "CaptionSource", "Rejected", "Request", "plain", "read_captions", "read_edits"]
+
+CAPTION_NAMES = ("caption", "input", "original_prompt", "text")
+INSTRUCTION_NAMES = ("instruction", "edit", "edit_prompt")
+EDITED_NAMES = ("edited_caption", "output", "edited_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionEdit:
+    """A caption, an instruction, and the caption of the picture once it is followed."""
+
+    caption: str
+    instruction: str
+    edited_caption: str
+
+    @property
+    def is_no_op(self) -> bool:
+        """Whether nothing is asked for, or nothing changes but case, spaces and punctuation."""
+        return not plain(self.instruction) or plain(self.edited_caption) in ("", plain(self.caption))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """An answer that cannot be used."""
+
+    reason: str
+    """Such as "malformed"; rejections are counted by it."""
+    text: str = ""
+    """What came instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A caption to be edited, the ``number``-th time, with randomness from ``seed`` alone."""
+
+    caption: str
+    number: int
+    seed: int
+
+    @classmethod
+    def make(cls, caption: str, number: int, seed: int) -> Request:
+        """A request whose seed follows from the run's seed, the caption and the number, so order does not matter."""
+        digest = hashlib.blake2b(f"{seed}/{number}/{caption}".encode(), digest_size=7).digest()
+        return cls(caption=caption, number=number, seed=int.from_bytes(digest, "big"))
+
+
+class CaptionSource(Protocol):
+    """Something that thinks of edits."""
+
+    name: str
+    batch: int
+    """How many requests it likes to get at once."""
+
+    def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
+        """One answer a request, in their order."""
+
+
+def plain(text: str) -> str:
+    """Words in lower case with single spaces, without punctuation."""
+    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+
+
+def read_captions(path: Path | str, *, column: str | None = None) -> Iterator[str]:
+    """The captions of a text file (one a line), a JSON Lines or a Parquet file; empty ones are left out.
+
+    ``column`` defaults to the first of caption, input, original_prompt, text that is there. Raises CaptionError.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind == ".txt":
+        with disk_errors(path, "read", CaptionError), path.open(encoding="utf-8", errors="replace") as lines:
+            yield from filter(None, map(str.strip, lines))
+        return
+    for row in _rows(path):
+        caption = _named(row, (column,) if column else CAPTION_NAMES, path).strip()
+        if caption:
+            yield caption
+
+
+def read_edits(path: Path | str) -> list[CaptionEdit]:
+    """Triplets of a JSON Lines or Parquet file, by our names, the original's or the hub's; raises CaptionError."""
+    path = Path(path)
+    names = {"caption": CAPTION_NAMES, "instruction": INSTRUCTION_NAMES, "edited_caption": EDITED_NAMES}
+    return [CaptionEdit(**{field: _named(row, names[field], path) for field in names}) for row in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    kind = path.suffix.lower()
+    if kind in (".jsonl", ".json"):
+        yield from json_lines(path, CaptionError)
+    elif kind == ".parquet":
+        yield from _parquet_rows(path)
+    else:
+        raise CaptionError(f"{path} ends in {kind or 'no suffix'}; give a .txt, .jsonl or .parquet file")
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        got = f"{path} needs pyarrow, which is missing"
+        raise ConfigError(f"{got}; pip install 'instruct-pix2pix[data]', or give a .jsonl file") from error
+    try:
+        with ParquetFile(path) as file:
+            texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]
+            for batch in file.iter_batches(columns=texts):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise CaptionError(f"{path} is no Parquet file that can be read ({error}); give another copy") from error
+
+
+def _named(row: Mapping[str, Any], names: Sequence[str], path: Path) -> str:
+    for name in names:
+        if isinstance(row.get(name), str):
+            return row[name]
+    raise CaptionError(f"{path} has a row with {', '.join(map(str, row))} and no {' or '.join(names)}; name its column")

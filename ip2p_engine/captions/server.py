@@ -1,0 +1,255 @@
+"""Edits from any server that speaks OpenAI's chat protocol, local or remote.
+
+The standard library's HTTP client is enough for one kind of POST, and what matters here, waiting as the server asks,
+is in none of the client libraries completely: a limit that one request meets holds all of them back.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import logging
+import os
+import random
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from .. import __version__
+from ..errors import CaptionError, ConfigError
+from .edits import CaptionEdit, Rejected, Request
+
+__all__ = ["ServerConfig", "ServerSource"]
+
+log = logging.getLogger(__name__)
+TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+MAX_ANSWER, LONGEST_ASKED = 1_000_000, 3600.0
+
+INSTRUCTION = """\
+You write training data for an image editor that follows instructions. You get the caption of a picture. Think of one \
+edit of the picture that is interesting and can be seen, and answer with one JSON object and nothing else: \
+{"instruction": what a user would ask for, in a few words, "edited_caption": the caption of the edited picture, \
+which changes what was asked for and keeps everything else word for word}"""
+EXAMPLES = (
+    ("photograph of a girl riding a horse", "have her ride a dragon", "photograph of a girl riding a dragon"),
+    ("a small harbour town by the sea", "make it winter", "a small harbour town by the sea in winter"),
+    ("a bowl of apples on a table", "swap the apples for lemons", "a bowl of lemons on a table"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Where the server is, and how patient and how busy to be."""
+
+    base_url: str
+    """Up to and without /chat/completions, such as http://127.0.0.1:8000/v1."""
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable with the key; a key is never a setting, so that none is saved. Unset: no key is sent."""
+    temperature: float = 0.7
+    """As in the paper's code."""
+    max_tokens: int = 256
+    concurrency: int = 4
+    """Requests under way at one time."""
+    retries: int = 8
+    """After the first attempt, of errors that may pass: limits, server errors, lost connections."""
+    timeout: float = 120.0
+    """Seconds that one attempt may be silent."""
+    first_wait: float = 1.0
+    """Seconds before the first retry; doubled for each further one, with jitter of half to all of it."""
+    longest_wait: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^\s/]+.*", self.base_url):
+            raise ConfigError(f"base_url is {self.base_url!r}; give an address such as http://127.0.0.1:8000/v1")
+        if not self.model:
+            raise ConfigError("model is empty; give the name under which the server knows it")
+        for name, least in (("concurrency", 1), ("retries", 0), ("max_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a whole number of at least {least}")
+        for name in ("timeout", "first_wait", "longest_wait"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give seconds above 0")
+
+
+class ServerSource:
+    """A source of edits; requests run side by side, answers keep their order."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config, self.name = config, config.model
+        self.batch = 8 * config.concurrency
+        self._gate = _Gate()
+        # No redirects: the key would go wherever they lead.
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
+        """One answer a request. Raises CaptionError once a request has failed for good; the rest is given up then."""
+        self._gate.open()
+        pool = ThreadPoolExecutor(self.config.concurrency)
+        try:
+            futures = [pool.submit(self._ask, request) for request in requests]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+            return [future.result() for future in futures]
+        except BaseException:
+            self._gate.close()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, request: Request) -> CaptionEdit | Rejected:
+        body = json.dumps(_body(request, self.config)).encode()
+        for attempt in range(self.config.retries + 1):
+            self._gate.wait()
+            try:
+                return _parsed(request.caption, self._post(body))
+            except _Passing as trouble:
+                if attempt == self.config.retries:
+                    tried = f"{self.config.base_url} failed {attempt + 1} times, at last with: {trouble}"
+                    raise CaptionError(f"{tried}; see to the server, then run the same command again") from trouble
+                self._hold_back(trouble, attempt)
+        raise AssertionError("the loop returns or raises")
+
+    def _hold_back(self, trouble: _Passing, attempt: int) -> None:
+        """This request waits twice as long each time; what the server asks for holds all of them."""
+        log.info("%s: %s", self.config.base_url, trouble)
+        if trouble.wait > LONGEST_ASKED:
+            asked = f"{self.config.base_url} asks to wait {trouble.wait / 3600:.1f} hours ({trouble})"
+            raise CaptionError(f"{asked}; run the same command again then")
+        self._gate.hold(trouble.wait)
+        pause = min(self.config.longest_wait, self.config.first_wait * 2**attempt)
+        self._gate.sleep(pause * random.uniform(0.5, 1))
+
+    def _post(self, body: bytes) -> Any:
+        """The server's answer as JSON; _Passing for trouble that may pass, CaptionError for the rest."""
+        url = self.config.base_url.rstrip("/") + "/chat/completions"
+        headers = {"Content-Type": "application/json", "User-Agent": f"ip2p/{__version__}"}
+        key = os.environ.get(self.config.key_variable)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        post = urllib.request.Request(url, data=body, headers=headers)  # base_url is http or https
+        try:
+            with self._opener.open(post, timeout=self.config.timeout) as answer:
+                self._gate.hold(_used_up(answer.headers))
+                return json.loads(answer.read(MAX_ANSWER))
+        except urllib.error.HTTPError as error:
+            said = f"HTTP {error.code} {_message(error)}".strip()
+            if error.code not in TRANSIENT:
+                raise CaptionError(f"{url} refused the request ({said}); check address, model and key") from error
+            raise _Passing(said, _asked_wait(error.headers)) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _Passing(f"{type(error).__name__}: {error}") from error
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+class _Passing(Exception):
+    """Trouble that may pass; ``wait`` is how many seconds the server asks for."""
+
+    def __init__(self, said: str, wait: float = 0.0) -> None:
+        super().__init__(said)
+        self.wait = wait
+
+
+class _Gate:
+    """Holds all requests back until a moment, and lets waiting ones go when the work is given up."""
+
+    def __init__(self) -> None:
+        self._until, self._lock, self._closed = 0.0, threading.Lock(), threading.Event()
+
+    def open(self) -> None:
+        self._closed.clear()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def hold(self, seconds: float) -> None:
+        with self._lock:
+            self._until = max(self._until, time.monotonic() + seconds)
+
+    def wait(self) -> None:
+        while (left := self._until - time.monotonic()) > 0:
+            self.sleep(left)
+        self.sleep(0)
+
+    def sleep(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise CaptionError("the work was given up")
+
+
+def _body(request: Request, config: ServerConfig) -> dict[str, Any]:
+    messages = [{"role": "system", "content": INSTRUCTION}]
+    for caption, instruction, edited in EXAMPLES:
+        answer = json.dumps({"instruction": instruction, "edited_caption": edited})
+        messages += [{"role": "user", "content": caption}, {"role": "assistant", "content": answer}]
+    return {
+        "model": config.model,
+        "messages": [*messages, {"role": "user", "content": request.caption}],
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "seed": request.seed % 2**31,
+    }
+
+
+def _parsed(caption: str, answer: Any) -> CaptionEdit | Rejected:
+    """The edit in a chat answer; _Passing if it is no chat answer, Rejected if the model wrote something else."""
+    try:
+        text = answer["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise _Passing(f"an answer without choices: {json.dumps(answer)[:200]}") from error
+    found = re.search(r"\{.*\}", text or "", re.DOTALL)
+    try:
+        fields = json.loads(found.group()) if found else {}
+        edit = {name: fields[name] for name in ("instruction", "edited_caption")}
+    except (ValueError, KeyError):
+        return Rejected(reason="malformed", text=text or "")
+    if not all(isinstance(value, str) and value.strip() for value in edit.values()):
+        return Rejected(reason="malformed", text=text)
+    return CaptionEdit(caption=caption, **{name: " ".join(value.split()) for name, value in edit.items()})
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    """What the server says in words; the protocol puts it into error.message."""
+    try:
+        text = error.read(2000).decode(errors="replace")
+        return str(json.loads(text)["error"]["message"])[:300]
+    except (OSError, http.client.HTTPException):
+        return error.reason
+    except (ValueError, KeyError, TypeError):
+        return " ".join(text.split())[:300]
+
+
+def _asked_wait(headers: Any) -> float:
+    """Seconds: Retry-After as a number or a date (RFC 9110, 10.2.3), or the reset of a limit that is used up."""
+    asked = headers.get("Retry-After", "")
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", asked):
+        return float(asked)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return _used_up(headers)
+
+
+def _used_up(headers: Any) -> float:
+    """Seconds until a limit that is used up is renewed (x-ratelimit-*, such as 1s, 6m0s, 20ms); 0 if none is."""
+    waits = [0.0]
+    for kind in ("requests", "tokens"):
+        if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0":
+            waits.append(_duration(headers.get(f"x-ratelimit-reset-{kind}", "")))
+    return max(waits)
+
+
+def _duration(text: str) -> float:
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text)
+    return sum(float(number) * units[unit] for number, unit in parts)

@@ -1,0 +1,270 @@
+"""Data sets as wholes: foreign layouts come in and go out unchanged, faults are found, the sheet works in a browser."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ip2p_engine.dataset import export_dataset, import_dataset, info, verify
+from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.sheet import sheet
+from ip2p_engine.store import PairRecord, PairStore, PairWriter
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SCORES = {"p2p_threshold": 0.5, "cfg_scale": 9.0, "clip_sim_0": 0.25, "clip_sim_1": 0.26}
+SCORES |= {"clip_sim_dir": 0.3, "clip_sim_image": 0.8}
+
+
+def encoded(colour, kind="JPEG", size=(16, 16)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def pair(n, **changes):
+    fields = {
+        "original_image": encoded((10 * n, 0, 0), "PNG"),
+        "edited_image": encoded((0, 10 * n, 0), "PNG"),
+        "edit_prompt": f"make it <b>snow</b> & {n}",
+        "original_prompt": f"a street {n // 2}",
+        "edited_prompt": f"a street {n // 2} in the snow",
+        "seed": n,
+        "p": 0.5,
+        "cfg": 7.5,
+        "sim_0": 0.25,
+        "sim_image": 0.5 + n / 100,
+        "sim_direction": 0.9 - n / 100 if n else None,
+        "key": f"{n:07d}/{n}",
+    }
+    return PairRecord(**{**fields, **changes})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "store", [pair(n) for n in range(8)])
+
+
+def make_store(folder, pairs):
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        writer.write(*pairs)
+    return folder
+
+
+@pytest.fixture(params=["input", "caption"])
+def original(request, tmp_path):
+    """Two caption folders as the authors' code writes them; the second has no metadata."""
+    folder = tmp_path / "original"
+    for number, seeds in ((0, ("12", "7")), (4, ("99",))):
+        place = folder / f"{number:07d}"
+        place.mkdir(parents=True)
+        prompt = {request.param: f"a cat {number}", "edit": "make it a dog", "output": f"a dog {number}"}
+        (place / "prompt.json").write_text(json.dumps(prompt))
+        for seed in seeds:
+            (place / f"{seed}_0.jpg").write_bytes(encoded((int(seed), 0, 0)))
+            (place / f"{seed}_1.jpg").write_bytes(encoded((0, int(seed), 0)))
+    lines = [json.dumps({"seed": seed, **SCORES}) for seed in (7, 12)]
+    (folder / "0000000" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "seeds.json").write_text(json.dumps([["0000000", ["12", "7"]], ["0000004", ["99"]]]))
+    return folder
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_original_layout_comes_in_byte_for_byte(original, tmp_path):
+    assert import_dataset(original, tmp_path / "store") == 3
+    pairs = list(PairStore(tmp_path / "store"))
+    assert [p.key for p in pairs] == ["0000000/12", "0000000/7", "0000004/99"]
+    assert pairs[0].original_image == (original / "0000000" / "12_0.jpg").read_bytes()
+    assert (pairs[0].original_prompt, pairs[0].edit_prompt) == ("a cat 0", "make it a dog")
+    assert (pairs[0].p, pairs[0].cfg, pairs[0].sim_direction) == (0.5, 9.0, 0.3)
+    assert (pairs[2].p, pairs[2].sim_0, pairs[2].seed) == (None, None, 99)
+    assert import_dataset(original, tmp_path / "store") == 0
+    assert verify(tmp_path / "store").sound
+
+
+def test_it_goes_out_again_as_it_came(original, tmp_path):
+    import_dataset(original, tmp_path / "store")
+    assert export_dataset(tmp_path / "store", tmp_path / "again") == 3
+    before, after = files_of(original), files_of(tmp_path / "again")
+    assert {name for name in after if name.endswith(".jpg")} == {name for name in before if name.endswith(".jpg")}
+    assert all(after[name] == before[name] for name in before if name.endswith(".jpg"))
+    assert json.loads(after["seeds.json"]) == json.loads(before["seeds.json"])
+    prompt = json.loads(after["0000004/prompt.json"])
+    assert prompt["caption"] == prompt["input"] == "a cat 4"
+    rows = [json.loads(line) for line in after["0000000/metadata.jsonl"].splitlines()]
+    assert {"seed": 12, **SCORES} in rows
+    import_dataset(tmp_path / "again", tmp_path / "third")
+    assert list(PairStore(tmp_path / "third")) == list(PairStore(tmp_path / "store"))
+
+
+def test_folders_without_a_list_of_seeds_are_read_by_their_files(original, tmp_path):
+    (original / "seeds.json").unlink()
+    assert import_dataset(original, tmp_path / "store") == 3
+
+
+def test_broken_originals_are_named(original, tmp_path):
+    (original / "0000004" / "99_1.jpg").unlink()
+    with pytest.raises(DatasetError, match="99_1.jpg cannot be read"):
+        import_dataset(original, tmp_path / "a")
+    assert len(PairStore(tmp_path / "a")) == 2  # what came before it is kept
+    (original / "0000000" / "prompt.json").write_text('{"text": "a cat"}')
+    with pytest.raises(DatasetError, match="has no original_prompt or caption or input.*, only text; add it"):
+        import_dataset(original, tmp_path / "b")
+    (original / "0000000" / "prompt.json").write_text("{")
+    with pytest.raises(DatasetError, match="prompt.json is no JSON"):
+        import_dataset(original, tmp_path / "c")
+
+
+def test_pairs_without_folder_names_are_gathered_by_their_texts(tmp_path):
+    pairs = [pair(n, key=f"x{n}", seed=None, edit_prompt="snow") for n in range(4)]
+    assert export_dataset(make_store(tmp_path / "store", pairs), tmp_path / "out") == 4
+    assert json.loads((tmp_path / "out" / "seeds.json").read_text()) == [
+        ["0000000", ["0", "1"]],
+        ["0000001", ["0", "1"]],
+    ]
+    with Image.open(tmp_path / "out" / "0000001" / "1_1.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert abs(picture.getpixel((8, 8))[1] - 30) <= 2
+    with pytest.raises(DatasetError, match="is not empty; export to a new folder"):
+        export_dataset(tmp_path / "store", tmp_path / "out")
+    with pytest.raises(ConfigError, match="layout is 'other'"):
+        export_dataset(tmp_path / "store", tmp_path / "new", layout="other")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_lists_of_triplets_come_in(tmp_path, kind):
+    (tmp_path / "a.png").write_bytes(encoded("red", "PNG"))
+    (tmp_path / "b.bmp").write_bytes(encoded("blue", "BMP"))
+    row = {
+        "source_image": "a.png",
+        "target_image": "b.bmp",
+        "instruction": "make it blue",
+        "caption": "red",
+        "seed": "3",
+    }
+    text = json.dumps(row) if kind == "jsonl" else ",".join(row) + "\n" + ",".join(row.values())
+    (tmp_path / f"list.{kind}").write_text(text + "\n")
+    assert import_dataset(tmp_path / f"list.{kind}", tmp_path / "store") == 1
+    found = PairStore(tmp_path / "store")[0]
+    assert (found.edit_prompt, found.original_prompt, found.edited_prompt) == ("make it blue", "red", "")
+    assert (found.seed, found.key) == (3, "list/0")
+    assert found.original_image == (tmp_path / "a.png").read_bytes()
+    assert Image.open(io.BytesIO(found.edited_image)).format == "PNG"
+
+
+def test_the_hubs_files_come_in(tmp_path):
+    row = pair(3)
+    picture = {"bytes": row.original_image, "path": None}
+    table = {"original_image": [picture], "edited_image": [picture], "edit_prompt": ["x"]}
+    table |= {"original_prompt": ["a"], "edited_prompt": ["b"]}
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "hub" / "part.parquet")
+    assert import_dataset(tmp_path / "hub", tmp_path / "store") == 1
+    assert PairStore(tmp_path / "store")[0].key == "row/0"
+
+
+def test_unknown_layouts_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", tmp_path / "missing.csv", tmp_path / "missing"):
+        with pytest.raises(DatasetError, match="is no known layout; give a folder of the original layout"):
+            import_dataset(source, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_info_says_what_is_there(store):
+    found = info(store)
+    assert (found.pairs, found.captions, found.shards) == (8, 8, 1)
+    assert found.picture_sizes == {"16x16 PNG": 8}
+    assert found.scores["sim_image"]["count"] == 8
+    assert found.scores["sim_direction"]["count"] == 7
+    assert found.scores["sim_image"]["median"] == pytest.approx(0.535)
+    assert "sim_1" not in found.scores
+    assert "8 pairs of 8 captions" in found.as_text()
+    assert info(make_store(store.parent / "empty", [])).pairs == 0
+
+
+def test_verify_finds_every_kind_of_fault(tmp_path):
+    bad = [
+        pair(1, original_image=b"no picture"),
+        pair(2, edited_image=encoded("red", size=(8, 8))),
+        pair(3, edit_prompt="  "),
+        pair(4, sim_0=7.0),
+        pair(5, sim_1=float("nan")),
+    ]
+    folder = make_store(tmp_path / "store", [pair(0), *bad])
+    second = folder / "data" / "train-00001-of-00002-000000.parquet"
+    shutil.copy(PairStore(folder).shards[0], second)
+    verdict = verify(folder)
+    assert not verdict.sound
+    said = "\n".join(verdict.faults)
+    for text in (
+        "cannot be decoded",
+        "have the sizes (16, 16) and (8, 8)",
+        "no instruction",
+        "sim_0 is 7",
+        "sim_1 is nan",
+    ):
+        assert text in said
+    assert said.count("its key is there twice") == 6
+    second.write_bytes(second.read_bytes().replace(pair(0).original_image, bytes(len(pair(0).original_image))))
+    assert any("cannot be decoded" in fault for fault in verify(folder).faults)
+    (folder / "manifest.json").unlink()
+    assert "has no manifest.json" in verify(folder).faults[0]
+
+
+def test_the_digest_is_of_the_content_alone(store, tmp_path):
+    cut = tmp_path / "cut"
+    with PairWriter(cut, manifest={}, rows_per_shard=3) as writer:
+        for row in reversed(list(PairStore(store))):
+            writer.write(row)
+    assert verify(cut).digest == verify(store).digest
+    other = make_store(tmp_path / "other", [replace(row, sim_0=0.26) for row in PairStore(store)])
+    assert verify(other).digest != verify(store).digest
+
+
+def test_a_sheet_is_self_contained_and_safe(store, tmp_path):
+    out = tmp_path / "sheets" / "sheet.html"
+    assert sheet(store, out, limit=4) == 4
+    page = out.read_text(encoding="utf-8")
+    assert page.count("<article") == 4
+    assert 'data-index="6"' in page
+    assert "make it &lt;b&gt;snow&lt;/b&gt; &amp; 6" in page
+    assert not re.search(r"(src|href)=.(?!data:)", page)
+    assert "http:" not in page
+    assert "https:" not in page
+    with pytest.raises(ConfigError, match="limit is 0"):
+        sheet(store, out, limit=0)
+    with pytest.raises(DatasetError, match="has no pairs yet"):
+        sheet(make_store(tmp_path / "empty", []), out)
+
+
+def shown(page, address=""):
+    """What a browser shows of the sheet: (indices of the visible cards in order, the count it states)."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"{page.as_uri()}{address}"]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    cards = [tag for tag in re.findall(r"<article[^>]*>", dom) if "hidden" not in tag]
+    count = html.unescape(re.search(r'id="count"[^>]*>([^<]*)<', dom).group(1))
+    return [int(re.search(r'data-index="(\d+)"', tag).group(1)) for tag in cards], count
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_sorts_and_filters(store, tmp_path):
+    page = tmp_path / "sheet.html"
+    sheet(store, page)
+    assert shown(page) == ([1, 2, 3, 4, 5, 6, 7, 0], "8 of 8 pairs")  # by direction; a pair without one comes last
+    assert shown(page, "#sort=sim_image") == ([7, 6, 5, 4, 3, 2, 1, 0], "8 of 8 pairs")
+    assert shown(page, "#sort=index&ascending=on&sim_image=0.55")[0] == [5, 6, 7]
+    assert shown(page, "#sim_direction=0.86&text=STREET%201") == ([2, 3], "2 of 8 pairs")
