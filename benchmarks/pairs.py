@@ -12,6 +12,7 @@ original copies.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import importlib.util
 import json
@@ -104,21 +105,22 @@ def load_slow():
 
 
 def row(name: str, runs: list[dict], options: argparse.Namespace) -> dict:
-    seconds = statistics.median(run[name][0] for run in runs)
+    seconds, peak, ours = (statistics.median(run[w][c] for run in runs) for w, c in ((name, 0), (name, 1), ("ours", 1)))
     return {
         "pairs": options.pairs,
         "steps": options.steps,
         "seconds": round(seconds, 3),
         "pairs_per_second": round(options.pairs / seconds, 4),
-        "peak_mb": round(statistics.median(run[name][1] for run in runs), 1),
+        "peak_mb": round(peak, 1),
         "speed_of_ours": round(statistics.median(run[name][0] / run["ours"][0] for run in runs), 3),
-        "memory_of_ours": round(statistics.median(run["ours"][1] / max(run[name][1], 1e-3) for run in runs), 3),
+        "memory_of_ours": round(ours / peak, 3) if peak else None,
     }
 
 
 def measure(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """(seconds, megabytes added at the peak)."""
     gc.collect()
+    give_back_freed_memory()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -141,6 +143,12 @@ def measure(run: Callable[[], object], device: torch.device) -> tuple[float, flo
     done.set()
     watcher.join()
     return seconds, max(0.0, peak[0] - before)
+
+
+def give_back_freed_memory() -> None:
+    """Otherwise what an earlier way has freed hides what this one takes (glibc keeps it)."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> float:
