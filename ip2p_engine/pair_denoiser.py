@@ -35,7 +35,7 @@ class PairConditioning:
     """p of each pair: self-attention is shared while p > i / (n - 1)."""
     cfg: tuple[float, ...]
     """w of each pair: u + w (c - u)."""
-    edited_start: float = 0.0
+    edited_prompt_start: float = 0.0
     """The fraction of the steps in which the edited picture still follows the source's caption."""
     cross_steps: float = 0.0
     """The fraction of the steps in which cross-attention maps are edited."""
@@ -69,7 +69,7 @@ class PairDenoiser:
             self._prepare(cond)
         step, steps = step_of(sigma, self._sigmas), len(self._sigmas) - 1
         # Until the edited caption starts, both pictures of a pair are one: it is computed once.
-        if step < cond.edited_start * steps:
+        if step < cond.edited_prompt_start * steps:
             self._sharing.use(None)
             self._cross.use(editing=False, watching=False)
             return self._guided(SOURCES, x[::2], sigma, cond).repeat_interleave(2, dim=0)
@@ -81,7 +81,7 @@ class PairDenoiser:
     def _prepare(self, cond: PairConditioning) -> None:
         """Project the texts once for the whole walk."""
         context = cond.texts.tokens.to(self._model.dtype)
-        for name in (PAIRS, SOURCES) if cond.edited_start > 0 else (PAIRS,):
+        for name in (PAIRS, SOURCES) if cond.edited_prompt_start > 0 else (PAIRS,):
             self._keys.prepare(name, context, cond.rows(name))
         self._prepared = cond
 

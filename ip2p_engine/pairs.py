@@ -47,7 +47,7 @@ class PairConfig:
     """p is drawn from here: the fraction of the steps that share self-attention. Equal ends fix it; 0 is off."""
     cfg_range: tuple[float, float] = (7.5, 15.0)
     """w, the guidance scale, is drawn from here. Equal ends fix it."""
-    edited_start: float = 0.0
+    edited_prompt_start: float = 0.0
     """The fraction of the steps in which the edited picture still follows the source's caption, 0 to 1."""
     mode: str = "self"
     """self: the paper's. replace, refine: edit the cross-attention as well (Hertz et al. 2022)."""
@@ -73,7 +73,7 @@ class PairConfig:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
         for name in ("p2p_range", "cfg_range"):
             _check_range(name, getattr(self, name))
-        for name in ("edited_start", "cross_steps", "blend_start"):
+        for name in ("edited_prompt_start", "cross_steps", "blend_start"):
             if check_scale(name, getattr(self, name)) > 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction of the steps, 0 to 1")
         if self.mode == "self" and self.reweight:
@@ -214,7 +214,7 @@ class PairGenerator:
             edited_rows=tuple(texts.index(job.edited_caption) for job in jobs),
             p2p_thresholds=tuple(p for p, _ in drawn),
             cfg=tuple(w for _, w in drawn),
-            edited_start=self.config.edited_start,
+            edited_prompt_start=self.config.edited_prompt_start,
             cross_steps=self.config.cross_steps if cross else 0.0,
             size_ids=size_ids(self.model, [self.size]),
         )

@@ -251,7 +251,7 @@ def test_whole_pairs_against_the_slow_way(exact, slow_pairs, monkeypatch, mode, 
         size=(128, 96),
         reweight=factors,
         cross_steps=0.5,
-        edited_start=late / STEPS,
+        edited_prompt_start=late / STEPS,
         local_blend=blend,
         blend_start=0.4,
     )

@@ -129,7 +129,7 @@ def test_equal_to_copied_logits(exact, slow_pairs, steps):
 @pytest.mark.parametrize(("start", "late", "evaluations"), [(0.0, 0, 32), (0.3, 3, 26), (1.0, 8, 16)])
 def test_a_late_start_is_the_source_s_caption_computed_once(exact, slow_pairs, start, late, evaluations):
     texts, noises = encode_text(exact, ["", HEART, STAR]), noises_of([7], 8)
-    z, denoiser = walk(exact, conditioning(texts, [0.6], [8.0], edited_start=start), 8, noises)
+    z, denoiser = walk(exact, conditioning(texts, [0.6], [8.0], edited_prompt_start=start), 8, noises)
     sigmas = make_sigmas("model", exact.schedule, 8).tolist()
     expected = slow_pairs.slow_pair(exact, texts.tokens, 0.6, 8.0, sigmas, noises, late_steps=late)
     assert (z - expected).abs().max() <= 1e-5
@@ -244,7 +244,7 @@ def test_v_prediction_is_the_same_network_in_other_words(exact):
 
 def test_sdxl(tiny_pair_model):
     model = tiny_pair_model("sdxl", torch.float64)
-    config = PairConfig(steps=3, size=(64, 96), edited_start=0.4)
+    config = PairConfig(steps=3, size=(64, 96), edited_prompt_start=0.4)
     many = PairGenerator(model, config).generate(HEART, STAR, [1, 2])
     for pair in many:
         near(pair, PairGenerator(model, config).generate(HEART, STAR, [pair.seed])[0])
@@ -280,7 +280,7 @@ def test_as_many_as_fit(tiny, monkeypatch):
         ({"p2p_range": (0.9, 0.1)}, "p2p_range is .*lower and the upper end"),
         ({"cfg_range": (7.5,)}, "cfg_range is"),
         ({"cfg_range": (-1.0, 2.0)}, "cfg_range is -1.0; give a finite number"),
-        ({"edited_start": 1.1}, "edited_start is 1.1; give a fraction"),
+        ({"edited_prompt_start": 1.1}, "edited_prompt_start is 1.1; give a fraction"),
         ({"cross_steps": float("nan")}, "cross_steps is nan"),
         ({"reweight": {"red": 2.0}}, "reweight has no effect; use mode 'refine'"),
     ],
