@@ -22,7 +22,7 @@ LAYERS = [
     "conditioning alignment cross_attention denoiser pair_denoiser",
     "edit captions store pairs clip_similarity filtering dataset_layouts sheet dataset train evaluate",
     "scenes",
-    "progress edit_command cli __main__",
+    "progress commands cli __main__",
 ]
 ORDER = " ".join(LAYERS).split()
 

@@ -202,12 +202,12 @@ def test_help_is_light():
 
 
 def test_interrupting_is_quiet(monkeypatch, scene, capsys):
-    from ip2p_engine import edit_command
+    from ip2p_engine.commands import edit_files
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edit_command, "edit_files", interrupted)
+    monkeypatch.setattr(edit_files, "edit_files", interrupted)
     assert run("edit", scene, *SNOW) == 130
     assert "Traceback" not in capsys.readouterr().err
 

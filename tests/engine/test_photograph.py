@@ -61,7 +61,7 @@ def test_size_orientation_and_settings_survive(editor, steps, tmp_path):
     result = editor.edit(path, "make it winter", steps=steps, resolution=256, seeds=5)[0]
     assert result.source.size == result.image.size == (600, 400)
     assert np.abs(np.asarray(result.source).astype(int) - np.asarray(upright).astype(int)).mean() < 4
-    assert result.settings["edited_at"] == [288, 192]
+    assert result.settings["edited_at"] == [256, 192]
     assert result.evaluations == 3 * steps
 
     save_image(result.image, tmp_path / "out.png", result.settings)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .edit import EditConfig, EditResult, Hooks, InstructPix2Pix
-from .errors import ConfigError
-from .images import check_output, open_image, plan_size, save_image
-from .noise import check_seed
-from .progress import progress
+from ..edit import EditConfig, EditResult, Hooks, InstructPix2Pix
+from ..errors import ConfigError
+from ..images import check_output, open_image, plan_size, save_image
+from ..noise import check_seed
+from ..progress import progress
 
 __all__ = ["edit_files", "output_paths"]
 

@@ -1,0 +1,63 @@
+"""``ip2p inspect`` and ``ip2p convert``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..errors import ConfigError
+from .options import DTYPES, add_command, torch_dtype
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    _add_inspect(commands)
+    _add_convert(commands)
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = add_command(commands, "inspect", _inspect, "say what a checkpoint is, without loading it")
+    parser.add_argument("source", metavar="CHECKPOINT", help="a file, a diffusers folder, a hub id or embedded")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    parser.add_argument("--sha256", action="store_true", help="also the file's SHA-256")
+    parser.add_argument("--json", action="store_true")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = add_command(commands, "convert", _convert, "write a checkpoint in another layout, or merge three")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="SOURCE TARGET; with --add-difference TARGET alone")
+    parser.add_argument("--to", choices=("ldm", "diffusers"), required=True, help="one file, or a pipeline folder")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the file's own")
+    parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
+    parser.add_argument(
+        "--add-difference",
+        nargs=5,
+        metavar=("IP2P", "-", "SD_BASE", "+", "OTHER"),
+        help="the editing skill of IP2P on another model of its family",
+    )
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from ..checkpoint.report import report_card
+
+    card = report_card(options.source, sha256=options.sha256, weights=options.weights)
+    sys.stdout.write((card.to_json() if options.json else str(card)) + "\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from ..model import convert, merge_files
+
+    settings = {"to": options.to, "weights": options.weights, "dtype": torch_dtype(options)}
+    if options.add_difference:
+        ip2p, minus, base, plus, other = options.add_difference
+        if (minus, plus, len(options.paths)) != ("-", "+", 1):
+            raise ConfigError("a merge reads --add-difference IP2P - SD_BASE + OTHER --to LAYOUT -- TARGET")
+        written = merge_files(ip2p, base, other, options.paths[0], **settings)
+    else:
+        if len(options.paths) != 2:
+            raise ConfigError(f"convert got {len(options.paths)} paths; give SOURCE and TARGET")
+        written = convert(*options.paths, base=options.base, **settings)
+    sys.stdout.write(f"{written}\n")

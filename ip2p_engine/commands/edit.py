@@ -1,0 +1,67 @@
+"""``ip2p edit`` and ``ip2p demo``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .options import add_command, add_guidance_options, add_model_options, check_positive, edit_config, load_editor
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    _add_edit(commands)
+    _add_demo(commands)
+
+
+def _add_edit(commands: Any) -> None:
+    parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit")
+    parser.add_argument("--instruction", nargs="+", required=True, metavar="TEXT", help='e.g. "make it snow"')
+    add_model_options(parser)
+    add_guidance_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first result (default: 0)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="results per picture and instruction")
+    parser.add_argument(
+        "--size",
+        default="paper",
+        help="paper: the 64 rule of the paper's code; keep: the picture's own; or WxH (default: paper)",
+    )
+    parser.add_argument("--resolution", type=int, help="longer side that the paper's rule aims at")
+    parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a file if there is one result")
+    parser.add_argument("--json", action="store_true", help="print the settings of each result as JSON")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = add_command(commands, "demo", _demo, "a first edit with the embedded model, no download")
+    parser.add_argument("--out", type=Path, default=Path("ip2p-demo.png"), help="the strip (default: ip2p-demo.png)")
+    parser.add_argument("--seed", type=int, default=0)
+    add_model_options(parser)
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from .edit_files import edit_files
+
+    config = edit_config(options, size=options.size, resolution=options.resolution)
+    seeds = range(options.seed, options.seed + check_positive("--seeds", options.seeds))
+    rows = edit_files(
+        options.images,
+        options.instruction,
+        load=lambda: load_editor(options),
+        config=config,
+        seeds=seeds,
+        out=options.out,
+    )
+    for row in rows:
+        sys.stdout.write(json.dumps(row) + "\n" if options.json else f"{row['file']}\n")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ..scenes.demo import make_demo
+
+    report = make_demo(load_editor(options), options.out, seed=options.seed)
+    sys.stdout.write(report + "\n")

@@ -1,0 +1,86 @@
+"""Options that several commands share, and what they mean to the engine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = [
+    "DTYPES",
+    "add_command",
+    "add_guidance_options",
+    "add_model_options",
+    "check_positive",
+    "edit_config",
+    "load_editor",
+    "progress_bar",
+    "torch_dtype",
+]
+
+SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
+SCHEDULE_NAMES = ("model", "karras", "exponential")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def add_command(commands: Any, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", default="embedded", help="embedded, a file, a diffusers folder or a hub id")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
+    parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
+    parser.add_argument("--compile", action="store_true", help="compile the network (CUDA)")
+
+
+def add_guidance_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-cfg", type=float, help="how strongly to follow the instruction (default: 7.5)")
+    parser.add_argument("--image-cfg", type=float, help="how strongly to keep the picture (default: 1.5)")
+    parser.add_argument("--steps", type=int, help="default: the checkpoint's recommendation")
+    parser.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
+    parser.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
+
+
+def load_editor(options: argparse.Namespace) -> Any:
+    from ..edit import InstructPix2Pix
+
+    return InstructPix2Pix.load(
+        options.checkpoint,
+        device=options.device,
+        dtype=torch_dtype(options),
+        compile=options.compile,
+        weights=options.weights,
+        base=options.base,
+    )
+
+
+def torch_dtype(options: argparse.Namespace) -> Any:
+    import torch
+
+    return getattr(torch, options.dtype) if options.dtype else None
+
+
+def edit_config(options: argparse.Namespace, **more: Any) -> Any:
+    from ..edit import EditConfig
+
+    names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule")
+    return EditConfig(**{name: getattr(options, name) for name in names}, **more)
+
+
+def progress_bar(total: int, unit: str) -> Any:
+    from ..progress import progress
+
+    return progress(total, unit)
+
+
+def check_positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; give a whole number of at least 1")
+    return value
