@@ -1,0 +1,178 @@
+"""The engine's guidance and samplers where ComfyUI expects a guider and a sampler."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import comfy.conds
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.samplers
+import latent_preview
+import node_helpers
+import torch
+from torch import Tensor
+
+from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.guidance import BRANCHES, check_scale, dual_guidance, needed_branches
+from ..ip2p_engine.sampling import sample
+from ..ip2p_engine.schedule import DiscreteSchedule
+from ._models import require_edit
+
+__all__ = ["DualGuider", "EngineSampler", "fractional_time", "ladder", "step_callback"]
+
+IMAGE = "concat_latent_image"
+CFG_HOOKS = (
+    "sampler_pre_cfg_function",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+    "disable_cfg1_optimization",
+)
+Conds = list[dict[str, Any]]
+
+
+class DualGuider(comfy.samplers.CFGGuider):
+    """u + s_I (i - u) + s_T (c - i) over a native MODEL; equation 3 of Brooks et al. (2023).
+
+    c and i are the positive and the negative condition with the picture; u, without it, is made here. u is evaluated
+    in a call of its own, so that the condition indices that other packs see stay 0 (text) and 1 (no text).
+    """
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, text_cfg: float, image_cfg: float) -> None:
+        """Raises CheckpointError for a MODEL that does not edit, ConfigError for a scale below 0."""
+        require_edit(model)
+        super().__init__(model)
+        self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
+
+    def set_conds(self, positive: list, negative: list) -> None:
+        """Both conditions; the picture of the positive one stands in where the negative one has none."""
+        picture = next((values[IMAGE] for _, values in positive if IMAGE in values), None)
+        if picture is None:
+            raise ConfigError("the positive condition carries no picture; wire it through IP2P Encode Image first")
+        self.inner_set_conds({"positive": _with_image(positive, picture), "negative": _with_image(negative, picture)})
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006
+        """The guided clean latent; ComfyUI's name, and its signature, for what a denoiser returns."""
+        if not any(model_options.get(name) for name in CFG_HOOKS):
+            needed = needed_branches(self.text_cfg, self.image_cfg)
+            return dual_guidance(self._evaluate(needed, x, timestep, model_options), self.text_cfg, self.image_cfg)
+        return self._hooked(x, timestep, model_options)
+
+    def _hooked(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
+        """The same value as plain guidance between two ends, which is what other packs' CFG hooks understand.
+
+        With U = u + s_I (i - u) and C = U + (c - i), equation 3 is U + s_T (C - U).
+        """
+        branches = self._evaluate(BRANCHES, x, timestep, model_options)
+        ends = [dual_guidance(branches, text_cfg, self.image_cfg) for text_cfg in (1.0, 0.0)]
+        positive, negative = self.conds["positive"], self.conds["negative"]
+        shared = {"cond_scale": self.text_cfg, "timestep": timestep, "input": x, "sigma": timestep}
+        for hook in model_options.get("sampler_pre_cfg_function", []):
+            given = {"conds": [positive, negative], "conds_out": ends, "model": self.inner_model}
+            ends = hook({**shared, **given, "model_options": model_options})
+        return comfy.samplers.cfg_function(
+            self.inner_model, ends[0], ends[1], self.text_cfg, x, timestep, model_options, positive, negative
+        )
+
+    def _evaluate(self, names: tuple[str, ...], x: Tensor, timestep: Tensor, model_options: dict) -> dict[str, Tensor]:
+        """The network's clean latents of some branches; the others are not computed."""
+        positive, negative = self.conds["positive"], self.conds["negative"]
+        with_image = [positive if "c" in names else None, negative if "i" in names else None]
+        found = {}
+        if any(cond is not None for cond in with_image):
+            found["c"], found["i"] = self._calculate(with_image, x, timestep, model_options)
+        if "u" in names:
+            _, found["u"] = self._calculate([None, _without_image(negative)], x, timestep, model_options)
+        return {name: found[name] for name in names}
+
+    def _calculate(self, conds: list[Conds | None], x: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
+        hook = model_options.get("sampler_calc_cond_batch_function")
+        if hook is None:
+            return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        given = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
+        return hook({**given, "model_options": model_options})
+
+
+def _with_image(conditioning: list, picture: Tensor) -> list:
+    """The conditions, with the picture where they have none."""
+    given = node_helpers.conditioning_set_values(conditioning, {IMAGE: picture})
+    return [own if IMAGE in own[1] else filled for own, filled in zip(conditioning, given, strict=True)]
+
+
+def _without_image(conds: Conds) -> Conds:
+    """Copies of conditions whose image latents are zero: the null image."""
+    emptied = []
+    for cond in conds:
+        inputs = dict(cond["model_conds"])
+        inputs["c_concat"] = comfy.conds.CONDNoiseShape(torch.zeros_like(inputs["c_concat"].cond))
+        emptied.append({**cond, "model_conds": inputs})
+    return emptied
+
+
+class EngineSampler(comfy.samplers.Sampler):
+    """The engine's sampling loop as a SAMPLER: x starts at noise * sigma_0, and each sample has a stream of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        sigmas: Tensor,
+        draw: Callable[[Tensor], Tensor],
+        after_step: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> None:
+        """``sigmas`` in float64; ``draw(x)`` gives a step's unit noise, after the start noise was drawn."""
+        self._name, self._sigmas, self._draw, self._after_step = name, sigmas, draw, after_step
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """ComfyUI's call: walk from the start noise to the clean latent."""
+        inner = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
+        inner.latent_image, inner.noise = latent_image, noise
+
+        def denoiser(x: Tensor, sigma: float, _: None) -> Tensor:
+            return inner(x, x.new_full((len(x),), sigma), denoise_mask, **extra_args)
+
+        def on_step(i: int, n: int, x: Tensor, sigma: float, denoised: Tensor) -> None:
+            if callback is not None:
+                callback(i, denoised, x, n)
+
+        start = noise * float(self._sigmas[0])
+        return sample(
+            self._name, denoiser, start, self._sigmas, noise=self._draw, on_step=on_step, after_step=self._after_step
+        )
+
+
+def step_callback(model: comfy.model_patcher.ModelPatcher, steps: int, part: int = 0, parts: int = 1) -> Callable:
+    """Progress, the preview of the predicted clean picture, and the look whether Cancel was pressed, once a step."""
+    show = latent_preview.prepare_callback(model, steps * parts)
+    return lambda step, denoised, x, total: show(part * steps + step, denoised, x, steps * parts)
+
+
+def ladder(model: comfy.model_patcher.ModelPatcher) -> DiscreteSchedule:
+    """A MODEL's noise levels as the engine's schedule."""
+    sigmas = model.get_model_object("model_sampling").sigmas.detach().double().cpu()
+    return DiscreteSchedule(1 / (1 + sigmas**2))
+
+
+def fractional_time(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone whose network is told t as the paper's code does: between the steps of the ladder too.
+
+    ComfyUI rounds it to the nearest of the 1000.
+    """
+    clone = model.clone()
+    sampling = clone.get_model_object("model_sampling")
+    if type(sampling).timestep is comfy.model_sampling.ModelSamplingDiscrete.timestep:
+        exact, steps = copy.copy(sampling), ladder(model)
+        exact.timestep = lambda sigma: steps.sigma_to_t(sigma).float().to(sigma.device)
+        clone.add_object_patch("model_sampling", exact)
+    return clone

@@ -1,0 +1,87 @@
+"""What the nodes need of ComfyUI that is neither a model nor sampling: pictures, places on disk, progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.images import open_image
+
+__all__ = ["check_interrupted", "contained", "hold", "progress", "to_image", "to_pictures"]
+
+
+def to_pictures(image: Tensor) -> list[Image.Image]:
+    """RGB pictures of an IMAGE (B, H, W, C) in [0, 1]; transparency is laid on white."""
+    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [
+        open_image(Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)) for picture in levels
+    ]
+
+
+def to_image(pictures: Sequence[Image.Image]) -> Tensor:
+    """An IMAGE (B, H, W, 3) in [0, 1] of RGB pictures of one size, where ComfyUI keeps what passes between nodes."""
+    levels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return (torch.from_numpy(levels).float() / 255).to(comfy.model_management.intermediate_device())
+
+
+def check_interrupted() -> None:
+    """Raise ComfyUI's own signal if the artist pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress(total: int) -> Callable[[int, int], None]:
+    """The node's progress bar as the engine's on_progress(done, total); it also stops on Cancel."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def show(done: int, total: int) -> None:
+        bar.update_absolute(done, total)
+        check_interrupted()
+
+    return show
+
+
+def contained(root: str | os.PathLike, name: str) -> Path:
+    """The folder or file ``name`` inside ``root``; raises ConfigError for a name that leads out of it."""
+    base = Path(root).resolve()
+    path = (base / name).resolve()
+    if not name.strip() or path == base or not path.is_relative_to(base):
+        raise ConfigError(f"the name {name!r} leads out of {base.name}/; give a plain name such as my-set")
+    return path
+
+
+def output_folder(kind: str, name: str) -> Path:
+    """A place of our own under ComfyUI's output folder, such as output/datasets/my-set."""
+    return contained(Path(folder_paths.get_output_directory()) / kind, name)
+
+
+class _Held(nn.Module):
+    """A network of another library in a plain coat: ComfyUI sets attributes that some of them do not allow."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+def hold(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """A network of another library under ComfyUI's memory management; ``load`` it before each use."""
+    return comfy.model_patcher.ModelPatcher(
+        _Held(network),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def load(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Bring a held network to the device, as a whole."""
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)

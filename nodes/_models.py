@@ -1,0 +1,225 @@
+"""Checkpoints as ComfyUI's own MODEL, CLIP and VAE objects, whatever layout they came in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.models.autoencoder
+import comfy.model_base
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sd
+import comfy.supported_models
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ..ip2p_engine.errors import CheckpointError
+
+__all__ = ["EMBEDDED", "Native", "load_native", "require_edit", "source_of", "sources", "spec_of"]
+
+EMBEDDED = ("embedded", "embedded-sd")
+SPEC = "ip2p_spec"
+UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
+STANDARD = {("sd1", 320), ("sd2", 320), ("sdxl", 320), ("cosxl", 320)}
+LOAD_INSTEAD = "load one, e.g. instruct-pix2pix-00-22000.safetensors, with IP2P Load Checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """A loaded checkpoint as ComfyUI's objects, and what its weights do not say."""
+
+    model: comfy.model_patcher.ModelPatcher
+    clip: comfy.sd.CLIP
+    vae: comfy.sd.VAE
+    spec: Any
+
+
+def sources() -> list[str]:
+    """What IP2P Load Checkpoint offers: the embedded models, checkpoints by their names, then the other folders."""
+    named = [f"diffusion_models/{name}" for name in folder_paths.get_filename_list("diffusion_models")]
+    return [*EMBEDDED, *folder_paths.get_filename_list("checkpoints"), *named, *_diffusers_folders()]
+
+
+def source_of(name: str) -> str | Path:
+    """The embedded name or the path that a choice of ``sources`` stands for; raises CheckpointError."""
+    if name in EMBEDDED:
+        return name
+    if name not in sources():
+        raise CheckpointError(
+            f"checkpoint {name!r} is not there; press R in ComfyUI to refresh the lists and choose again"
+        )
+    kind, _, rest = name.partition("/")
+    if kind == "diffusers":
+        return next(
+            Path(root) / rest for root in folder_paths.get_folder_paths("diffusers") if (Path(root) / rest).is_dir()
+        )
+    if kind == "diffusion_models" and rest in folder_paths.get_filename_list("diffusion_models"):
+        return Path(folder_paths.get_full_path_or_raise("diffusion_models", rest))
+    return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
+
+
+def _diffusers_folders() -> list[str]:
+    found = []
+    for root in map(Path, folder_paths.get_folder_paths("diffusers")):
+        if root.is_dir():
+            found += [f"diffusers/{index.parent.name}" for index in sorted(root.glob("*/model_index.json"))]
+    return list(dict.fromkeys(found))
+
+
+def spec_of(model: comfy.model_patcher.ModelPatcher) -> Any:
+    """The ModelSpec that our loader attached, or what the MODEL's own type says where core loaded it."""
+    known = model.get_attachment(SPEC)
+    if known is not None:
+        return known
+    from ..ip2p_engine.checkpoint.spec import ModelSpec, recommended
+
+    edm = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.ModelSamplingContinuousEDM)
+    wide = isinstance(model.model, comfy.model_base.SDXL)
+    family = "cosxl" if wide and edm else "sdxl" if wide else "sd1"
+    values = recommended(family, in_channels(model))
+    return ModelSpec(family=family, in_channels=in_channels(model), prediction="eps", **values)
+
+
+def in_channels(model: comfy.model_patcher.ModelPatcher) -> int:
+    """Input channels of a MODEL's network; 0 where it has no such setting."""
+    return int(model.model.model_config.unet_config.get("in_channels") or 0)
+
+
+def require_edit(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raises CheckpointError unless the MODEL takes the 8 channels of an InstructPix2Pix."""
+    channels = in_channels(model)
+    if channels != 8:
+        got = f"this MODEL takes {channels} input channels" if channels else "this MODEL is of another kind"
+        raise CheckpointError(f"{got}, and an InstructPix2Pix takes 8; {LOAD_INSTEAD}")
+
+
+def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | None = None) -> Native:
+    """Load "embedded", "embedded-sd", a file or a diffusers folder.
+
+    A complete single file without a choice of weights goes through ComfyUI's own loader. Everything else is read by
+    the engine and handed over under the authors' names. Raises CheckpointError for what is no InstructPix2Pix.
+    """
+    from ..ip2p_engine.checkpoint.source import open_bundle
+
+    bundle = open_bundle(source, weights=weights, header_only=True)
+    if bundle.spec.in_channels != 8 and source != "embedded-sd":
+        raise CheckpointError(
+            f"{bundle.path.name} has a UNet of {bundle.spec.in_channels} input channels (text to image), and an "
+            f"InstructPix2Pix takes 8; {LOAD_INSTEAD}"
+        )
+    standard = (bundle.spec.family, bundle.unet.config["block_out_channels"][0]) in STANDARD
+    plain = bundle.layout == "ldm" and bundle.complete and not bundle.ema_parameters and bundle.path.suffix != ".ckpt"
+    if standard and plain:
+        parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path))[:3]
+    else:
+        parts = _through_the_engine(source, weights, base, standard)
+    return _native(parts, bundle.spec)
+
+
+def _native(parts: tuple, spec: Any) -> Native:
+    model, clip, vae = parts
+    model.set_attachments(SPEC, spec)
+    if spec.prediction == "v" and model.model.model_type == comfy.model_base.ModelType.EPS:
+        sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.V_PREDICTION)
+        model.add_object_patch("model_sampling", sampling)
+    return Native(model=model, clip=clip, vae=vae, spec=spec)
+
+
+def _through_the_engine(source: str | Path, weights: str, base: str | Path | None, standard: bool) -> tuple:
+    from ..ip2p_engine.checkpoint.ldm_state import ldm_state
+    from ..ip2p_engine.model import load_model
+
+    loaded = load_model(source, weights=weights, base=base, dtype=None if standard else torch.float32)
+    state = {name: value.detach() for name, value in ldm_state(loaded).items()}
+    if standard:
+        return comfy.sd.load_state_dict_guess_config(state)[:3]
+    if loaded.spec.family != "sd1":
+        raise CheckpointError(
+            f"{source} is a {loaded.spec.family} of unusual width, and ComfyUI knows the usual ones; "
+            "use it headless with ip2p edit"
+        )
+    return _narrow_model(loaded, state), _narrow_clip(loaded, state), _narrow_autoencoder(loaded, state)
+
+
+class _NarrowText(comfy.supported_models.SD15):
+    """Stable Diffusion 1.5 of any width."""
+
+    model_class = comfy.model_base.BaseModel
+    unet_config = {}
+
+    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
+        return self.model_class(self, model_type=self.network_type, device=device)
+
+
+class _NarrowEdit(_NarrowText):
+    """InstructPix2Pix of any width."""
+
+    model_class = comfy.model_base.SD15_instructpix2pix
+
+
+def _narrow_model(loaded: Any, state: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+    detected = comfy.model_detection.detect_unet_config(state, UNET)
+    config = (_NarrowEdit if loaded.spec.in_channels == 8 else _NarrowText)(detected)
+    config.unet_config["num_heads"] = loaded.unet.config.attention_head_dim  # diffusers' old name for the heads
+    types = comfy.model_base.ModelType
+    config.network_type = types.V_PREDICTION if loaded.spec.prediction == "v" else types.EPS
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model(state, UNET)
+    network.load_model_weights(dict(state), UNET)
+    _regroup(network.diffusion_model, loaded.unet.config.norm_num_groups)
+    manager = comfy.model_management
+    return comfy.model_patcher.ModelPatcher(
+        network, load_device=manager.get_torch_device(), offload_device=manager.unet_offload_device()
+    )
+
+
+def _narrow_clip(loaded: Any, state: dict[str, Tensor]) -> comfy.sd.CLIP:
+    config = loaded.text_encoders[0].config
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    options = {"clip_l_model_config": {name: getattr(config, name) for name in names}}
+    target = comfy.supported_models.SD15({}).clip_target()
+    given = comfy.supported_models.SD15({}).process_clip_state_dict(dict(state))
+    clip = comfy.sd.CLIP(target, tokenizer_data=given, model_options=options)
+    clip.load_sd(given, full_model=True)
+    return clip
+
+
+def _narrow_autoencoder(loaded: Any, state: dict[str, Tensor]) -> comfy.sd.VAE:
+    """ComfyUI builds norms of 32 groups and no others, so it builds a wider network, which gets the narrow weights."""
+    config = loaded.autoencoder.config
+    widths = config.block_out_channels
+    shape = {
+        "double_z": True,
+        "z_channels": config.latent_channels,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config.layers_per_block,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    settings = {"ddconfig": shape, "embed_dim": config.latent_channels}
+    blank = comfy.ldm.models.autoencoder.AutoencoderKL(**settings).state_dict()
+    vae = comfy.sd.VAE(sd=blank, config={"params": settings})
+    own = {name.removeprefix(AUTOENCODER): value for name, value in state.items() if name.startswith(AUTOENCODER)}
+    for name, value in own.items():
+        owner, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(value.to(vae.vae_dtype), requires_grad=False)
+        setattr(vae.first_stage_model.get_submodule(owner), leaf, parameter)
+    _regroup(vae.first_stage_model, config.norm_num_groups)
+    vae.size = None
+    vae.patcher.size = 0
+    return vae
+
+
+def _regroup(network: nn.Module, groups: int) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups, module.num_channels = groups, len(module.weight)

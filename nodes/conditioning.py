@@ -1,0 +1,141 @@
+"""The picture as a condition, and its size given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import node_helpers
+import torch
+from torch import Tensor
+
+from ..ip2p_engine.images import fit, give_back, plan_size
+from ._api import advanced, io, schema
+from ._host import to_image, to_pictures
+
+SIZES = ["paper", "keep"]
+SIZE_TOOLTIP = (
+    "paper: the paper's rule, multiples of 64 with the long side near resolution; best for what it was trained on. "
+    "keep: the picture's own size to the nearest 64; for detail, at the price of memory and of edits that reach less."
+)
+
+
+class EncodeImage(io.ComfyNode):
+    """The picture as the condition that an InstructPix2Pix was trained with."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_EncodeImage",
+            display_name="IP2P Encode Image",
+            group="conditioning",
+            description=(
+                "Puts the picture into both conditions and makes the empty latent of the same size, for IP2P Guider "
+                "and any sampler. Resizes by the paper's rule, where core's node crops to multiples of 8."
+            ),
+            search_aliases=["InstructPixToPixConditioning"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The instruction, from CLIP Text Encode."),
+                io.Conditioning.Input(
+                    "negative", tooltip="No instruction: CLIP Text Encode with an empty text, as the model was trained."
+                ),
+                io.Vae.Input("vae", tooltip="The checkpoint's autoencoder."),
+                io.Image.Input("image", tooltip="The picture to edit, or a batch of pictures of one size."),
+                io.Combo.Input("size", options=SIZES, default="paper", tooltip=SIZE_TOOLTIP),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=4096,
+                    step=64,
+                    tooltip=(
+                        "The long side that size = paper aims at, in pixels: 512 for SD1.5, 768 for SDXL, 1024 for "
+                        "CosXL-Edit, 64 for the embedded model. Other values move away from what was trained."
+                    ),
+                ),
+                advanced(
+                    io.Mask.Input(
+                        "mask",
+                        optional=True,
+                        tooltip="Where the picture may change (white). Without it, everywhere.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The instruction with the picture."),
+                io.Conditioning.Output(display_name="negative", tooltip="No instruction, with the picture."),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="Where sampling starts: empty, or with a mask the picture itself, changed only inside.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        vae: Any,
+        image: Tensor,
+        size: str = "paper",
+        resolution: int = 512,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        latent = encode(vae, image, size, resolution)
+        values = {"concat_latent_image": latent, **size_values(latent)}
+        conditions = [node_helpers.conditioning_set_values(given, values) for given in (positive, negative)]
+        return io.NodeOutput(*conditions, start_latent(latent, mask))
+
+
+class RestoreSize(io.ComfyNode):
+    """The edited picture in the original's size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_RestoreSize",
+            display_name="IP2P Restore Size",
+            group="conditioning",
+            description=(
+                "Gives the edited picture the width and height of the original, so that one lies exactly over the other; "
+                "margins that the resize rule cut off are mirrored. IP2P Edit Image does this itself."
+            ),
+            inputs=[
+                io.Image.Input("image", tooltip="The edited picture, from VAE Decode."),
+                io.Image.Input(
+                    "original", tooltip="The picture that went into IP2P Encode Image; only its size counts."
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The edited picture, as large as the original.")],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, original: Tensor) -> io.NodeOutput:
+        frame = (original.shape[2], original.shape[1])
+        return io.NodeOutput(to_image([give_back(picture, frame) for picture in to_pictures(image)]))
+
+
+def encode(vae: Any, image: Tensor, size: str, resolution: int) -> Tensor:
+    """The image condition c_I (B, 4, h, w) of an IMAGE: the posterior's mode, unscaled, at the planned size."""
+    target = plan_size(size, image.shape[2], image.shape[1], resolution)
+    return vae.encode(to_image([fit(picture, target) for picture in to_pictures(image)]))
+
+
+def size_values(latent: Tensor) -> dict[str, int]:
+    """SDXL's six numbers for a picture of that latent, as the engine gives them; other models do not look."""
+    height, width = 8 * latent.shape[-2], 8 * latent.shape[-1]
+    return {
+        "width": width,
+        "height": height,
+        "crop_w": 0,
+        "crop_h": 0,
+        "target_width": width,
+        "target_height": height,
+    }
+
+
+def start_latent(latent: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """The LATENT to sample from: empty, or the picture with a noise mask."""
+    if mask is None:
+        return {"samples": torch.zeros_like(latent)}
+    return {"samples": latent, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])}

@@ -1,0 +1,100 @@
+"""IP2P Load Checkpoint: any layout becomes MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import _models
+from ._api import advanced, io, schema
+
+SAME = "from the file itself"
+
+
+class LoadCheckpoint(io.ComfyNode):
+    """A checkpoint of any layout, or the embedded miniature."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_LoadCheckpoint",
+            display_name="IP2P Load Checkpoint",
+            group="loading",
+            description=(
+                "Loads an InstructPix2Pix: single files with or without EMA weights, UNets alone, diffusers folders, "
+                "SD1.5, SDXL and CosXL-Edit, and the embedded miniature, which knows only scenes and needs no download."
+            ),
+            search_aliases=["InstructPix2Pix", "instruct pix2pix", "edit by instruction", "cosxl edit"],
+            inputs=_inputs(),
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The UNet with 8 input channels; takes LoRAs as any MODEL."
+                ),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder for the instruction."),
+                io.Vae.Output(display_name="vae", tooltip="The autoencoder for the picture and the result."),
+                io.Float.Output(
+                    display_name="text_cfg",
+                    tooltip="What the checkpoint recommends for text_cfg, 7.5 for the paper's. Wire it or type a value.",
+                ),
+                io.Float.Output(
+                    display_name="image_cfg",
+                    tooltip="What the checkpoint recommends for image_cfg, 1.5 for the paper's. Wire it or type a value.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What the file is: base, prediction, weights, memory. Show it with Preview Any.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, weights: str = "ema", base: str = SAME) -> str:
+        path = Path(_models.source_of(checkpoint))
+        found = path.stat() if path.is_file() else None
+        return f"{checkpoint} {weights} {base} {found and (found.st_mtime_ns, found.st_size)}"
+
+    @classmethod
+    def execute(cls, checkpoint: str, weights: str = "ema", base: str = SAME) -> io.NodeOutput:
+        from ..ip2p_engine.checkpoint.report import report_card
+
+        source = _models.source_of(checkpoint)
+        giver = None if base == SAME else _models.source_of(base)
+        native = _models.load_native(source, weights=weights, base=giver)
+        card = str(report_card(source, weights=weights))
+        spec = native.spec
+        return io.NodeOutput(native.model, native.clip, native.vae, spec.text_cfg, spec.image_cfg, card)
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "checkpoint",
+            options=_models.sources(),
+            tooltip=(
+                "embedded: the miniature that comes with the pack (scenes of 64 px). embedded-sd: its "
+                "text-to-image model, for making pairs. Others: files in models/checkpoints and models/diffusion_models, "
+                "folders in models/diffusers. Change it to edit photographs."
+            ),
+        ),
+        advanced(
+            io.Combo.Input(
+                "weights",
+                options=["ema", "raw"],
+                default="ema",
+                tooltip=(
+                    "Which UNet weights to take from a file that has both. ema: averaged over the training, "
+                    "the paper's choice. raw: the last ones; change it only to compare with other programs."
+                ),
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "base",
+                options=[SAME, *(name for name in _models.sources() if "diffusion_models/" not in name)],
+                default=SAME,
+                tooltip=(
+                    "Where the text encoder and the autoencoder come from. Change it only for a UNet that "
+                    "comes alone, to the checkpoint that the UNet was trained from."
+                ),
+            )
+        ),
+    ]

@@ -1,0 +1,327 @@
+"""Editing: the guider for stock samplers, the whole edit in one node, and sweeps of the two guidances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ip2p_engine.images import give_back
+from ..ip2p_engine.noise import SampleNoise
+from ..ip2p_engine.sampling import SAMPLERS
+from ..ip2p_engine.schedule import SCHEDULES, make_sigmas
+from . import _grid
+from ._api import advanced, io, schema
+from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
+from ._host import to_image, to_pictures
+from ._models import require_edit, spec_of
+from .conditioning import SIZE_TOOLTIP, SIZES, encode, size_values
+
+TEXT_CFG, IMAGE_CFG, STEPS, AT_ONCE = 7.5, 1.5, 20, 8
+# ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
+MAX_SEED = 2**63 - 1
+
+
+def guidance_inputs() -> list[io.Input]:
+    """The two scales, the same wherever they appear."""
+    return [
+        io.Float.Input(
+            "text_cfg",
+            default=TEXT_CFG,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip=(
+                "s_T: how strongly to follow the instruction, usually 3 to 12. Raise it if the edit does too little. "
+                "7.5 is the paper's; 4 for the embedded model, 5 for SDXL and CosXL."
+            ),
+        ),
+        io.Float.Input(
+            "image_cfg",
+            default=IMAGE_CFG,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            tooltip=(
+                "s_I: how strongly to stay close to the picture, usually 1 to 2. Raise it if the picture is lost, "
+                "lower it if nothing changes. 1 saves a third of the time."
+            ),
+        ),
+    ]
+
+
+def sampling_inputs() -> list[io.Input]:
+    """How to sample, and at what size."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=STEPS,
+            min=1,
+            max=1000,
+            tooltip="Sampling steps. 20 is quick, 50 cleaner, 100 the paper's.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            control_after_generate=True,
+            tooltip="The picture depends on it alone. Change it for another try with the same settings.",
+        ),
+        advanced(
+            io.Combo.Input(
+                "sampler",
+                options=list(SAMPLERS),
+                default="euler_ancestral",
+                tooltip="euler_ancestral is the paper's; dpmpp_2m settles in fewer steps; ddim, euler add no noise.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "schedule",
+                options=list(SCHEDULES),
+                default="model",
+                tooltip="Noise levels. model: as in the paper's code. karras, exponential: more steps at low ones.",
+            )
+        ),
+        advanced(io.Combo.Input("size", options=SIZES, default="paper", tooltip=SIZE_TOOLTIP)),
+        advanced(
+            io.Int.Input(
+                "resolution",
+                default=0,
+                min=0,
+                max=4096,
+                step=64,
+                tooltip="The long side that size = paper aims at, in pixels. 0 takes the checkpoint's own.",
+            )
+        ),
+    ]
+
+
+class Guider(io.ComfyNode):
+    """The paper's dual guidance for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_Guider",
+            display_name="IP2P Guider",
+            group="sampling",
+            description=(
+                "The paper's guidance by instruction and picture, for Sampler Custom Advanced with any sampler and "
+                "scheduler. Makes the condition without a picture itself, so there is nothing to wire wrongly."
+            ),
+            search_aliases=["DualCFGGuider", "image cfg", "InstructPix2Pix guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="An InstructPix2Pix, with LoRAs if you like."),
+                io.Conditioning.Input("positive", tooltip="The instruction with the picture, from IP2P Encode Image."),
+                io.Conditioning.Input("negative", tooltip="No instruction, with the picture, from IP2P Encode Image."),
+                *guidance_inputs(),
+            ],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="For the guider input of Sampler Custom Advanced.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, positive: list, negative: list, text_cfg: float = TEXT_CFG, image_cfg: float = IMAGE_CFG
+    ) -> io.NodeOutput:
+        guider = DualGuider(model, text_cfg, image_cfg)
+        guider.set_conds(positive, negative)
+        return io.NodeOutput(guider)
+
+
+class Sample(io.ComfyNode):
+    """The whole edit in one node, the same picture as ``ip2p edit`` gives."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_Sample",
+            display_name="IP2P Edit Image",
+            group="sampling",
+            description=(
+                "Edits a picture by an instruction and gives its size back. The same settings and seed give the same "
+                "picture as the command ip2p edit. Other samplers: IP2P Encode Image, IP2P Guider and core's samplers."
+            ),
+            search_aliases=["InstructPix2Pix", "edit image", "instruct"],
+            inputs=[
+                io.Model.Input("model", tooltip="An InstructPix2Pix, with LoRAs if you like."),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
+                io.Vae.Input("vae", tooltip="The checkpoint's autoencoder."),
+                io.Image.Input(
+                    "image", tooltip="The picture to edit, or a batch; every picture is edited with the same seed."
+                ),
+                io.String.Input(
+                    "instruction",
+                    multiline=True,
+                    default="make it snow",
+                    tooltip='What to do, as one would say it: "make it snow". Empty gives the picture back.',
+                ),
+                *guidance_inputs(),
+                *sampling_inputs(),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Where the picture may change (white). Without it, everywhere."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The edited picture in the size of the original."),
+                io.Latent.Output(display_name="latent", tooltip="Its latent at the working size, for further steps."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        image: Tensor,
+        instruction: str,
+        text_cfg: float = TEXT_CFG,
+        image_cfg: float = IMAGE_CFG,
+        steps: int = STEPS,
+        seed: int = 0,
+        sampler: str = "euler_ancestral",
+        schedule: str = "model",
+        size: str = "paper",
+        resolution: int = 0,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        require_edit(model)
+        source = encode(vae, image, size, resolution or spec_of(model).resolution)
+        if not instruction.strip():
+            return io.NodeOutput(image, {"samples": source})
+        texts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (instruction, "")]
+        latent = edit_latents(model, texts, source, text_cfg, image_cfg, steps, seed, sampler, schedule, mask)
+        frame = (image.shape[2], image.shape[1])
+        pictures = [give_back(picture, frame) for picture in to_pictures(vae.decode(latent))]
+        return io.NodeOutput(to_image(pictures), {"samples": latent})
+
+
+def edit_latents(
+    model: Any,
+    texts: list[list],
+    source: Tensor,
+    text_cfg: float,
+    image_cfg: float,
+    steps: int,
+    seed: int,
+    sampler: str,
+    schedule: str,
+    mask: Tensor | None,
+) -> Tensor:
+    """Edited latents (B, 4, h, w) of image conditions ``source``, in parts that a network takes at once."""
+    model = fractional_time(model)
+    sigmas = make_sigmas(schedule, ladder(model), steps)
+    parts = source.split(AT_ONCE)
+    edited = []
+    for number, part in enumerate(parts):
+        noise = SampleNoise([seed] * len(part))
+        values = {"concat_latent_image": part, **size_values(part)}
+        guider = DualGuider(model, text_cfg, image_cfg)
+        guider.set_conds(*(_with(text, values) for text in texts))
+        edited.append(
+            guider.sample(
+                noise.draw(part),
+                part,
+                EngineSampler(sampler, sigmas, noise.draw),
+                sigmas.float(),
+                denoise_mask=_part_of(mask, number),
+                callback=step_callback(model, steps, number, len(parts)),
+                disable_pbar=True,
+                seed=seed,
+            )
+        )
+    return torch.cat(edited).to(source)
+
+
+def _with(conditioning: list, values: dict) -> list:
+    return [[tensor, {**known, **values}] for tensor, known in conditioning]
+
+
+def _part_of(mask: Tensor | None, number: int) -> Tensor | None:
+    """The masks of one part; a single mask holds for all pictures."""
+    if mask is None:
+        return None
+    masks = mask.reshape(-1, 1, *mask.shape[-2:])
+    return masks if len(masks) == 1 else masks[number * AT_ONCE : (number + 1) * AT_ONCE]
+
+
+class SweepGuidance(io.ComfyNode):
+    """Every combination of two lists of scales."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_SweepGuidance",
+            display_name="IP2P Sweep Guidance",
+            group="sampling",
+            description="Every combination of the two guidances, as lists: what they are wired to runs once for each.",
+            inputs=[
+                io.String.Input(
+                    "text_cfgs",
+                    default="3, 5, 7.5, 10",
+                    tooltip="Values of text_cfg, divided by commas; the rows of the grid.",
+                ),
+                io.String.Input(
+                    "image_cfgs",
+                    default="1, 1.25, 1.5, 2",
+                    tooltip="Values of image_cfg, divided by commas; the columns of the grid.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="text_cfg", is_output_list=True, tooltip="For a text_cfg input."),
+                io.Float.Output(display_name="image_cfg", is_output_list=True, tooltip="For an image_cfg input."),
+                io.String.Output(display_name="label", is_output_list=True, tooltip="For IP2P Labelled Grid."),
+                io.Int.Output(display_name="columns", tooltip="How many image_cfgs there are, for IP2P Labelled Grid."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, text_cfgs: str, image_cfgs: str) -> io.NodeOutput:
+        texts, images = _grid.numbers("text_cfgs", text_cfgs), _grid.numbers("image_cfgs", image_cfgs)
+        pairs = [(text, image) for text in texts for image in images]
+        labels = [f"text {text:g}, image {image:g}" for text, image in pairs]
+        return io.NodeOutput([t for t, _ in pairs], [i for _, i in pairs], labels, len(images))
+
+
+class LabelledGrid(io.ComfyNode):
+    """Pictures and what they are, on one sheet."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_LabelledGrid",
+            display_name="IP2P Labelled Grid",
+            group="sampling",
+            description="Lays pictures out on white with a label below each: for sweeps, and to compare.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Pictures, as a list, as a batch, or both; sizes may differ."),
+                io.String.Input(
+                    "labels",
+                    default="",
+                    multiline=True,
+                    tooltip="One line a picture, or a list; none leaves them bare.",
+                ),
+                io.Int.Input("columns", default=4, min=1, max=100, tooltip="Pictures in a row."),
+                io.Int.Input(
+                    "height",
+                    default=192,
+                    min=32,
+                    max=2048,
+                    step=8,
+                    tooltip="Height of each picture on the sheet, in pixels.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="grid", tooltip="The sheet, as one picture.")],
+        )
+
+    @classmethod
+    def execute(cls, images: list[Tensor], labels: list[str], columns: list[int], height: list[int]) -> io.NodeOutput:
+        pictures = [picture for batch in images for picture in to_pictures(batch)]
+        lines = [line for text in labels for line in text.splitlines()]
+        return io.NodeOutput(to_image([_grid.grid(pictures, lines, columns[0], height[0])]))
