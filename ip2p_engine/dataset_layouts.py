@@ -22,7 +22,7 @@ from .files import disk_errors, json_lines, read_json, whole_file, write_json
 from .images import open_image
 from .store import PairRecord
 
-__all__ = ["is_original", "named", "read_original", "read_triplets", "write_original"]
+__all__ = ["is_original", "listing", "named", "read_original", "read_triplets", "write_original"]
 
 NAMES = {
     "original_prompt": ("original_prompt", "caption", "input", "original_caption"),
@@ -53,7 +53,7 @@ def read_original(folder: Path) -> Iterator[PairRecord]:
 
     Raises DatasetError for a file that is missing or broken.
     """
-    for name, seeds in _listing(folder):
+    for name, seeds in listing(folder):
         place = folder / name
         prompt = read_json(place / "prompt.json", DatasetError)
         texts: dict[str, Any] = {column: named(prompt, column, place / "prompt.json") for column in list(NAMES)[:3]}
@@ -66,7 +66,7 @@ def read_original(folder: Path) -> Iterator[PairRecord]:
             yield PairRecord(original_image=before, edited_image=after, seed=int(seed), key=key, **texts, **scores)
 
 
-def _listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """(folder, seeds) as seeds.json lists them, or else as the files are there."""
     path = folder / "seeds.json"
     if path.exists():

@@ -6,12 +6,22 @@ IP2PError
 ├── CheckpointError    weights that are missing, broken, unsafe or of the wrong kind
 ├── CaptionError       captions or instructions that cannot be read or written
 ├── DatasetError       a data set that is missing, broken, taken or full
+├── TrainingError      a run whose loss or weights are no numbers any more
 └── Interrupted        the caller asked to stop
 """
 
 from __future__ import annotations
 
-__all__ = ["CaptionError", "CheckpointError", "ConfigError", "DatasetError", "IP2PError", "ImageError", "Interrupted"]
+__all__ = [
+    "CaptionError",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "IP2PError",
+    "ImageError",
+    "Interrupted",
+    "TrainingError",
+]
 
 
 class IP2PError(Exception):
@@ -36,6 +46,10 @@ class CaptionError(IP2PError):
 
 class DatasetError(IP2PError):
     """A data set that is missing, broken, taken by another writer, or on a full disk."""
+
+
+class TrainingError(IP2PError):
+    """A run whose loss or weights are no numbers any more."""
 
 
 class Interrupted(IP2PError):

@@ -68,8 +68,10 @@ class Model:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
         """Move and cast every network in place; returns itself."""
+        # diffusers warns of any dtype that is passed on, even None.
+        wanted = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         for module in (self.unet, self.autoencoder, *self.text_encoders):
-            module.to(device=device, dtype=dtype)
+            module.to(**wanted)
         return self
 
     def require_edit(self) -> None:

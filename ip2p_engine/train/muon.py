@@ -7,12 +7,13 @@ torch.optim.Muon runs its Newton-Schulz iteration in bfloat16, which common CPUs
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Muon", "orthogonalise", "split_parameters"]
+__all__ = ["Muon", "is_matrix", "orthogonalise", "split_parameters"]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -36,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
             parameters = group["params"]
@@ -51,16 +52,23 @@ class Muon(torch.optim.Optimizer):
 
     def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-        buffer.lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+        gradient: Any = parameter.grad
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon takes a parameter; tables, first and last layers, norms and biases are AdamW's."""
+    outer = any(word in name for word in ("embedding", "conv_in", "conv_out", "logit_scale"))
+    return parameter.ndim >= 2 and not outer
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices for Muon, the rest for AdamW): tables, first and last layers, norms and biases are the rest."""
-    matrices, rest = [], []
+    """(matrices for Muon, the rest for AdamW)."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        outer = any(word in name for word in ("embedding", "conv_in", "conv_out", "logit_scale"))
-        (rest if outer or parameter.ndim < 2 else matrices).append(parameter)
+        (matrices if is_matrix(name, parameter) else rest).append(parameter)
     return matrices, rest
 
 

@@ -1,0 +1,133 @@
+"""``ip2p train``: from pairs to an InstructPix2Pix."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .options import add_command
+
+__all__ = ["add"]
+
+PRESET_NAMES = ("paper", "one-gpu", "lora", "sd2", "sdxl", "cosxl", "embedded")
+STOPPED = 130
+WHOLE = ("steps", "batch_size", "micro_batch", "resolution", "workers", "save_every", "validate_every", "seed")
+EXAMPLES = """examples:
+  ip2p train --data my-pairs --base sd15.safetensors --out runs/edit
+  ip2p train --data my-pairs --base embedded-sd --out runs/small --preset embedded
+  accelerate launch -m ip2p_engine train --data owner/pairs --base sd15.safetensors --out runs/edit --precision bfloat16
+Run the same command again to go on where it stopped."""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "train", _train, "train an InstructPix2Pix, or go on training")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.add_argument("--data", required=True, help="a data set of ours, of the authors, of the hub, or its folder")
+    parser.add_argument("--base", required=True, help="Stable Diffusion or an InstructPix2Pix: a file, folder, hub id")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="the run's folder; resumes what is there"
+    )
+    parser.add_argument("--preset", choices=PRESET_NAMES, default="paper", help="the recipe (default: paper)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON with fields of TrainConfig, or a run.json")
+    for name in WHOLE:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
+    parser.add_argument("--learning-rate", type=float, metavar="X")
+    parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "muon"))
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--columns", nargs=3, metavar=("PICTURE", "TEXT", "EDITED"), help="of a foreign data set")
+    parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
+    for flag in ("cache", "streaming", "buckets", "gradient-checkpointing", "compile"):
+        parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: what Accelerate finds")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ..train import train
+
+    config = _config(options)
+    with _stop_on_signal() as should_stop, _bar(config.steps) as show:
+        result = train(
+            config,
+            data=options.data,
+            base=options.base,
+            out=options.out,
+            device=options.device,
+            on_progress=show,
+            should_stop=should_stop,
+        )
+    if options.json:
+        sys.stdout.write(json.dumps(asdict(result), default=str) + "\n")
+    else:
+        sys.stdout.write("".join(f"{path}\n" for path in result.files.values()))
+    if result.broken_count:
+        sys.stderr.write(f"ip2p: {result.broken_count} broken rows were left out, such as {result.broken[0]}\n")
+    if not result.finished:
+        sys.stderr.write(f"ip2p: stopped after step {result.step}; the same command goes on\n")
+    return 0 if result.finished else STOPPED
+
+
+def _config(options: argparse.Namespace) -> Any:
+    from ..config import with_overrides
+    from ..train.config import PRESETS, TrainConfig, read_config
+
+    names = (*WHOLE, "learning_rate", "optimizer", "precision", "columns", "lora_rank")
+    flags = ("cache", "streaming", "buckets", "gradient_checkpointing", "compile")
+    values = PRESETS[options.preset]
+    config = read_config(options.config, values) if options.config else TrainConfig(**values)
+    config = with_overrides(config, {name: getattr(options, name) for name in (*names, *flags)})
+    return with_overrides(config, dict(map(_assignment, options.set)))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set got {text!r}; give NAME=VALUE, such as min_snr=5")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came; the first asks for a checkpoint, a second Ctrl-C ends at once."""
+    came: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if number == signal.SIGINT and came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _bar(steps: int) -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr with loss, examples a second and time left."""
+    from tqdm import tqdm
+
+    with tqdm(total=steps, unit=" steps", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def show(progress: Any) -> None:
+            bar.set_postfix_str(
+                f"loss {progress.loss:.4f}, {progress.samples_per_second:.1f} examples/s", refresh=False
+            )
+            bar.update(progress.step - bar.n)
+
+        yield show

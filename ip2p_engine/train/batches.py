@@ -1,0 +1,156 @@
+"""From places in the order to tensors: this process's share of each step, in micro-batches, decoded by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..errors import ConfigError, DatasetError
+from .config import TrainConfig
+from .crops import crop_pair, draw_crop, size_ids
+from .draws import Draws, draw, stream
+from .order import Order, Place
+from .sources import Example, open_pair
+
+__all__ = ["Batch", "PictureReader", "Reader", "Sample", "Share", "batches"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One example as a row of Batch's tensors."""
+
+    instruction: str
+    tensors: dict[str, Tensor]
+
+
+class Reader(Protocol):
+    """How a candidate becomes a sample."""
+
+    def read(self, candidate: Any, place: Place) -> Sample:
+        """Raises DatasetError for a broken row."""
+        ...
+
+    def latent_shape(self, place: Place) -> tuple[int, int, int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of each step's batch this process computes, and in how large pieces."""
+
+    rank: int
+    world: int
+    micro: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, rank: int, world: int) -> Share:
+        """Raises ConfigError if the batch cannot be shared evenly."""
+        if config.batch_size % world:
+            raise ConfigError(f"batch_size is {config.batch_size} and {world} processes share it; give a multiple")
+        return cls(rank=rank, world=world, micro=config.micro_batch or config.batch_size // world)
+
+    def cut(self, places: Sequence[Place]) -> list[Sequence[Place]]:
+        """This process's micro-batches of a step."""
+        own = places[self.rank :: self.world]
+        return [own[start : start + self.micro] for start in range(0, len(own), self.micro)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A micro-batch of n examples.
+
+    ``tensors`` holds pixels, uint8 (n, 2, 3, H, W), before and after; or, from a cache, mean, std and condition
+    (n, 4, h, w) and tokens (n, 77, width); and for both size_ids (n, 6).
+    """
+
+    instructions: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    draws: Draws
+    broken: tuple[str, ...]
+    """What was wrong with rows that others stand in for, a sentence each."""
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on a device; copies from pinned memory do not wait. Noise levels stay (float64)."""
+        tensors = {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()}
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self.draws).items()}
+        return replace(self, tensors=tensors, draws=Draws(**{**moved, "level": self.draws.level}))
+
+    def pin_memory(self) -> Batch:
+        """Called by DataLoader."""
+        tensors = {name: value.pin_memory() for name, value in self.tensors.items()}
+        draws = Draws(**{name: value.pin_memory() for name, value in vars(self.draws).items()})
+        return replace(self, tensors=tensors, draws=draws)
+
+
+class PictureReader:
+    """Decodes, crops and mirrors; the crop follows from the example's place."""
+
+    def __init__(self, source: Any, config: TrainConfig) -> None:
+        self._source, self._config = source, config
+
+    def read(self, candidate: Any, place: Place) -> Sample:
+        pair = open_pair(candidate if isinstance(candidate, Example) else self._source[candidate % len(self._source)])
+        generator = stream(self._config.seed, "crop", place.step, place.position)
+        crop = draw_crop(pair.original.size, place.size, self._config, generator)
+        pixels = crop_pair((pair.original, pair.edited), crop)
+        return Sample(instruction=pair.instruction, tensors={"pixels": pixels, "size_ids": size_ids(crop)})
+
+    def latent_shape(self, place: Place) -> tuple[int, int, int]:
+        return (4, place.size[1] // 8, place.size[0] // 8)
+
+
+def batches(reader: Reader, order: Order, config: TrainConfig, share: Share, first: int) -> Iterator[Batch]:
+    """This process's micro-batches in order, from step ``first`` on; raises DatasetError if no row can be read."""
+    loader = DataLoader(
+        _MicroBatches(reader, order, config, share, first),
+        batch_size=None,
+        num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+    return iter(loader)
+
+
+class _MicroBatches(IterableDataset):
+    """Worker w of W makes micro-batches w, w + W, ...; DataLoader takes them in turn, so their order is kept."""
+
+    def __init__(self, reader: Reader, order: Order, config: TrainConfig, share: Share, first: int) -> None:
+        self._reader, self._order, self._config, self._share, self._first = reader, order, config, share, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for places in islice(self._cut(), number, None, workers):
+            yield self._make(places)
+
+    def _cut(self) -> Iterator[Sequence[Place]]:
+        steps = self._config.steps - self._first
+        for places in islice(self._order.walk(self._first), steps):
+            yield from self._share.cut(places)
+
+    def _make(self, places: Sequence[Place]) -> Batch:
+        broken: list[str] = []
+        samples = [_first_good(self._reader, place, broken) for place in places]
+        names = samples[0].tensors
+        tensors = {name: torch.stack([sample.tensors[name] for sample in samples]) for name in names}
+        shape = self._reader.latent_shape(places[0])
+        draws = draw(self._config.seed, places[0].step, [place.position for place in places], shape)
+        instructions = tuple(sample.instruction for sample in samples)
+        return Batch(instructions=instructions, tensors=tensors, draws=draws, broken=tuple(broken))
+
+
+def _first_good(reader: Reader, place: Place, broken: list[str]) -> Sample:
+    for candidate in place.candidates:
+        try:
+            return reader.read(candidate, place)
+        except DatasetError as error:
+            broken.append(str(error))
+    raise DatasetError(f"{len(place.candidates)} rows in a row cannot be read; the last: {broken[-1]}")

@@ -1,0 +1,274 @@
+"""What a training run does, as one frozen dataclass, and the recipes as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..config import from_mapping, with_overrides
+from ..errors import ConfigError
+from ..files import read_json
+
+__all__ = ["FREE", "PRESETS", "TrainConfig", "preset", "read_config"]
+
+CHOICES = {
+    "optimizer": ("adamw", "adamw8bit", "muon"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("float32", "bfloat16", "float16"),
+    "prediction": (None, "eps", "v"),
+    "tracker": (None, "tensorboard", "wandb"),
+}
+AT_LEAST: dict[str, float] = {
+    "steps": 1,
+    "batch_size": 1,
+    "resolution": 64,
+    "warm_up": 0,
+    "shuffle_buffer": 1,
+    "workers": 0,
+    "lora_rank": 0,
+    "cache_variants": 1,
+    "save_every": 1,
+    "keep": 1,
+    "validate_every": 0,
+    "validation_count": 1,
+    "seed": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "clip_norm": 0,
+    "min_snr": 0,
+    "offset_noise": 0,
+    "ema_decay": 0,
+    "dropout": 0,
+    "flip": 0,
+}
+AT_MOST = {"ema_decay": 1, "dropout": 1 / 3, "flip": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run; the defaults are the paper's recipe (Brooks et al. 2023, section 3.2 and appendix A)."""
+
+    columns: tuple[str, str, str] = ("original_image", "edit_prompt", "edited_image")
+    """Names of picture, instruction and edited picture in a foreign data set; a dot reaches into a JSON column."""
+    split: str = "train"
+    """Of a hub data set."""
+    streaming: bool = False
+    """Read a hub data set in its own order through a shuffle buffer, without a copy on the disk."""
+    shuffle_buffer: int = 1000
+    """Examples that a stream is shuffled among."""
+    workers: int = 4
+    """Processes that decode pictures; 0 decodes in the training process."""
+
+    resolution: int = 256
+    """Side of the square that is trained on, pixels; with buckets the root of the area."""
+    resize: tuple[int, int] = (256, 288)
+    """The shorter side is resized to a uniform whole number of these bounds, then a crop is cut; one draw a pair."""
+    flip: float = 0.5
+    """Probability that a pair is mirrored, both pictures alike."""
+    buckets: bool = False
+    """Keep aspects: each step's examples have one of several shapes of about equal area."""
+
+    steps: int = 10_000
+    """Optimiser steps."""
+    batch_size: int = 1024
+    """Examples of one optimiser step, over all processes."""
+    micro_batch: int | None = None
+    """Examples that one process computes at once; None: its whole share. Gradients are accumulated."""
+    optimizer: str = "adamw"
+    """adamw, adamw8bit (bitsandbytes) or muon (float32 and bfloat16 only)."""
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    """constant, or cosine down to 0 at the last step."""
+    warm_up: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.0
+    """Longest gradient, L2; 0 clips nothing."""
+    dropout: float = 0.05
+    """p: this share of the examples loses the text, the same the picture, the same both."""
+    prediction: str | None = None
+    """eps or v; None keeps what the base predicts."""
+    min_snr: float = 0.0
+    """gamma of min-SNR weighting (Hang et al. 2023); 0 weights all noise levels alike."""
+    offset_noise: float = 0.0
+    """Size of a shift of the noise that is constant over a channel; 0 for none."""
+    ema_decay: float = 0.9999
+    """Highest decay; with n updates done it is min(this, (1 + n) / (10 + n))."""
+
+    precision: str = "float32"
+    """Of the networks' arithmetic; the trained weights and their average stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice and keep few of them."""
+    compile: bool = False
+    """Compile the UNet (torch.compile)."""
+    lora_rank: int = 0
+    """Train adapters of this rank on the attention layers instead of all weights; 0 trains all."""
+    lora_alpha: float | None = None
+    """Adapters count alpha / rank; None: the rank, so 1."""
+    cache: bool = False
+    """Encode pictures and texts once, before training."""
+    cache_variants: int = 4
+    """Crops and flips of a pair that are cached; 1 where nothing is random."""
+
+    save_every: int = 500
+    keep: int = 2
+    """Checkpoints that are kept."""
+    validate_every: int = 500
+    """Steps between validation strips; 0 for none."""
+    validation_count: int = 4
+    """The first so many examples are edited."""
+    tracker: str | None = None
+    """tensorboard or wandb."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("columns", "resize", "betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                words = ", ".join(str(word) for word in known)
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {words}")
+        for name, least in AT_LEAST.items():
+            _check_number(name, getattr(self, name), least, AT_MOST.get(name))
+        if self.micro_batch is not None:
+            _check_number("micro_batch", self.micro_batch, 1, None)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        low, high = self.resize
+        if not self.resolution <= low <= high and not self.buckets:
+            raise ConfigError(
+                f"resize is {low} to {high} and crops are {self.resolution}; give bounds of at least the resolution"
+            )
+        if self.resolution % 8:
+            raise ConfigError(f"resolution is {self.resolution}; give a multiple of 8, better of 64")
+        if len(self.columns) != 3 or not all(self.columns):
+            raise ConfigError(f"columns are {self.columns}; name three: picture, instruction, edited picture")
+        if self.optimizer == "muon" and self.precision == "float16":
+            raise ConfigError("muon has no gradient scaler; choose precision float32 or bfloat16, or adamw")
+        if self.streaming and (self.buckets or self.cache):
+            word = "buckets" if self.buckets else "cache"
+            raise ConfigError(f"{word} needs all rows before training, and a stream has no end; turn streaming off")
+
+    @property
+    def variants(self) -> int:
+        """How many crops and flips of a pair the cache holds."""
+        fixed = self.flip in (0, 1) and self.resize[0] == self.resize[1] == self.resolution
+        return 1 if fixed else self.cache_variants
+
+
+FREE = frozenset(
+    {
+        "steps",
+        "micro_batch",
+        "workers",
+        "gradient_checkpointing",
+        "save_every",
+        "keep",
+        "validate_every",
+        "validation_count",
+        "tracker",
+    }
+)
+"""What may differ between a run and its continuation; steps only under a constant schedule."""
+
+MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "cosine", "warm_up": 50, "betas": (0.9, 0.98)}
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper: SD1.5, 256 px, 10,000 steps of 1024 examples on 8 x A100.
+    "paper": {},
+    # The same on one GPU of 24 GB: 8-bit states, 16 examples at once, cached latents.
+    "one-gpu": {
+        "precision": "bfloat16",
+        "micro_batch": 16,
+        "batch_size": 256,
+        "optimizer": "adamw8bit",
+        "gradient_checkpointing": True,
+        "cache": True,
+    },
+    # A small edit skill on a released InstructPix2Pix, a few GB.
+    "lora": {
+        "precision": "bfloat16",
+        "lora_rank": 16,
+        "batch_size": 16,
+        "steps": 2000,
+        "resolution": 512,
+        "resize": (512, 576),
+        "gradient_checkpointing": True,
+        "cache": True,
+    },
+    # SD2.1, v-prediction, 512 px.
+    "sd2": {"precision": "bfloat16", "resolution": 512, "resize": (512, 576), "micro_batch": 16, "batch_size": 256},
+    # diffusers' published SDXL recipe's size; time ids an example.
+    "sdxl": {
+        "precision": "bfloat16",
+        "resolution": 768,
+        "resize": (768, 864),
+        "micro_batch": 4,
+        "batch_size": 128,
+        "learning_rate": 5e-5,
+        "gradient_checkpointing": True,
+    },
+    # CosXL-Edit: EDM noise levels, v, scaled image condition (all from the base).
+    "cosxl": {
+        "precision": "bfloat16",
+        "resolution": 1024,
+        "resize": (1024, 1152),
+        "micro_batch": 2,
+        "batch_size": 128,
+        "learning_rate": 1e-5,
+        "gradient_checkpointing": True,
+    },
+    # The embedded world in about an hour of two CPU cores: docs/scenes.md.
+    "embedded": {
+        **MUON,
+        "steps": 2000,
+        "batch_size": 96,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.0,
+        "ema_decay": 0.998,
+        "resolution": 64,
+        "resize": (64, 64),
+        "flip": 0.0,
+        "workers": 0,
+        "cache": True,
+        "save_every": 100,
+    },
+}
+
+
+def preset(name: str, **overrides: Any) -> TrainConfig:
+    """The config of a named recipe, some fields replaced; raises ConfigError for an unknown name or field."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return with_overrides(TrainConfig(**PRESETS[name]), overrides)
+
+
+def read_config(path: Path, base: Mapping[str, Any]) -> TrainConfig:
+    """A config file over a preset's values: a JSON object of fields, or the run.json of another run.
+
+    Raises ConfigError for a file that is no such thing.
+    """
+    values = read_json(path, ConfigError)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is no JSON object; give one with fields of TrainConfig")
+    return from_mapping(TrainConfig, {**base, **values.get("config", values)})
+
+
+def changed_fields(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Fields by which a config would not go on as the saved one does."""
+    free = FREE if config.schedule == "constant" else FREE - {"steps"}
+    known = from_mapping(TrainConfig, saved)
+    names = [field.name for field in fields(config) if field.name not in free]
+    return [name for name in names if getattr(known, name) != getattr(config, name)]
+
+
+def _check_number(name: str, value: Any, least: float, most: float | None) -> None:
+    kinds = int if isinstance(getattr(TrainConfig, name, 1), int) else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits or value < least or (most is not None and value > most):
+        bound = f"at least {least}" if most is None else f"from {least} to {most:.3g}"
+        what = "a whole number" if kinds is int else "a number"
+        raise ConfigError(f"{name} is {value!r}; give {what} {bound}")

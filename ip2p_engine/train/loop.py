@@ -1,0 +1,85 @@
+"""The training loop: one straight function over the rooms beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .checkpoints import latest
+from .config import TrainConfig
+from .optimizers import learning_rate, set_learning_rate
+from .processes import accelerated, ordinary_gradients, total
+from .setup import Data, begin
+from .watching import Clock, Progress, TrainResult, check_loss
+
+__all__ = ["Progress", "TrainResult", "train"]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data: Data,
+    base: str | Path,
+    out: str | Path,
+    device: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train an InstructPix2Pix (Brooks et al. 2023, section 3.2), or go on where ``out`` stopped.
+
+    ``data``: a store, an original data set, a hub data set, folder or file with ``config.columns``, or a sequence of
+    PairRecord. ``base``: what load_model takes, Stable Diffusion (widened) or an InstructPix2Pix. ``should_stop`` is
+    asked after each step; True saves and returns an unfinished result. Raises ConfigError, CheckpointError,
+    DatasetError, and TrainingError if the loss is not finite, naming the last good checkpoint.
+    """
+    with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator:
+        run = begin(config, accelerator, data, base, Path(out))
+        parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
+        micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
+        clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
+        while step < config.steps and not stopped:
+            rate = learning_rate(config, step)
+            set_learning_rate(optimizers, rate)
+
+            # 1. Gradients of the whole batch: this process's share of it, a micro-batch at a time.
+            loss = torch.zeros((), device=accelerator.device)
+            for number in range(micro_batches):
+                batch = next(run.stream)
+                run.broken.update(dict.fromkeys(batch.broken))
+                batch = batch.to(accelerator.device)
+                encoded = run.encoder(batch)
+                last = number == micro_batches - 1
+                with nullcontext() if last else accelerator.no_sync(run.unet):
+                    part = run.objective(run.unet, encoded, batch.draws).sum() / config.batch_size
+                    accelerator.backward(part * run.share.world)  # DDP takes the mean over processes
+                loss += part.detach()
+
+            # 2. The step, and the average that follows it.
+            if config.clip_norm:
+                accelerator.clip_grad_norm_(parameters.values(), config.clip_norm)
+            average.wait()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            average.update(step)
+
+            # 3. What is seen, and what is kept.
+            asked = should_stop is not None and should_stop()
+            mean, stops = total(accelerator, loss, float(asked))
+            check_loss(step, mean, latest(run.folder.checkpoints))
+            stopped = stops > 0
+            progress = clock.tick(step, mean, rate)
+            run.folder.append(asdict(progress))
+            accelerator.log({"loss": mean, "learning_rate": rate}, step=step)
+            if stopped or step % config.save_every == 0 or step == config.steps:
+                run.save(step)
+            if config.validate_every and step % config.validate_every == 0:
+                run.validate(step)
+            if on_progress is not None:
+                on_progress(progress)
+        return run.result(step)

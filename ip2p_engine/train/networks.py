@@ -1,0 +1,119 @@
+"""The network that is trained: from text to image widened to 8 channels, or an InstructPix2Pix; whole, or adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..checkpoint.spec import recommended
+from ..errors import ConfigError
+from ..model import Model
+from .config import TrainConfig
+from .draws import stream
+
+__all__ = ["LORA_LAYERS", "exportable", "lora_state", "make_trainable", "trained_parameters", "widened"]
+
+LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+NEW_LAYER = "conv_in."
+
+
+def widened(model: Model) -> Model:
+    """A text-to-image model with 4 further input channels whose weights are zero (paper, section 3.2).
+
+    The first convolution's bias is kept, so the network's output is what it was, whatever the picture.
+    """
+    spec = model.spec
+    hints = recommended(spec.family, 8) if spec.image_cfg == 1 else {}
+    kept = {name: hints[name] for name in ("image_cfg", "resolution") if name in hints}
+    scaled = spec.family == "cosxl"
+    config = {**dict(model.unet.config), "in_channels": 8}
+    state = model.unet.state_dict()
+    weight = state["conv_in.weight"]
+    state["conv_in.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    unet.load_state_dict(state, strict=True, assign=True)
+    spec = replace(spec, in_channels=8, scaled_condition=scaled, **kept)
+    return replace(model, spec=spec, unet=unet)
+
+
+def make_trainable(model: Model, config: TrainConfig) -> Model:
+    """The model to train: 8 channels, float32 weights that take gradients, the other networks frozen.
+
+    With LoRA the weights are frozen in the run's precision and float32 adapters train, with the first convolution
+    where it is new. Raises ConfigError if peft is missing.
+    """
+    new = model.spec.in_channels == 4
+    model = widened(model) if new else model
+    spec = replace(model.spec, prediction=config.prediction or model.spec.prediction, weights="only")
+    unet = model.unet.float().requires_grad_(not config.lora_rank)
+    if config.lora_rank:
+        _add_adapters(unet, config, train_conv_in=new)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    _cast_frozen(model, config)
+    return replace(model, spec=spec, unet=unet.train())
+
+
+def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """What takes gradients, by name."""
+    return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def exportable(model: Model, config: TrainConfig) -> Iterator[Model]:
+    """The model as one writes and shares it: in eval mode, adapters merged into a copy."""
+    if config.lora_rank:
+        unet: Any = deepcopy(model.unet).float()
+        unet.fuse_lora()
+        unet.unload_lora()
+        yield replace(model, unet=unet.eval())
+        return
+    model.unet.eval()
+    try:
+        yield model
+    finally:
+        model.unet.train()
+
+
+def lora_state(unet: nn.Module) -> dict[str, Tensor]:
+    """The adapters under the names that diffusers' ``load_lora_weights`` expects."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    state: Mapping[str, Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    return {f"unet.{name}": value.detach().cpu() for name, value in state.items()}
+
+
+def _add_adapters(unet: Any, config: TrainConfig, *, train_conv_in: bool) -> None:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ConfigError("LoRA needs peft, which is missing; pip install 'instruct-pix2pix[train]'") from error
+    settings: Any = {"lora_alpha": config.lora_alpha or config.lora_rank, "target_modules": LORA_LAYERS}
+    adapters = LoraConfig(r=config.lora_rank, init_lora_weights="gaussian", **settings)
+    with torch.random.fork_rng():  # peft draws from the global generator
+        torch.manual_seed(stream(config.seed, "lora").initial_seed())
+        unet.add_adapter(adapters)
+    for name, parameter in unet.named_parameters():
+        if train_conv_in and name.startswith(NEW_LAYER):
+            parameter.requires_grad_(True)
+        if not parameter.requires_grad and config.precision in HALF:
+            parameter.data = parameter.data.to(HALF[config.precision])
+
+
+def _cast_frozen(model: Model, config: TrainConfig) -> None:
+    """Frozen networks compute in the run's precision; SDXL's autoencoder overflows in float16 and stays float32."""
+    half = HALF.get(config.precision, torch.float32)
+    overflows = half == torch.float16 and model.spec.family in ("sdxl", "cosxl")
+    nn.Module.to(model.autoencoder, dtype=torch.float32 if overflows else half)
+    for encoder in model.text_encoders:
+        encoder.to(dtype=half)

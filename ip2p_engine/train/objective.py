@@ -1,0 +1,75 @@
+"""What the network is asked to predict: denoising under the paper's conditioning dropout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conditioning import TextEmbedding
+from ..guidance import conditioning_dropout
+from ..model import Model
+from .config import TrainConfig
+from .draws import Draws
+from .encoding import Encoded
+
+__all__ = ["Objective", "dropped", "noise_levels", "snr_weight"]
+
+
+class Objective:
+    """Equation 2 of Brooks et al. (2023), for a checkpoint's own noise levels and prediction."""
+
+    def __init__(self, model: Model, null_text: TextEmbedding, config: TrainConfig) -> None:
+        self._model, self._null, self._config = model, null_text, config
+
+    def __call__(self, unet: Any, encoded: Encoded, draws: Draws) -> Tensor:
+        """Each example's mean squared error, weighted; (n,), float32. ``unet`` may be wrapped."""
+        model, config = self._model, self._config
+        z = model.spec.latent_scale * (encoded.mean + encoded.std * draws.posterior)
+        levels = noise_levels(model, draws.level.cpu())
+        alpha, sigma, t = (value.to(z.device, non_blocking=True) for value in levels)
+        noise = draws.noise + config.offset_noise * draws.offset
+        text, condition = dropped(encoded, self._null, draws.drop, config.dropout)
+        inputs = torch.cat([alpha * z + sigma * noise, condition], dim=1)
+        output = unet(inputs, t, text.tokens, added_cond_kwargs=self._added(text, encoded.size_ids)).sample
+        target = noise if model.spec.prediction == "eps" else alpha * noise - sigma * z
+        errors = (output.float() - target).square().mean(dim=(1, 2, 3))
+        return errors * snr_weight(alpha, sigma, model.spec.prediction, config.min_snr)
+
+    def _added(self, text: TextEmbedding, size_ids: Tensor) -> dict[str, Tensor] | None:
+        return None if text.pooled is None else {"text_embeds": text.pooled, "time_ids": size_ids}
+
+
+def noise_levels(model: Model, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(alpha, sigma, t) for uniform u of shape (n,): x_t = alpha z + sigma noise, alpha^2 + sigma^2 = 1.
+
+    DDPM's ladder: t = floor(1000 u). EDM (CosXL's name says its levels are those of a cosine): the angle
+    atan(sigma_edm) is uniform between sigma_min's and sigma_max's, and t = ln(sigma_edm) / 4.
+    """
+    spec = model.spec
+    if spec.schedule == "ddpm":
+        t = (level * model.schedule.steps).long()
+        return (*model.schedule.alpha_sigma(t), t)
+    low, high = math.atan(spec.sigma_min), math.atan(spec.sigma_max)
+    angle = (low + level * (high - low)).view(-1, 1, 1, 1)
+    return angle.cos().float(), angle.sin().float(), (angle.tan().log() / 4).flatten().float()
+
+
+def dropped(encoded: Encoded, null: TextEmbedding, r: Tensor, probability: float) -> tuple[TextEmbedding, Tensor]:
+    """(text, condition) where r leaves them out: the empty text with its pooled vector, the zero latent."""
+    no_text, no_image = conditioning_dropout(r, probability)
+    tokens = torch.where(no_text.view(-1, 1, 1), null.tokens, encoded.text.tokens)
+    pooled = encoded.text.pooled
+    if pooled is not None and null.pooled is not None:
+        pooled = torch.where(no_text.view(-1, 1), null.pooled, pooled)
+    return TextEmbedding(tokens=tokens, pooled=pooled), encoded.condition * ~no_image.view(-1, 1, 1, 1)
+
+
+def snr_weight(alpha: Tensor, sigma: Tensor, prediction: str, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR for eps, / (SNR + 1) for v (Hang et al. 2023, section 3.4); (n,). gamma 0: ones."""
+    snr = (alpha / sigma).square().flatten()
+    if not gamma:
+        return torch.ones_like(snr)
+    return snr.clamp(max=gamma) / (snr if prediction == "eps" else snr + 1)

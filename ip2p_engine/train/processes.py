@@ -1,0 +1,69 @@
+"""One process or many, through Accelerate: devices, precision, gradient sums, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from .config import TrainConfig
+
+__all__ = ["accelerated", "ordinary_gradients", "total"]
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@contextmanager
+def accelerated(config: TrainConfig, folder: Path, device: str | None) -> Iterator[Any]:
+    """An Accelerator for the length of a run; ``accelerate launch`` and torchrun say how many processes there are.
+
+    ``device`` is cpu, or None for what Accelerate finds. Raises ConfigError where accelerate or a tracker is missing,
+    or the device cannot compute in the run's precision.
+    """
+    accelerate = _accelerate()
+    if device not in (None, "cpu", "cuda", "mps"):
+        raise ConfigError(f"device is {device!r}; choose cpu, cuda or mps, and one GPU with CUDA_VISIBLE_DEVICES")
+    ours = not accelerate.state.PartialState._shared_state
+    handlers = [accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
+    try:
+        accelerator = accelerate.Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=PRECISIONS[config.precision],
+            log_with=config.tracker,
+            project_dir=str(folder),
+            kwargs_handlers=handlers,
+        )
+        yield accelerator
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"Accelerate refuses these settings: {error}") from error
+    finally:
+        # Accelerate keeps its settings for the process, and the next run in it may want others.
+        if ours:
+            accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def ordinary_gradients() -> Iterator[None]:
+    """Gradients, whatever mode the host is in: ComfyUI runs every node in inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def total(accelerator: Any, *values: torch.Tensor | float) -> list[float]:
+    """Sums of some numbers over the processes."""
+    row = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=accelerator.device) for value in values])
+    return accelerator.reduce(row, "sum").tolist()
+
+
+def _accelerate() -> Any:
+    try:
+        import accelerate
+    except ImportError as error:
+        raise ConfigError(
+            "training needs accelerate, which is missing; pip install 'instruct-pix2pix[train]'"
+        ) from error
+    return accelerate

@@ -1,0 +1,132 @@
+"""The folder of a run: what was asked for, the loss of every step, the curve, the pictures.
+
+run.json  log.jsonl  loss.png  checkpoints/  validation/  cache/  ema.safetensors  raw.safetensors  diffusers/
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .. import __version__
+from ..errors import ConfigError
+from ..files import AppendLog, disk_errors, json_lines, read_json, whole_file, write_json
+from ..images import save_image
+from .config import TrainConfig, changed_fields
+
+__all__ = ["RunFolder"]
+
+VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+CURVE_SIZE = (900, 420)
+MARGIN = (64, 16, 16, 40)
+SMOOTHING = 50
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """One run on the disk; only the first of several processes writes."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self.path, self.writes = path, writes
+        self.checkpoints, self.validation = path / "checkpoints", path / "validation"
+        self.curve, self._rows_file = path / "loss.png", path / "log.jsonl"
+        self._log: AppendLog | None = None
+
+    def begin(self, config: TrainConfig, about: Mapping[str, Any], first: int) -> None:
+        """Record what is about to happen, and forget rows that a killed run logged beyond its checkpoint."""
+        if not self.writes:
+            return
+        with disk_errors(self.path, "written", ConfigError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "run.json", {"config": asdict(config), "versions": _versions(), **about})
+            rows = [row for row in self.rows() if row["step"] <= first]
+            with whole_file(self._rows_file) as stream:
+                stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._log = AppendLog(self._rows_file, ConfigError)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Log a step."""
+        if self._log is not None:
+            self._log.append(dict(row))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The logged steps; a last line that a killed writer left half done is left out."""
+        if not self._rows_file.exists():
+            return []
+        if self._log is None and self.writes:
+            AppendLog(self._rows_file, ConfigError)
+        return list(json_lines(self._rows_file, ConfigError))
+
+    def draw_curve(self) -> None:
+        """loss.png: each step's loss, and their running mean."""
+        if self.writes:
+            save_image(curve([row["loss"] for row in self.rows()]), self.curve)
+
+    def recent_loss(self) -> float:
+        """Mean over the last 50 steps."""
+        recent = [row["loss"] for row in self.rows()[-SMOOTHING:]]
+        return sum(recent) / max(1, len(recent))
+
+    def refuse_other(self, config: TrainConfig) -> None:
+        """Raises ConfigError if the folder holds a run whose steps would have had other results."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return
+        saved = read_json(path, ConfigError).get("config", {})
+        changed = changed_fields(saved, config)
+        if changed:
+            name = changed[0]
+            raise ConfigError(
+                f"{self.path} holds a run with {name} {saved.get(name)!r} and now it is {getattr(config, name)!r}; "
+                "go on with the same settings, or train in a new folder"
+            )
+
+
+def curve(losses: Sequence[float]) -> Image.Image:
+    """A plot of losses over steps: points in grey, the mean of the last 50 in blue, from 0 up."""
+    canvas = Image.new("RGB", CURVE_SIZE, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    left, top, right, bottom = MARGIN[0], MARGIN[1], CURVE_SIZE[0] - MARGIN[2], CURVE_SIZE[1] - MARGIN[3]
+    high = 1.05 * max(_trimmed(losses), default=1.0) or 1.0
+
+    def place(step: float, loss: float) -> tuple[float, float]:
+        x = left + (right - left) * step / max(1, len(losses))
+        return x, bottom - (bottom - top) * min(loss, high) / high
+
+    for part in range(5):
+        y = place(0, high * part / 4)[1]
+        draw.line((left, y, right, y), fill=(225, 225, 225))
+        draw.text((left - 6, y), f"{high * part / 4:.3g}", fill=(60, 60, 60), font=font, anchor="rm")
+        x = place(len(losses) * part / 4, 0)[0]
+        draw.text((x, bottom + 8), f"{round(len(losses) * part / 4)}", fill=(60, 60, 60), font=font, anchor="ma")
+    draw.point([place(step, loss) for step, loss in enumerate(losses, start=1)], fill=(170, 170, 170))
+    draw.line([place(n, value) for n, value in enumerate(_running_mean(losses), start=1)], fill=(30, 90, 200), width=2)
+    return canvas
+
+
+def _trimmed(losses: Sequence[float]) -> list[float]:
+    """Without the largest percent, which would flatten the rest."""
+    return sorted(losses)[: max(1, round(0.99 * len(losses)))] if losses else []
+
+
+def _running_mean(losses: Sequence[float]) -> list[float]:
+    windows = (losses[max(0, n - SMOOTHING) : n] for n in range(1, len(losses) + 1))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _versions() -> dict[str, str]:
+    found = {"ip2p_engine": __version__}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,148 @@
+"""From a call's arguments to a run that can take its next step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..model import Model, load_model
+from ..store import PairRecord
+from .batches import Batch, PictureReader, Reader, Share, batches
+from .checkpoints import latest, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .ema import Average
+from .encoding import Encoder
+from .networks import make_trainable, trained_parameters
+from .objective import Objective
+from .optimizers import make_optimizers
+from .order import make_order
+from .outputs import export
+from .run_folder import RunFolder
+from .sources import Rows, open_source
+from .state import State
+from .validation import ValidationSet
+from .watching import TrainResult
+
+__all__ = ["Data", "Run", "begin"]
+
+Data = str | Path | Sequence[PairRecord] | Rows
+MAX_NAMED = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything that a step needs."""
+
+    config: TrainConfig
+    accelerator: Any
+    model: Model
+    unet: Any
+    """The model's UNet as Accelerate wraps it."""
+    encoder: Encoder
+    objective: Objective
+    state: State
+    folder: RunFolder
+    stream: Iterator[Batch]
+    share: Share
+    validation: ValidationSet | None
+    about: dict[str, Any]
+    first: int
+    """Steps that were done before."""
+    broken: dict[str, None]
+
+    def save(self, step: int) -> None:
+        """A checkpoint after ``step`` steps, by the first process."""
+        saved = self.state.saved()
+        if self.accelerator.is_main_process:
+            state = {**saved, "broken": list(self.broken)}
+            save_checkpoint(self.folder.checkpoints, step, state, keep=self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self, step: int) -> None:
+        """A strip of edits by the averaged weights."""
+        if self.validation is None:
+            return
+        rows = self.validation.edit(self.model, self.state.average)
+        if self.accelerator.is_main_process:
+            self.validation.save(rows, self.folder.validation / f"step-{step:08d}.png")
+
+    def result(self, step: int) -> TrainResult:
+        """What is left after the last step; a finished run's files are written."""
+        files, finished = {}, step >= self.config.steps
+        self.folder.draw_curve()
+        if finished and self.accelerator.is_main_process:
+            training = {"config": asdict(self.config), **self.about, "step": step}
+            files = export(self.model, self.state.average, self.config, self.folder.path, training)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return TrainResult(
+            step=step,
+            finished=finished,
+            loss=self.folder.recent_loss(),
+            checkpoint=latest(self.folder.checkpoints),
+            curve=self.folder.curve,
+            files=files,
+            broken=tuple(self.broken)[:MAX_NAMED],
+            broken_count=len(self.broken),
+        )
+
+
+def begin(config: TrainConfig, accelerator: Any, data: Data, base: str | Path, out: Path) -> Run:
+    """Open the data and the base, and take up the last checkpoint of ``out`` if there is one."""
+    share = Share.of(config, accelerator.process_index, accelerator.num_processes)
+    folder = RunFolder(out, writes=accelerator.is_main_process)
+    folder.refuse_other(config)
+    source = open_source(data, config)
+    model = make_trainable(load_model(base), config).to(accelerator.device)
+    encoder = Encoder(model)
+    unet, state = _state(model, config, accelerator)
+    first, broken = _take_up(state, folder)
+    about = {"data": str(data)[:500], "base": str(base)[:500], "spec": asdict(model.spec), "processes": share.world}
+    folder.begin(config, about, first)
+    accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
+    reader = _reader(source, config)
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        unet=unet,
+        encoder=encoder,
+        objective=Objective(model, encoder.null_text, config),
+        state=state,
+        folder=folder,
+        stream=batches(reader, make_order(source, config), config, share, first),
+        share=share,
+        validation=ValidationSet(source, config) if config.validate_every else None,
+        about=about,
+        first=first,
+        broken=broken,
+    )
+
+
+def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, State]:
+    """(the UNet as Accelerate wraps it, what its steps change)."""
+    optimizers = make_optimizers(trained_parameters(model.unet), config)
+    unet, *optimizers = accelerator.prepare(model.unet, *optimizers)
+    parameters = trained_parameters(model.unet)
+    average = Average(parameters, config.ema_decay)
+    return unet, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)
+
+
+def _take_up(state: State, folder: RunFolder) -> tuple[int, dict[str, None]]:
+    """(steps that are done, rows that were broken) of the last checkpoint, with its state loaded."""
+    checkpoint = latest(folder.checkpoints)
+    if checkpoint is None:
+        return 0, {}
+    saved = load_checkpoint(checkpoint)
+    state.load(saved, str(checkpoint))
+    log.info("%s goes on after step %d", folder.path, saved["step"])
+    return saved["step"], dict.fromkeys(saved["broken"])
+
+
+def _reader(source: Any, config: TrainConfig) -> Reader:
+    return PictureReader(source, config)

@@ -1,0 +1,247 @@
+"""Where training pairs come from: our store, the original layout, or whatever the ``datasets`` library opens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ..dataset_layouts import is_original, listing, named
+from ..errors import ConfigError, DatasetError, IP2PError
+from ..files import read_json
+from ..images import open_image
+from ..store import PairRecord, PairStore
+from .config import TrainConfig
+
+__all__ = ["Example", "Pair", "Rows", "Stream", "open_pair", "open_source"]
+
+SAME_ASPECT = 0.02
+STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
+BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One pair as it is stored: pictures encoded or decoded, not yet looked at."""
+
+    name: str
+    original: Any
+    instruction: Any
+    edited: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One pair that can be trained on."""
+
+    name: str
+    original: Image.Image
+    instruction: str
+    edited: Image.Image
+
+
+class Rows(Protocol):
+    """Pairs that are read by number."""
+
+    identity: str
+    """What the rows are: equal for equal data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Example:
+        """Raises DatasetError, naming the row, where it cannot be read."""
+        ...
+
+
+class Stream(Protocol):
+    """Pairs that are read in their own order, shuffled within a buffer."""
+
+    identity: str
+
+    def epoch(self, seed: int) -> Iterator[Example]: ...
+
+
+def open_source(data: str | Path | Sequence[PairRecord] | Rows, config: TrainConfig) -> Any:
+    """Open a store, an original data set, or a hub data set, folder or file with the config's three columns.
+
+    Pairs may also be given as a sequence. Returns Rows, or with ``config.streaming`` a Stream. Raises DatasetError
+    where there is nothing to train on.
+    """
+    source = _opened(data, config)
+    if hasattr(source, "__len__") and not len(source):
+        raise DatasetError(f"{data} holds no pair; give a data set that does")
+    return source
+
+
+def open_pair(example: Example) -> Pair:
+    """Decode and check an example; raises DatasetError, naming it, for what cannot be trained on."""
+    if not isinstance(example.instruction, str):
+        raise DatasetError(f"{example.name}: the instruction is {type(example.instruction).__name__}; give a text")
+    try:
+        original, edited = open_image(_encoded(example.original)), open_image(_encoded(example.edited))
+    except IP2PError as error:
+        raise DatasetError(f"{example.name}: {error}") from error
+    aspects = [picture.width / picture.height for picture in (original, edited)]
+    if abs(aspects[0] / aspects[1] - 1) > SAME_ASPECT:
+        sizes = f"{original.width} x {original.height} and {edited.width} x {edited.height}"
+        raise DatasetError(f"{example.name}: the pictures are {sizes}; give pairs of one aspect")
+    return Pair(name=example.name, original=original, instruction=example.instruction, edited=edited)
+
+
+def _opened(data: Any, config: TrainConfig) -> Any:
+    if not isinstance(data, str | Path):
+        return data if hasattr(data, "identity") else _StoreRows(data, f"{len(data)} given pairs")
+    path = Path(data).expanduser()
+    if path.is_dir() and is_original(path):
+        return _OriginalRows(path)
+    if config.columns == STORE_COLUMNS and _is_store(path):
+        store = PairStore(path)
+        return _StoreRows(store, repr([(shard.name, shard.stat().st_size) for shard in store.shards]))
+    return _from_hub(path if path.exists() else str(data), config)
+
+
+def _is_store(path: Path) -> bool:
+    """Parquet at the store's place, with the store's columns."""
+    if not path.is_dir() or not PairStore(path).shards:
+        return False
+    import pyarrow.parquet
+
+    names = pyarrow.parquet.read_schema(PairStore(path).shards[0]).names
+    return set(STORE_COLUMNS) <= set(names)
+
+
+class _StoreRows:
+    def __init__(self, pairs: Sequence[PairRecord], identity: str) -> None:
+        self._pairs, self.identity = pairs, identity
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, row: int) -> Example:
+        pair = self._pairs[row]
+        name = f"pair {pair.key or row}"
+        return Example(name=name, original=pair.original_image, instruction=pair.edit_prompt, edited=pair.edited_image)
+
+
+class _OriginalRows:
+    """The authors' folders; each pair of a caption is a row of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._places = [(name, seed) for name, seeds in listing(folder) for seed in seeds]
+        self.identity = f"{folder.name} of {len(self._places)} pairs"
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, row: int) -> Example:
+        name, seed = self._places[row]
+        place = self._folder / name
+        instruction = named(read_json(place / "prompt.json", DatasetError), "edit_prompt", place / "prompt.json")
+        before, after = (str(place / f"{seed}_{n}.jpg") for n in (0, 1))
+        return Example(name=f"{name}/{seed}", original=before, instruction=instruction, edited=after)
+
+
+def _from_hub(data: Path | str, config: TrainConfig) -> Any:
+    datasets = _datasets()
+    options: dict[str, Any] = {"split": config.split, "streaming": config.streaming}
+    try:
+        if isinstance(data, Path) and data.is_file():
+            kind = BUILDERS.get(data.suffix.lower())
+            if kind is None:
+                raise DatasetError(f"{data} ends in {data.suffix!r}; give {', '.join(BUILDERS)} or a folder")
+            found = datasets.load_dataset(kind, data_files=str(data), **options)
+        elif isinstance(data, Path) and (data / "state.json").is_file():
+            found = datasets.load_from_disk(str(data))
+        else:
+            found = datasets.load_dataset(str(data), **options)
+    except IP2PError:
+        raise
+    except Exception as error:  # the library raises many classes, of other libraries too
+        reason = " ".join(str(error).split())[:300]
+        raise DatasetError(f"{data} cannot be opened as a data set ({reason}); check its name and layout") from error
+    _check_columns(found, data, config)
+    home = data.parent if isinstance(data, Path) and data.is_file() else Path(str(data))
+    rows = _HubStream if config.streaming else _HubRows
+    return rows(_undecoded(found, datasets), config, home, str(data))
+
+
+def _check_columns(found: Any, data: Any, config: TrainConfig) -> None:
+    names = found.column_names
+    for column in config.columns:
+        if names is not None and column.partition(".")[0] not in names:
+            raise DatasetError(f"{data} has the columns {', '.join(names)} and no {column!r}; name three with columns")
+
+
+def _undecoded(found: Any, datasets: Any) -> Any:
+    """Pictures stay encoded, so that a broken one breaks only its own row."""
+    for name, feature in (found.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            found = found.cast_column(name, datasets.Image(decode=False))
+    return found
+
+
+class _HubRows:
+    def __init__(self, rows: Any, config: TrainConfig, home: Path, name: str) -> None:
+        self._rows, self._columns, self._home = rows, config.columns, home
+        self.identity = f"{name} {getattr(rows, '_fingerprint', '')}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Example:
+        try:
+            return _example(self._rows[row], self._columns, self._home, f"row {row}")
+        except DatasetError:
+            raise
+        except Exception as error:  # as in _from_hub
+            raise DatasetError(f"row {row}: {' '.join(str(error).split())[:200]}") from error
+
+
+class _HubStream:
+    def __init__(self, rows: Any, config: TrainConfig, home: Path, name: str) -> None:
+        self._rows, self._columns, self._home = rows, config.columns, home
+        self._buffer, self.identity = config.shuffle_buffer, name
+
+    def epoch(self, seed: int) -> Iterator[Example]:
+        for number, row in enumerate(self._rows.shuffle(seed=seed, buffer_size=self._buffer)):
+            yield _example(row, self._columns, self._home, f"row {number} of the stream")
+
+
+def _example(row: dict[str, Any], columns: tuple[str, str, str], home: Path, name: str) -> Example:
+    original, instruction, edited = (_cell(row, column, home) for column in columns)
+    return Example(name=name, original=original, instruction=instruction, edited=edited)
+
+
+def _cell(row: Any, column: str, home: Path) -> Any:
+    value: Any = row
+    for part in [column] if column in row else column.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, str) and (home / value).is_file():
+        return str(home / value)
+    return value
+
+
+def _encoded(value: Any) -> Any:
+    """What open_image takes, of the forms that data sets have pictures in."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        raise DatasetError("a picture is missing")
+    return value
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            "foreign data sets need the datasets library, which is missing; pip install 'instruct-pix2pix[train]'"
+        ) from error
+    return datasets
