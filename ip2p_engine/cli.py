@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import checkpoint, edit, scenes
-from .errors import IP2PError
+from .commands import checkpoint, edit, pairs, scenes, train
+from .errors import Interrupted, IP2PError
 
 __all__ = ["build_parser", "main"]
 
@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
         return options.run(options) or 0
+    except Interrupted as error:
+        sys.stderr.write(f"ip2p: {error}\n")
+        return 130
     except IP2PError as error:
         sys.stderr.write(f"ip2p: {error}\n")
         return 2
@@ -34,6 +37,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ip2p {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for family in (edit, checkpoint, scenes):
+    for family in (edit, pairs, train, checkpoint, scenes):
         family.add(commands)
     return parser

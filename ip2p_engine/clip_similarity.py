@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
 from .errors import CheckpointError, ImageError
+from .files import read_json
 from .tokenizer import tokenize
 
-__all__ = ["DEFAULT_CLIP", "ClipSimilarity", "PairScores", "clip_input", "pair_scores", "unit_pixels"]
+__all__ = ["DEFAULT_CLIP", "ClipSimilarity", "PairScores", "clip_input", "own_thresholds", "pair_scores", "unit_pixels"]
 
 DEFAULT_CLIP = "ViT-L-14/openai"
 EMBEDDED_CLIP = Path(__file__).parent / "scenes" / "embedded" / "clip"
@@ -160,6 +161,15 @@ class ClipSimilarity:
             self._captions.move_to_end(caption)
         while len(self._captions) > REMEMBERED_CAPTIONS:
             self._captions.popitem(last=False)
+
+
+def own_thresholds(source: str | Path) -> dict[str, Any]:
+    """The filter's settings that a CLIP's folder recommends under ``thresholds`` in its config.json; mostly none."""
+    path = (EMBEDDED_CLIP if source == "embedded" else Path(source)) / "config.json"
+    if not path.is_file():
+        return {}
+    found = read_json(path, CheckpointError)
+    return dict(found.get("thresholds", {})) if isinstance(found, dict) else {}
 
 
 def _size_order(images: Sequence[Image.Image]) -> list[int]:

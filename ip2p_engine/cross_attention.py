@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,11 @@ class CrossEdit:
     def to(self, device: torch.device) -> CrossEdit:
         """The same on another device."""
         return CrossEdit(mapping=self.mapping.to(device), own=self.own.to(device), scale=self.scale.to(device))
+
+    def rows(self, index: Sequence[int]) -> CrossEdit:
+        """The edit of some of the pairs."""
+        chosen = list(index)
+        return CrossEdit(mapping=self.mapping[chosen], own=self.own[chosen], scale=self.scale[chosen])
 
 
 def cross_edit(mode: str, pairs: Sequence[CaptionPair], reweight: Mapping[str, float] | None = None) -> CrossEdit:
@@ -101,6 +107,13 @@ class LocalBlend:
         shrink = 2 ** min(BLEND_LEVEL, levels - 1)
         self._size = (math.ceil(latent[0] / shrink), math.ceil(latent[1] / shrink))
         self._heat: list[Tensor] | None = None
+
+    def rows(self, index: Sequence[int]) -> LocalBlend:
+        """The blend of some of the pairs, with what it has seen of them."""
+        chosen, few = list(index), copy(self)
+        few._words = (self._words[0][chosen], self._words[1][chosen])
+        few._heat = None if self._heat is None else [heat[chosen] for heat in self._heat]
+        return few
 
     def watches(self, places: int) -> bool:
         """Whether a layer with so many places is one whose maps count."""
@@ -156,6 +169,10 @@ class CrossControl:
     def __init__(self, edit: CrossEdit | None = None, blend: LocalBlend | None = None) -> None:
         self.edit, self.blend = edit, blend
         self.editing = self.watching = False
+
+    def rows(self, index: Sequence[int]) -> CrossControl:
+        """The control of some of the pairs."""
+        return CrossControl(self.edit and self.edit.rows(index), self.blend and self.blend.rows(index))
 
     def use(self, *, editing: bool, watching: bool) -> None:
         """Edit maps, and collect them for the blend, from now on."""

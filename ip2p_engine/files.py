@@ -6,7 +6,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,11 +138,16 @@ class AppendLog:
         return disk_errors(self.path, "written", self._error, advice)
 
 
-def json_lines(path: Path, error: Error) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, blank lines left out; raises the given class, with the line's number."""
-    with disk_errors(path, "read", error), path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
+def json_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, blank lines left out; raises the given class, with the line's number.
+
+    ``growing``: another process may be writing it, so a last line without its end is left out.
+    """
+    # An unfinished line may end within a letter.
+    faulty = "replace" if growing else "strict"
+    with disk_errors(path, "read", error), path.open(encoding="utf-8", errors=faulty) as lines:
+        for number, line in enumerate(_decoded(lines, path, error), start=1):
+            if not line.strip() or (growing and not line.endswith("\n")):
                 continue
             try:
                 row = json.loads(line)
@@ -151,6 +156,13 @@ def json_lines(path: Path, error: Error) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise error(f"{path}, line {number}, is {line.strip()[:60]!r}; give one JSON object a line")
             yield row
+
+
+def _decoded(lines: Iterable[str], path: Path, error: Error) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as cause:
+        raise error(f"{path} is no UTF-8 text ({cause.reason}); save it as UTF-8") from cause
 
 
 def _write_all(stream: io.FileIO, data: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from .clip_similarity import PairScores
 from .errors import ConfigError
 
-__all__ = ["FilterConfig", "FilterReport", "FilterResult", "filter_candidates"]
+__all__ = ["MEASURES", "FilterConfig", "FilterReport", "FilterResult", "filter_candidates"]
 
 MEASURES = tuple(field.name for field in fields(PairScores))
 MEANINGS = {
@@ -62,6 +62,8 @@ class FilterReport:
     histograms: dict[str, tuple[int, ...]]
     """Counts in 40 bins of 0.05 from -1 to 1 (the last one with 1), of each measure."""
     floors: dict[str, float]
+    early: int = 0
+    """Further candidates that were dropped unfinished, by their preview."""
 
     def __add__(self, other: FilterReport) -> FilterReport:
         """Both together; raises ConfigError for reports of different thresholds."""
@@ -78,12 +80,14 @@ class FilterReport:
                 for name, counts in self.histograms.items()
             },
             floors=self.floors,
+            early=self.early + other.early,
         )
 
     @property
     def pass_rate(self) -> float:
-        """Kept among all candidates, 0 to 1; 0 without candidates."""
-        return self.kept / self.candidates if self.candidates else 0.0
+        """Kept among all candidates, 0 to 1, those that were dropped early included; 0 without candidates."""
+        begun = self.candidates + self.early
+        return self.kept / begun if begun else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -92,9 +96,11 @@ class FilterReport:
     def text(self, *, histograms: bool = True) -> str:
         """The report for people: one line a threshold, then a histogram of each measure."""
         lines = [
-            f"{self.kept} of {self.candidates} candidates kept ({self.pass_rate:.1%}); "
+            f"{self.kept} of {self.candidates + self.early} candidates kept ({self.pass_rate:.1%}); "
             f"{self.surplus} more passed every threshold and were not among the best"
         ]
+        if self.early:
+            lines.append(f"  {self.early} dropped unfinished, by their preview; of the other {self.candidates}:")
         for name in MEASURES:
             lines.append(
                 f"  {name} >= {self.floors[name]:g} ({MEANINGS[name]}): rejected {self.rejected[name]} "

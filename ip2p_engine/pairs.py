@@ -25,7 +25,16 @@ from .pair_denoiser import PairConditioning, pair_denoiser
 from .sampling import SAMPLERS, sample
 from .schedule import SCHEDULES, make_sigmas
 
-__all__ = ["PAIR_MODES", "PairCandidate", "PairConfig", "PairGenerator", "PairJob", "draw_settings", "pairs_that_fit"]
+__all__ = [
+    "PAIR_MODES",
+    "PairCandidate",
+    "PairConfig",
+    "PairGenerator",
+    "PairJob",
+    "Preview",
+    "draw_settings",
+    "pairs_that_fit",
+]
 
 PAIR_MODES = ("self", *CROSS_MODES)
 ROWS_PER_PAIR = 4
@@ -107,6 +116,34 @@ class PairCandidate:
     settings: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A look at unfinished pairs that may drop some; the rest is as if nobody had looked."""
+
+    at: float
+    """The fraction of the steps after which to look."""
+    judge: Callable[[Sequence[PairJob], Tensor], list[int]]
+    """The rows that go on, by the predicted clean latents (B, 2, 4, h, w) of the batch."""
+
+    def step(self, config: PairConfig) -> int:
+        """How many steps come first, at least one and not all; raises ConfigError where there is no such moment."""
+        if config.steps < 2 or config.sampler.startswith("dpmpp"):
+            got = f"an early look after some of {config.steps} steps of {config.sampler} is not possible"
+            raise ConfigError(
+                f"{got}; give at least 2 steps, and a sampler that keeps nothing of its last step, as euler"
+            )
+        return min(max(1, round(self.at * config.steps)), config.steps - 1)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What a batch walks with."""
+
+    sigmas: Tensor
+    noise: SampleNoise
+    hooks: Hooks
+
+
 def draw_settings(
     seed: int, p2p_range: tuple[float, float] = (0.1, 0.9), cfg_range: tuple[float, float] = (7.5, 15.0)
 ) -> tuple[float, float]:
@@ -160,43 +197,92 @@ class PairGenerator:
         jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed) for seed in seeds]
         return [candidate for batch in self.batches(jobs, hooks=hooks) for candidate in batch]
 
-    def batches(self, jobs: Sequence[PairJob], *, hooks: Hooks | None = None) -> Iterator[list[PairCandidate]]:
-        """Candidates of any captions, batch by batch in the jobs' order, so that finished ones are safe early."""
+    def batches(
+        self,
+        jobs: Sequence[PairJob],
+        *,
+        batch_pairs: int | None = None,
+        preview: Preview | None = None,
+        hooks: Hooks | None = None,
+    ) -> Iterator[list[PairCandidate]]:
+        """Candidates of any captions, batch by batch in the jobs' order, so that finished ones are safe early.
+
+        ``batch_pairs`` overrides the config's; candidates that a ``preview`` drops are left out.
+        """
         if not jobs:
             raise ConfigError("no pair to make; give at least one seed")
         for job in jobs:
             check_seed(job.seed)
         watch, done = hooks or Hooks(), 0
-        count = self.config.batch_pairs or pairs_that_fit(self.model, self.size)
+        count = batch_pairs or self.batch_pairs()
         for start in range(0, len(jobs), count):
             chosen = jobs[start : start + count]
-            batch = self._candidates(chosen, self.latents(chosen, hooks=watch))
-            done += len(batch)
+            rows, z = self._walk(chosen, watch, preview)
+            batch = self._candidates([chosen[row] for row in rows], z) if rows else []
+            done += len(chosen)
             if watch.on_progress is not None:
                 watch.on_progress(done, len(jobs))
             yield batch
 
-    @torch.inference_mode()
+    def batch_pairs(self) -> int:
+        """Pairs in one batch: the config's, or what the free memory holds now."""
+        return self.config.batch_pairs or pairs_that_fit(self.model, self.size)
+
+    def check(self, caption: str, edited_caption: str) -> None:
+        """Raise ConfigError for captions that the mode cannot edit, such as a swap of words of unequal number."""
+        self._control([PairJob(caption=caption, edited_caption=edited_caption, seed=0)])
+
     def latents(self, jobs: Sequence[PairJob], *, hooks: Hooks | None = None) -> Tensor:
         """Clean latents (B, 2, 4, h, w) of one batch of pairs, source and edited, before they are decoded."""
-        config, watch, noise = self.config, hooks or Hooks(), SampleNoise([job.seed for job in jobs])
-        sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
+        return self._walk(jobs, hooks or Hooks(), None)[1]
+
+    @torch.inference_mode()
+    def _walk(self, jobs: Sequence[PairJob], hooks: Hooks, preview: Preview | None) -> tuple[list[int], Tensor]:
+        """(rows of the jobs that were finished, their clean latents (B, 2, 4, h, w))."""
+        noise, rows, cross = SampleNoise([job.seed for job in jobs]), list(range(len(jobs))), self._control(jobs)
+        walk = _Walk(make_sigmas(self.config.schedule, self.model.schedule, self.config.steps), noise, hooks)
         start = torch.empty(len(jobs), 4, self.size[1] // 8, self.size[0] // 8, device=self.model.device)
-        x = noise.draw(start).repeat_interleave(2, dim=0) * float(sigmas[0])
-        cross = self._control(jobs)
-        with pair_denoiser(self.model, sigmas.tolist(), cross) as denoiser:
-            z = sample(
-                config.sampler,
+        x = noise.draw(start).repeat_interleave(2, dim=0) * float(walk.sigmas[0])
+        first = 0
+        if preview is not None:
+            first = preview.step(self.config)
+            x, denoised = self._stretch(walk, (0, first), x, jobs, rows, cross)
+            rows = preview.judge(jobs, denoised.unflatten(0, (-1, 2)))
+            x, jobs, cross = x.unflatten(0, (-1, 2))[rows].flatten(0, 1), [jobs[row] for row in rows], cross.rows(rows)
+        if rows:
+            x, _ = self._stretch(walk, (first, self.config.steps), x, jobs, rows, cross)
+        return rows, x.unflatten(0, (-1, 2))
+
+    def _stretch(
+        self,
+        walk: _Walk,
+        span: tuple[int, int],
+        x: Tensor,
+        jobs: Sequence[PairJob],
+        rows: Sequence[int],
+        cross: CrossControl,
+    ) -> tuple[Tensor, Tensor]:
+        """(x after the steps from span[0] up to span[1], the clean latents that the last of them predicted)."""
+        (first, last), steps, seen, chosen = span, self.config.steps, [x], list(rows)
+
+        def on_step(step: int, _: int, x: Tensor, sigma: float, denoised: Tensor) -> None:
+            seen[0] = denoised
+            if walk.hooks.on_step is not None:
+                walk.hooks.on_step(first + step, steps, x, sigma, denoised)
+
+        with pair_denoiser(self.model, walk.sigmas.tolist(), cross) as denoiser:
+            arrived = sample(
+                self.config.sampler,
                 denoiser,
                 x,
-                sigmas,
+                walk.sigmas[first : last + 1],
                 self._condition(jobs),
-                noise=lambda like: noise.draw(like[::2]).repeat_interleave(2, dim=0),
-                on_step=watch.on_step,
-                should_stop=watch.should_stop,
-                after_step=self._blend(cross),
+                noise=lambda like: walk.noise.draw(like[::2])[chosen].repeat_interleave(2, dim=0),
+                on_step=on_step,
+                should_stop=walk.hooks.should_stop,
+                after_step=self._blend(cross, first),
             )
-        return z.unflatten(0, (-1, 2))
+        return arrived, seen[0]
 
     def draw(self, seed: int) -> tuple[float, float]:
         """(p, w) that this generator gives a seed."""
@@ -231,18 +317,21 @@ class PairGenerator:
         levels = len(self.model.unet.config.block_out_channels)
         return CrossControl(edit, LocalBlend(source, edited, latent, levels))
 
-    def _blend(self, cross: CrossControl) -> Callable[[int, Tensor], Tensor] | None:
-        """The local blend as what happens after a step; None without one."""
-        blend, first = cross.blend, self.config.blend_start * self.config.steps
-        return None if blend is None else lambda step, x: blend.apply(x) if step >= first else x
+    def _blend(self, cross: CrossControl, done: int = 0) -> Callable[[int, Tensor], Tensor] | None:
+        """The local blend as what happens after a step, ``done`` steps into the walk; None without one."""
+        blend, start = cross.blend, self.config.blend_start * self.config.steps
+        return None if blend is None else lambda step, x: blend.apply(x) if done + step >= start else x
+
+    def pictures(self, z: Tensor) -> list[tuple[Image.Image, Image.Image]]:
+        """(source, edited) of clean latents (B, 2, 4, h, w), decoded as many at once as fit."""
+        parts = z.flatten(0, 1).split(_decodable(self.model, self.size))
+        decoded = [image for part in parts for image in to_images(decode_latents(self.model, part))]
+        return list(zip(decoded[::2], decoded[1::2], strict=True))
 
     def _candidates(self, jobs: Sequence[PairJob], z: Tensor) -> list[PairCandidate]:
         """Decode, and put every pair together with its settings."""
-        count = _decodable(self.model, self.size)
-        parts = z.flatten(0, 1).split(count)
-        pictures = [image for part in parts for image in to_images(decode_latents(self.model, part))]
-        both = zip(pictures[::2], pictures[1::2], strict=True)
-        return [self._candidate(job, images, latents) for job, images, latents in zip(jobs, both, z.cpu(), strict=True)]
+        triples = zip(jobs, self.pictures(z), z.cpu(), strict=True)
+        return [self._candidate(job, images, latents) for job, images, latents in triples]
 
     def _candidate(self, job: PairJob, images: tuple[Image.Image, Image.Image], latents: Tensor) -> PairCandidate:
         p, w = self.draw(job.seed)

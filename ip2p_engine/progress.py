@@ -12,12 +12,15 @@ __all__ = ["progress"]
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total) that moves a bar with rate and time left."""
-    with tqdm(total=total, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+def progress(total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A function (done, total, note="") that moves a bar with rate and time left, in a log every ten seconds."""
+    pause = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=pause) as bar:
 
-        def show(done: int, of: int) -> None:
+        def show(done: int, of: int, note: str = "") -> None:
             bar.total = of
+            if note:
+                bar.set_postfix_str(note, refresh=False)
             bar.update(done - bar.n)
 
         yield show

@@ -25,7 +25,7 @@ from .files import TEMPORARY, disk_errors, is_locked, locked, read_json, whole_f
 __all__ = ["IMAGE_COLUMNS", "MANIFEST", "SCHEMA_VERSION", "SCORES", "PairRecord", "PairStore", "PairWriter"]
 
 SCHEMA_VERSION = 1
-MANIFEST, DATA = "manifest.json", "data"
+MANIFEST, DATA, WORK = "manifest.json", "data", "work"
 IMAGE_COLUMNS = ("original_image", "edited_image")
 SCORES = ("sim_0", "sim_1", "sim_image", "sim_direction")
 ROWS_PER_SHARD, BYTES_PER_SHARD = 1000, 256 * 2**20
@@ -79,7 +79,8 @@ class PairWriter:
     ) -> None:
         """``manifest``: config and seeds, as JSON takes them. ``partition``: this writer's number, and how many write.
 
-        Raises ConfigError for an impossible partition or shard.
+        What is under ``work`` in it says how the work is cut; the first writer's holds, and ``work`` tells it to later
+        ones. Raises ConfigError for an impossible partition or shard.
         """
         number, count = partition
         if not 0 <= number < count <= 99999:
@@ -93,6 +94,7 @@ class PairWriter:
         self._shard = 0
         self._dirty = False
         self._open = ExitStack()
+        self.work: Any = None
 
     @property
     def _name(self) -> str:
@@ -182,6 +184,8 @@ class PairWriter:
             with disk_errors(path, "written", DatasetError):
                 write_json(path, {**mine, "versions": _versions()})
         theirs = read_manifest(self.folder)
+        self.work = theirs.pop(WORK, None)
+        mine.pop(WORK, None)
         changed = _difference(theirs.pop("versions", None), _versions(), "versions")
         if changed:
             log.warning("%s goes on with other software: %s; equal seeds may give other pictures", self.folder, changed)

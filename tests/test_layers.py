@@ -20,7 +20,8 @@ LAYERS = [
     "schedule guidance noise sampling attention",
     "tokenizer checkpoint model",
     "conditioning alignment cross_attention denoiser pair_denoiser",
-    "edit captions store pairs clip_similarity filtering dataset_layouts sheet dataset train evaluate",
+    "edit captions store pairs clip_similarity filtering candidates candidate_maker crew cluster pair_factory refilter",
+    "dataset_layouts sheet dataset train evaluate",
     "scenes",
     "progress commands cli __main__",
 ]

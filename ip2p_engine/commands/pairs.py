@@ -1,0 +1,216 @@
+"""``ip2p pairs``: from caption pairs to a filtered data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .options import DTYPES, SAMPLER_NAMES, SCHEDULE_NAMES, add_command, progress_bar, torch_dtype
+from .stopping import stop_signals
+
+__all__ = ["add", "add_thresholds", "thresholds"]
+
+MODES = ("self", "replace", "refine")
+MEASURES = ("sim_0", "sim_1", "sim_direction", "sim_image")
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "pairs", _pairs, "make pairs of pictures from captions and filter them by CLIP")
+    parser.add_argument("edits", metavar="EDITS", help="a .jsonl or .parquet file, as ip2p captions writes it")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the data set; an unfinished one goes on"
+    )
+    _add_model(parser)
+    _add_candidates(parser)
+    _add_prompt_to_prompt(parser)
+    _add_filter(parser)
+    _add_work(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument("--checkpoint", default="embedded-sd", help="a text-to-image model (default: embedded-sd)")
+    group.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
+    group.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
+    group.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
+    group.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
+
+
+def _add_candidates(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the candidates")
+    group.add_argument("--candidates", type=int, default=100, metavar="N", help="of each caption pair (default: 100)")
+    group.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
+    group.add_argument("--steps", type=int, default=100, help="default: 100, the paper's")
+    group.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
+    group.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
+    group.add_argument("--size", metavar="WxH", help="default: the checkpoint's square")
+    group.add_argument(
+        "--picture-format", default="png", help="png, jpeg (quality 100) or webp (lossless); default: png"
+    )
+
+
+def _add_prompt_to_prompt(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Prompt-to-Prompt")
+    group.add_argument("--p", type=float, nargs="+", default=[0.1, 0.9], metavar="P", help="p, or its range (0.1 0.9)")
+    group.add_argument(
+        "--cfg", type=float, nargs="+", default=[7.5, 15.0], metavar="W", help="w, or its range (7.5 15)"
+    )
+    group.add_argument(
+        "--edited-prompt-start", type=float, default=0.0, metavar="F", help="the fraction of the steps without it (0)"
+    )
+    group.add_argument("--mode", default="self", help=f"{', '.join(MODES)} (default: self, the paper's)")
+    group.add_argument("--cross-steps", type=float, default=0.8, metavar="F", help="of replace and refine (0.8)")
+    group.add_argument("--reweight", nargs="+", metavar="WORD=FACTOR", help="attention to words of the edited caption")
+    group.add_argument("--local-blend", action="store_true", help="change only where the changed words look")
+    group.add_argument("--blend-words", nargs=2, metavar=("BEFORE", "AFTER"), help="default: the words that differ")
+    group.add_argument("--blend-start", type=float, default=0.2, metavar="F", help="the fraction of the steps (0.2)")
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the CLIP filter")
+    group.add_argument("--filter", choices=("inline", "none"), default="inline", help="none keeps every candidate")
+    group.add_argument("--clip", help="embedded, a folder, or architecture/weights of open_clip (ViT-L-14/openai)")
+    add_thresholds(group)
+    group.add_argument("--early-reject", action="store_true", help="drop candidates whose preview is doomed")
+    group.add_argument(
+        "--early-at", type=float, default=0.5, metavar="F", help="look after this part of the steps (0.5)"
+    )
+    group.add_argument(
+        "--early-margin", type=float, default=0.1, metavar="M", help="below a threshold by so much (0.1)"
+    )
+
+
+def add_thresholds(parser: Any) -> None:
+    """--keep and the four thresholds; those not given are the CLIP's own, or the paper's."""
+    parser.add_argument("--keep", type=int, metavar="K", help="the best of each caption pair (default: 4)")
+    for measure in MEASURES:
+        flag = f"--min-{measure.replace('_', '-')}"
+        parser.add_argument(flag, type=float, metavar="C", help="a cosine (default: the paper's, or the CLIP's own)")
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the work")
+    group.add_argument("--batch-pairs", type=int, metavar="B", help="pairs in one batch (default: as many as fit)")
+    group.add_argument("--partition", default="0/1", metavar="I/N", help="make every N-th part, from the I-th (0/1)")
+    group.add_argument("--cluster", metavar="ADDRESS", help="make them on a Ray cluster; local starts one here")
+    group.add_argument(
+        "--save-seconds", type=float, default=300.0, metavar="S", help="unfinished shards (default: 300)"
+    )
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from ..captions.edits import read_edits
+    from ..pair_factory import make_pairs
+
+    edits, work = read_edits(options.edits), _work(options)
+    with _crew(options) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
+        report = make_pairs(edits, options.out, crew, work=work, on_progress=bar, should_stop=should_stop)
+    sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
+
+
+def _crew(options: argparse.Namespace) -> Any:
+    from ..crew import CrewPlan, local_crew
+
+    clip = options.clip or ("embedded" if options.checkpoint == "embedded-sd" else None)
+    plan = CrewPlan(
+        checkpoint=options.checkpoint,
+        options={"weights": options.weights, "base": options.base},
+        device=options.device,
+        dtype=torch_dtype(options),
+        pairs=_pair_config(options),
+        factory=_factory_config(options, clip),
+    )
+    return local_crew(plan)
+
+
+def _work(options: argparse.Namespace) -> Any:
+    from ..pair_factory import Work
+
+    return Work(
+        batch_pairs=options.batch_pairs, partition=partition(options.partition), save_seconds=options.save_seconds
+    )
+
+
+def partition(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; raises ConfigError for anything else."""
+    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ConfigError(f"--partition is {text!r}; give I/N with 0 <= I < N, such as 0/4")
+    return int(found[1]), int(found[2])
+
+
+def thresholds(options: argparse.Namespace, clip: str) -> Any:
+    """The filter that is asked for; what is not given is the CLIP's own, or the paper's."""
+    from ..clip_similarity import own_thresholds
+    from ..filtering import FilterConfig
+
+    names = ("keep", *(f"min_{measure}" for measure in MEASURES))
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return FilterConfig(**{**own_thresholds(clip), **given})
+
+
+def _factory_config(options: argparse.Namespace, clip: str | None) -> Any:
+    from ..candidate_maker import EarlyReject, FactoryConfig
+    from ..clip_similarity import DEFAULT_CLIP
+
+    name = clip or DEFAULT_CLIP
+    early = EarlyReject(at=options.early_at, margin=options.early_margin) if options.early_reject else None
+    return FactoryConfig(
+        candidates=options.candidates,
+        seed=options.seed,
+        clip=name,
+        filter=thresholds(options, name) if options.filter == "inline" else None,
+        early_reject=early,
+        picture_format=options.picture_format,
+    )
+
+
+def _pair_config(options: argparse.Namespace) -> Any:
+    from ..pairs import PairConfig
+
+    return PairConfig(
+        steps=options.steps,
+        sampler=options.sampler,
+        schedule=options.schedule,
+        size=_size(options.size),
+        p2p_range=_range("--p", options.p),
+        cfg_range=_range("--cfg", options.cfg),
+        edited_prompt_start=options.edited_prompt_start,
+        mode=options.mode,
+        cross_steps=options.cross_steps,
+        reweight=_factors(options.reweight),
+        local_blend=options.local_blend,
+        blend_words=tuple(options.blend_words) if options.blend_words else None,
+        blend_start=options.blend_start,
+        batch_pairs=options.batch_pairs,
+    )
+
+
+def _range(name: str, values: list[float]) -> tuple[float, float]:
+    if len(values) > 2:
+        raise ConfigError(f"{name} got {len(values)} numbers; give one, or the lower and the upper end")
+    return values[0], values[-1]
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    if not found:
+        raise ConfigError(f"--size is {text!r}; give width x height in pixels, such as 512x512")
+    return int(found[1]), int(found[2])
+
+
+def _factors(given: list[str] | None) -> dict[str, float] | None:
+    if not given:
+        return None
+    parts = [re.fullmatch(r"(.+)=(-?\d+(?:\.\d+)?)", text) for text in given]
+    if not all(parts):
+        raise ConfigError(f"--reweight is {' '.join(given)}; give words and factors, such as snow=2 red=0.5")
+    return {found[1]: float(found[2]) for found in parts if found}
