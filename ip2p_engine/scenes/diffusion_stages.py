@@ -91,7 +91,7 @@ class TextToImageStage:
 class EditStage:
     """The InstructPix2Pix UNet on true pairs: widened from text to image, text encoder frozen, 5/5/5 dropout."""
 
-    config = StageConfig(steps=2000, batch=96, learning_rate=2e-3, ema_decay=0.998)
+    config = StageConfig(steps=3500, batch=96, learning_rate=2e-3, ema_decay=0.998)
 
     def __init__(self, latents: dict[str, Tensor], text_to_image: dict[str, Tensor]) -> None:
         self.latents = latents

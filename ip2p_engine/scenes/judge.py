@@ -15,13 +15,13 @@ from PIL import Image
 from scipy import ndimage
 
 from .grammar import Edit
-from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render, world_pixels
+from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render, world_at_half_size
 
 __all__ = ["Reading", "Verdict", "judge_edit", "read_scenes"]
 
 CLEAR_PSNR = 20.0
 CLEAR_OBJECT_PSNR = 17.0
-CHUNK = 2048
+CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,13 @@ def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:
     """The nearest scene of each picture; a picture of another size is resized to the world's first."""
     sharp = [_pixels(picture) for picture in pictures]
     queries = np.stack([_halved(pixels) for pixels in sharp]).reshape(len(sharp), -1)
-    best = np.full(len(sharp), np.inf)
-    index = np.zeros(len(sharp), dtype=np.int64)
-    for start, templates, norms in _templates():
-        distance = norms[None] - 2 * queries @ templates.T
-        nearest = distance.argmin(axis=1)
-        value = distance[np.arange(len(sharp)), nearest]
-        better = value < best
-        best[better], index[better] = value[better], start + nearest[better]
-    return [_reading(all_scenes()[i], pixels) for i, pixels in zip(index, sharp, strict=True)]
+    templates, norms = _templates()
+    nearest = [
+        index
+        for start in range(0, len(queries), CHUNK)
+        for index in (norms - 2 * queries[start : start + CHUNK] @ templates.T).argmin(axis=1)
+    ]
+    return [_reading(all_scenes()[i], pixels) for i, pixels in zip(nearest, sharp, strict=True)]
 
 
 def _reading(scene: Scene, pixels: np.ndarray) -> Reading:
@@ -112,14 +110,10 @@ def _halved(pixels: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _templates() -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(first index, halved renders as rows, their squared norms), in chunks that keep a search small."""
-    chunks = []
-    for start in range(0, len(all_scenes()), CHUNK):
-        block = world_pixels()[start : start + CHUNK].astype(np.float32) / 255
-        rows = block.reshape(len(block), 32, 2, 32, 2, 3).mean(axis=(2, 4)).reshape(len(block), -1)
-        chunks.append((start, rows, (rows**2).sum(axis=1)))
-    return chunks
+def _templates() -> tuple[np.ndarray, np.ndarray]:
+    """(halved renders as rows, their squared norms)."""
+    rows = world_at_half_size().reshape(len(all_scenes()), -1)
+    return rows, np.einsum("nd,nd->n", rows, rows)
 
 
 def _psnr(mean_square: float) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "all_scenes",
     "object_mask",
     "render",
+    "world_at_half_size",
     "world_pixels",
 ]
 
@@ -125,21 +126,53 @@ def world_pixels() -> np.ndarray:
 
 def _recoloured(layout: Scene) -> np.ndarray:
     """A scene in every colour on every background: (36, 64, 64, 3)."""
-    grounds = [_backdrop(background, layout.style) for background in BACKGROUNDS]
-    backdrops = np.stack([ground for ground, _ in grounds])[None]
-    palette = np.array(list(COLOURS.values()), dtype=np.float64)
-    colours = np.stack([grounds[0][1](colour) for colour in palette])[:, None, None, None]
-    return _painted(layout, backdrops, colours).reshape(-1, WORLD_SIZE, WORLD_SIZE, 3)
+    return _painted(layout, *_palette(layout.style)).reshape(-1, WORLD_SIZE, WORLD_SIZE, 3)
+
+
+@cache
+def world_at_half_size() -> np.ndarray:
+    """Every scene averaged over 2 x 2 pixels, in [0, 1]: float32, shape (12960, 32, 32, 3).
+
+    Painting is linear in the colours, so averaging once a layout serves its 36 scenes; nothing is rounded to 8 bits.
+    """
+    per_layout = len(COLOURS) * len(BACKGROUNDS)
+    return np.concatenate([_recoloured_at_half_size(layout) for layout in all_scenes()[::per_layout]])
+
+
+def _recoloured_at_half_size(layout: Scene) -> np.ndarray:
+    backdrops, colours = _palette(layout.style)
+    ground, body, line = _shares(layout)
+    fixed = _halved(backdrops * ground + GRAPHITE * line)
+    return ((fixed + colours * _halved(body)) / 255).astype(np.float32).reshape(-1, WORLD_SIZE // 2, WORLD_SIZE // 2, 3)
+
+
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    *batch, height, width, channels = pixels.shape
+    return pixels.reshape(*batch, height // 2, 2, width // 2, 2, channels).mean(axis=(-4, -2))
+
+
+@cache
+def _palette(style: str) -> tuple[np.ndarray, np.ndarray]:
+    """Every ground (1, 6, 64, 64, 3) and every tinted colour (6, 1, 1, 1, 3) of a style, in 0..255."""
+    grounds = [_backdrop(background, style) for background in BACKGROUNDS]
+    tint = grounds[0][1]
+    colours = np.stack([tint(np.array(colour, dtype=np.float64)) for colour in COLOURS.values()])
+    return np.stack([ground for ground, _ in grounds])[None], colours[:, None, None, None]
 
 
 def _painted(layout: Scene, backdrop: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """The object of a layout over backdrops (..., 64, 64, 3) in tinted colours that broadcast with them; uint8."""
+    ground, body, line = _shares(layout)
+    return np.rint(backdrop * ground + colour * body + GRAPHITE * line).clip(0, 255).astype(np.uint8)
+
+
+def _shares(layout: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much of each pixel is ground, object and pencil line: three of (64, 64, 1), which sum to 1."""
     mask = object_mask(layout)[..., None]
-    picture = backdrop * (1 - mask) + colour * mask
+    line = np.zeros_like(mask)
     if layout.style == "sketch":
         line = _placed(_outline(layout.shape, layout.size), layout.place)[..., None]
-        picture = picture * (1 - line) + GRAPHITE * line
-    return np.rint(picture).clip(0, 255).astype(np.uint8)
+    return (1 - mask) * (1 - line), mask * (1 - line), line
 
 
 def object_mask(scene: Scene) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ip2p_engine import cli
+from ip2p_engine.commands import options, scenes
 from ip2p_engine.images import read_settings
 from ip2p_engine.sampling import SAMPLERS
 from ip2p_engine.scenes.recipe import STAGES
@@ -187,9 +188,9 @@ def sentence_about(capsys, word: str) -> None:
 
 
 def test_names_on_the_command_line_are_the_engines():
-    assert set(cli.SAMPLER_NAMES) == set(SAMPLERS)
-    assert set(cli.SCHEDULE_NAMES) == set(SCHEDULES)
-    assert set(cli.STAGE_NAMES) == set(STAGES)
+    assert set(options.SAMPLER_NAMES) == set(SAMPLERS)
+    assert set(options.SCHEDULE_NAMES) == set(SCHEDULES)
+    assert set(scenes.STAGE_NAMES) == set(STAGES)
 
 
 def test_help_is_light():
