@@ -98,6 +98,9 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the work")
     group.add_argument("--batch-pairs", type=int, metavar="B", help="pairs in one batch (default: as many as fit)")
     group.add_argument("--partition", default="0/1", metavar="I/N", help="make every N-th part, from the I-th (0/1)")
+    group.add_argument(
+        "--rows-per-shard", type=int, default=1000, metavar="R", help="pairs in one file (default: 1000)"
+    )
     group.add_argument("--cluster", metavar="ADDRESS", help="make them on a Ray cluster; local starts one here")
     group.add_argument(
         "--save-seconds", type=float, default=300.0, metavar="S", help="unfinished shards (default: 300)"
@@ -133,7 +136,10 @@ def _work(options: argparse.Namespace) -> Any:
     from ..pair_factory import Work
 
     return Work(
-        batch_pairs=options.batch_pairs, partition=partition(options.partition), save_seconds=options.save_seconds
+        batch_pairs=options.batch_pairs,
+        partition=partition(options.partition),
+        save_seconds=options.save_seconds,
+        rows_per_shard=options.rows_per_shard,
     )
 
 
