@@ -37,7 +37,7 @@ def train(
     DatasetError, and TrainingError if the loss is not finite, naming the last good checkpoint.
     """
     with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator:
-        run = begin(config, accelerator, data, base, Path(out))
+        run = begin(config, accelerator, data, base, Path(out), should_stop or (lambda: False))
         parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False

@@ -18,7 +18,7 @@ from ..model import Model
 from .config import TrainConfig
 from .draws import stream
 
-__all__ = ["LORA_LAYERS", "exportable", "lora_state", "make_trainable", "trained_parameters", "widened"]
+__all__ = ["LORA_LAYERS", "exportable", "lora_state", "make_trainable", "move_frozen", "trained_parameters", "widened"]
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,6 +82,12 @@ def exportable(model: Model, config: TrainConfig) -> Iterator[Model]:
         yield model
     finally:
         model.unet.train()
+
+
+def move_frozen(model: Model, device: str | torch.device) -> None:
+    """The autoencoder and the text encoders to a device."""
+    for module in (model.autoencoder, *model.text_encoders):
+        module.to(device)
 
 
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self.path, self.writes = path, writes
-        self.checkpoints, self.validation = path / "checkpoints", path / "validation"
+        self.checkpoints, self.validation, self.cache = (path / n for n in ("checkpoints", "validation", "cache"))
         self.curve, self._rows_file = path / "loss.png", path / "log.jsonl"
         self._log: AppendLog | None = None
 

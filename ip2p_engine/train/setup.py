@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from ..model import Model, load_model
 from ..store import PairRecord
 from .batches import Batch, PictureReader, Reader, Share, batches
+from .cache import CacheReader, build_cache, cache_key
 from .checkpoints import latest, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .ema import Average
 from .encoding import Encoder
-from .networks import make_trainable, trained_parameters
+from .networks import make_trainable, move_frozen, trained_parameters
 from .objective import Objective
 from .optimizers import make_optimizers
 from .order import make_order
@@ -67,7 +68,10 @@ class Run:
         """A strip of edits by the averaged weights."""
         if self.validation is None:
             return
+        move_frozen(self.model, self.accelerator.device)
         rows = self.validation.edit(self.model, self.state.average)
+        if self.config.cache:
+            move_frozen(self.model, "cpu")
         if self.accelerator.is_main_process:
             self.validation.save(rows, self.folder.validation / f"step-{step:08d}.png")
 
@@ -92,20 +96,31 @@ class Run:
         )
 
 
-def begin(config: TrainConfig, accelerator: Any, data: Data, base: str | Path, out: Path) -> Run:
-    """Open the data and the base, and take up the last checkpoint of ``out`` if there is one."""
+def begin(
+    config: TrainConfig,
+    accelerator: Any,
+    data: Data,
+    base: str | Path,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> Run:
+    """Open the data and the base, cache what is to be cached, take up the last checkpoint of ``out`` if there is one.
+
+    Raises Interrupted if it is asked to stop while it caches.
+    """
     share = Share.of(config, accelerator.process_index, accelerator.num_processes)
     folder = RunFolder(out, writes=accelerator.is_main_process)
     folder.refuse_other(config)
     source = open_source(data, config)
     model = make_trainable(load_model(base), config).to(accelerator.device)
     encoder = Encoder(model)
+    reader = _reader(source, model, encoder, config, share, folder, should_stop)
+    accelerator.wait_for_everyone()
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
     about = {"data": str(data)[:500], "base": str(base)[:500], "spec": asdict(model.spec), "processes": share.world}
     folder.begin(config, about, first)
     accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
-    reader = _reader(source, config)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -144,5 +159,19 @@ def _take_up(state: State, folder: RunFolder) -> tuple[int, dict[str, None]]:
     return saved["step"], dict.fromkeys(saved["broken"])
 
 
-def _reader(source: Any, config: TrainConfig) -> Reader:
-    return PictureReader(source, config)
+def _reader(
+    source: Any,
+    model: Model,
+    encoder: Encoder,
+    config: TrainConfig,
+    share: Share,
+    folder: RunFolder,
+    should_stop: Callable[[], bool],
+) -> Reader:
+    """Pictures as they come, or the cache; then the frozen networks leave the GPU until they are asked for."""
+    if not config.cache:
+        return PictureReader(source, config)
+    key = cache_key(source, model, config)
+    build_cache(source, encoder, key, config, share, folder.cache, should_stop)
+    move_frozen(model, "cpu")
+    return CacheReader(folder.cache, key, config)

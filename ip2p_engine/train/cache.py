@@ -1,0 +1,208 @@
+"""Pictures and texts encoded once, before training: shards of latents that are whole or absent.
+
+What stays right: every cached crop was cut, mirrored and encoded as it would be without a cache, the posterior is
+sampled anew in every step, and dropout and noise are what they are without. What does not: a pair has
+``cache_variants`` crops, drawn once, instead of a new one each time. (A mirrored latent is not the latent of the
+mirrored picture, so mirroring is a variant too.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import DatasetError, Interrupted
+from ..files import disk_errors, read_json, whole_file, write_json
+from ..model import Model
+from .batches import Sample, Share
+from .config import TrainConfig
+from .crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
+from .draws import stream
+from .encoding import Encoder
+from .order import Place
+from .sources import Rows, open_pair
+
+__all__ = ["CacheReader", "build_cache", "cache_key"]
+
+ROWS_PER_SHARD, PAIRS_AT_ONCE = 500, 16
+KEY_FILE, BROKEN, TEXT_OF = "cache.json", "broken", "text_of"
+LATENTS = ("mean", "std", "condition")
+SETTINGS = ("columns", "resolution", "resize", "flip", "buckets", "precision", "seed")
+
+
+def cache_key(source: Rows, model: Model, config: TrainConfig) -> dict[str, Any]:
+    """What the cached tensors depend on, as JSON takes it."""
+    settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
+    networks = {f"network {n}": _digest(net) for n, net in enumerate((model.autoencoder, *model.text_encoders))}
+    key = {"data": source.identity, "rows": len(source), "variants": config.variants, **settings, **networks}
+    return json.loads(json.dumps(key))
+
+
+def build_cache(
+    source: Rows,
+    encoder: Encoder,
+    key: Mapping[str, Any],
+    config: TrainConfig,
+    share: Share,
+    folder: Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Encode what is not there yet; processes take shards in turn.
+
+    Raises DatasetError if the folder holds other tensors, and Interrupted between shards.
+    """
+    _agree(folder, key)
+    starts = range(0, len(source), ROWS_PER_SHARD)
+    for number in range(share.rank, len(starts), share.world):
+        path = _shard_path(folder, number)
+        if path.exists():
+            continue
+        if should_stop():
+            raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same command goes on")
+        rows = range(starts[number], min(starts[number] + ROWS_PER_SHARD, len(source)))
+        _write_shard(path, source, rows, encoder, config)
+
+
+class CacheReader:
+    """Reads cached examples; which variant follows from the example's place."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], config: TrainConfig) -> None:
+        self._folder, self._rows, self._config = folder, key["rows"], config
+        self._open: dict[int, _Shard] = {}
+
+    def read(self, candidate: Any, place: Place) -> Sample:
+        row = candidate % self._rows
+        shard = self._shard(row // ROWS_PER_SHARD)
+        if str(row) in shard.broken:
+            raise DatasetError(shard.broken[str(row)])
+        generator = stream(self._config.seed, "variant", place.step, place.position)
+        variant = int(torch.randint(self._config.variants, (), generator=generator))
+        tensors = {name: shard.file.get_slice(f"{row}.{name}")[variant] for name in (*LATENTS, "size_ids")}
+        text = shard.text_of[str(row)]
+        names = [name for name in ("tokens", "pooled") if f"{name}.{text}" in shard.names]
+        texts = {name: shard.file.get_tensor(f"{name}.{text}") for name in names}
+        return Sample(instruction="", tensors={**tensors, **texts})
+
+    def latent_shape(self, place: Place) -> tuple[int, int, int]:
+        return (4, place.size[1] // 8, place.size[0] // 8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": {}}
+
+    def _shard(self, number: int) -> _Shard:
+        if number not in self._open:
+            self._open[number] = _Shard.open(_shard_path(self._folder, number))
+        return self._open[number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    file: Any
+    names: set[str]
+    broken: dict[str, str]
+    text_of: dict[str, int]
+
+    @classmethod
+    def open(cls, path: Path) -> _Shard:
+        file = safe_open(path, framework="pt")
+        about = file.metadata()
+        return cls(
+            file=file, names=set(file.keys()), broken=json.loads(about[BROKEN]), text_of=json.loads(about[TEXT_OF])
+        )
+
+
+class _Crops(Dataset):
+    """Every variant of a row: (row, instruction, crops, size ids), or (row, what is wrong)."""
+
+    def __init__(self, source: Rows, config: TrainConfig) -> None:
+        self._source, self._config = source, config
+        self._shapes = bucket_shapes(config.resolution) if config.buckets else [(config.resolution,) * 2]
+
+    def __getitem__(self, row: int) -> tuple[Any, ...]:
+        try:
+            pair = open_pair(self._source[row])
+        except DatasetError as error:
+            return row, str(error)
+        size = self._shapes[nearest_shape(pair.original.size, self._shapes)]
+        draws = (stream(self._config.seed, "cached crop", row, n) for n in range(self._config.variants))
+        crops = [draw_crop(pair.original.size, size, self._config, generator) for generator in draws]
+        pixels = [crop_pair((pair.original, pair.edited), crop) for crop in crops]
+        return row, pair.instruction, torch.stack(pixels), torch.stack([size_ids(crop) for crop in crops])
+
+
+def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config: TrainConfig) -> None:
+    tensors: dict[str, Tensor] = {}
+    broken: dict[str, str] = {}
+    texts: dict[str, int] = {}
+    text_of: dict[str, int] = {}
+    kept = torch.float32 if config.precision == "float32" else torch.float16
+    loader = DataLoader(_Crops(source, config), batch_size=None, sampler=rows, num_workers=config.workers)
+    for group in _grouped(loader, broken):
+        latents = encoder.latents(torch.cat([pixels for _, _, pixels, _ in group]))
+        for n, (row, instruction, pixels, ids) in enumerate(group):
+            own = slice(n * len(pixels), (n + 1) * len(pixels))
+            tensors |= {f"{row}.{name}": latents[name][own].to(kept).cpu() for name in LATENTS}
+            tensors[f"{row}.size_ids"] = ids
+            text_of[str(row)] = texts.setdefault(instruction, len(texts))
+    for text, number in texts.items():
+        embedded = encoder.text([text])
+        tensors[f"tokens.{number}"] = embedded.tokens[0].to(kept).cpu()
+        if embedded.pooled is not None:
+            tensors[f"pooled.{number}"] = embedded.pooled[0].to(kept).cpu()
+    about = {BROKEN: json.dumps(broken), TEXT_OF: json.dumps(text_of)}
+    with disk_errors(path, "written", DatasetError), whole_file(path) as file:
+        file.write(save({name: value.contiguous() for name, value in tensors.items()}, about))
+
+
+def _grouped(loader: DataLoader, broken: dict[str, str]) -> Iterator[list[tuple[Any, ...]]]:
+    """Good rows in runs of one shape; broken ones go into the dict."""
+
+    def good() -> Iterator[tuple[Any, ...]]:
+        for row, *rest in loader:
+            if len(rest) == 1:
+                broken[str(row)] = rest[0]
+            else:
+                yield (row, *rest)
+
+    for _, run in groupby(good(), key=lambda item: item[2].shape):
+        while group := list(islice(run, PAIRS_AT_ONCE)):
+            yield group
+
+
+def _agree(folder: Path, key: Mapping[str, Any]) -> None:
+    path = folder / KEY_FILE
+    if not path.exists():
+        with disk_errors(folder, "written", DatasetError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, key)
+    theirs = read_json(path, DatasetError)
+    changed = [name for name in sorted(key) if theirs.get(name) != key[name]]
+    if changed:
+        name = changed[0]
+        raise DatasetError(
+            f"{folder} holds latents with {name} {str(theirs.get(name))[:100]!r}, and now it is "
+            f"{str(key[name])[:100]!r}; delete the folder"
+        )
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.safetensors"
+
+
+def _digest(module: nn.Module) -> str:
+    content = blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        content.update(name.encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
