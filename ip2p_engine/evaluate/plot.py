@@ -1,0 +1,91 @@
+"""The trade-off plot (the paper's figures 8 and 10): direction against image similarity, one line a curve."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import ConfigError, DatasetError
+from ..files import disk_errors, whole_file
+from .curve import Point
+
+__all__ = ["save_plot", "trade_off_plot"]
+
+LABELS = {"text_cfg": "$s_T$", "image_cfg": "$s_I$", "strength": "strength"}
+AXES = ("sim_direction", "sim_image")
+COLOURS = ("#1b4f9c", "#d1495b", "#edae49", "#3c8d53", "#7b4b94", "#00798c", "#8d6a4f", "#444444")
+MARKERS = "osD^vPX*"
+WIDTH, HEIGHT, DPI = 7.2, 5.2, 150
+
+
+def trade_off_plot(points: Sequence[Point], *, title: str = "", level: float = 0.95) -> Image.Image:
+    """The plot as an RGB picture. Raises ConfigError without points, or without matplotlib."""
+    with io.BytesIO() as stream:
+        _figure(points, title, level).savefig(stream, format="png", dpi=DPI)
+        return Image.open(stream).convert("RGB")
+
+
+def save_plot(points: Sequence[Point], stem: Path, *, title: str = "", level: float = 0.95) -> list[Path]:
+    """Write stem.png and stem.svg; returns both. Raises as ``trade_off_plot``, and DatasetError for a full disk."""
+    figure = _figure(points, title, level)
+    written = []
+    for kind, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
+        path = stem.with_suffix(f".{kind}")
+        with disk_errors(path, "written", DatasetError), whole_file(path) as stream:
+            figure.savefig(stream, format=kind, **options)
+        written.append(path)
+    return written
+
+
+def _figure(points: Sequence[Point], title: str, level: float) -> Any:
+    if not points:
+        raise ConfigError("no points to plot; measure at least one setting")
+    figure = _matplotlib()(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.add_subplot()
+    for number, curve in enumerate(dict.fromkeys(point.curve for point in points)):
+        _draw(axes, [point for point in points if point.curve == curve], number)
+    axes.set_xlabel("directional similarity: the change fits the change of caption →")
+    axes.set_ylabel("image similarity: the picture is kept →")
+    axes.set_title(title or " ")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    count = points[0].count
+    figure.supxlabel(f"CLIP cosines; means of {count} edits, {level:.0%} bootstrap intervals", fontsize=8, color="0.4")
+    return figure
+
+
+def _draw(axes: Any, points: Sequence[Point], number: int) -> None:
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    x, y = ([point.means[name] for point in points] for name in AXES)
+    spread = [
+        [[p.means[name] - p.low[name] for p in points], [p.high[name] - p.means[name] for p in points]] for name in AXES
+    ]
+    line = "-" if len(points) > 1 else "none"
+    axes.errorbar(
+        x, y, xerr=spread[0], yerr=spread[1], color=colour, marker=marker, markersize=5, linestyle=line,
+        linewidth=1.4, elinewidth=0.7, label=points[0].curve,
+    )  # fmt: skip
+    for point in {id(p): p for p in (points[0], points[-1]) if point_label(p, points)}.values():
+        place = tuple(point.means[name] for name in AXES)
+        axes.annotate(
+            point_label(point, points), place, xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour
+        )
+
+
+def point_label(point: Point, points: Sequence[Point]) -> str:
+    """The values in which the points of a curve differ."""
+    swept = [name for name in point.setting if len({other.setting[name] for other in points}) > 1]
+    return " ".join(f"{LABELS[name]} {point.setting[name]:g}" for name in swept)
+
+
+def _matplotlib() -> Any:
+    """A figure that belongs to no window and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib, which is missing; pip install 'instruct-pix2pix[plots]'") from error
+    return Figure

@@ -1,0 +1,100 @@
+"""What a method is measured on: pictures with their instruction, captions and seed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+from PIL import Image
+
+from ..errors import ConfigError, DatasetError
+from ..images import fit, open_image, plan_size
+from ..store import PairRecord, PairStore
+
+__all__ = ["Sample", "StoreSamples", "batches", "in_test_split"]
+
+SPLITS = ("test", "all")
+TEST_PERCENT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One edit to measure, RGB pictures, with the seed that every method gives it."""
+
+    key: str
+    source: Image.Image
+    instruction: str
+    caption: str
+    edited_caption: str
+    seed: int
+    target: Image.Image | None = None
+    """What the edit should look like, where that is known."""
+
+
+def in_test_split(caption: str) -> bool:
+    """Whether pairs of a caption belong to the test split: one caption in twenty, by a hash of its text.
+
+    The paper's code takes the last twentieth by position; a hash stays true when a data set grows.
+    """
+    return zlib.crc32(caption.strip().encode()) % 100 < TEST_PERCENT
+
+
+class StoreSamples(Sequence[Sample]):
+    """Samples of a data set, read when they are asked for; the pair's edited picture is the target."""
+
+    def __init__(self, folder: Path | str, *, split: str = "test", count: int | None = None, seed: int = 0) -> None:
+        """``count`` samples spread evenly over the split (None: all); sample n has the seed ``seed`` + n.
+
+        Raises ConfigError for an unknown split, DatasetError where there is nothing to measure.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
+        self._store, self._seed = PairStore(folder), seed
+        captions = self._store.columns("original_prompt")["original_prompt"]
+        rows = [n for n, text in enumerate(captions) if split == "all" or in_test_split(text)]
+        if not rows:
+            raise DatasetError(f"{folder} has no pairs in its {split} split ({len(captions)} in all); try split all")
+        wanted = min(count or len(rows), len(rows))
+        self._rows = [rows[n * len(rows) // wanted] for n in range(wanted)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        row = self._rows[index]
+        return _sample(self._store[row], row, self._seed + index % len(self))
+
+
+def _sample(pair: PairRecord, row: int, seed: int) -> Sample:
+    return Sample(
+        key=pair.key or f"row/{row}",
+        source=open_image(pair.original_image),
+        target=open_image(pair.edited_image),
+        instruction=pair.edit_prompt,
+        caption=pair.original_prompt,
+        edited_caption=pair.edited_prompt,
+        seed=seed,
+    )
+
+
+def batches(samples: Sequence[Sample], size: int, resolution: int) -> Iterator[list[Sample]]:
+    """At most ``size`` samples of one picture size at a time, fitted by the paper's 64 rule."""
+    for start in range(0, len(samples), size):
+        by_size: dict[tuple[int, int], list[Sample]] = {}
+        for sample in samples[start : start + size]:
+            by_size.setdefault(plan_size("paper", *sample.source.size, resolution), []).append(sample)
+        yield from ([_fitted(sample, planned) for sample in group] for planned, group in by_size.items())
+
+
+def _fitted(sample: Sample, size: tuple[int, int]) -> Sample:
+    target = None if sample.target is None else fit(sample.target, size)
+    return replace(sample, source=fit(sample.source, size), target=target)
