@@ -97,7 +97,7 @@ class RestoreSize(io.ComfyNode):
             display_name="IP2P Restore Size",
             group="conditioning",
             description=(
-                "Gives the edited picture the width and height of the original, so that one lies exactly over the other; "
+                "Gives the edited picture the width and height of the original, so that one lies over the other; "
                 "margins that the resize rule cut off are mirrored. IP2P Edit Image does this itself."
             ),
             inputs=[

@@ -33,11 +33,11 @@ class LoadCheckpoint(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="The autoencoder for the picture and the result."),
                 io.Float.Output(
                     display_name="text_cfg",
-                    tooltip="What the checkpoint recommends for text_cfg, 7.5 for the paper's. Wire it or type a value.",
+                    tooltip="What the checkpoint recommends for text_cfg, 7.5 for the paper's. Wire it, or type one.",
                 ),
                 io.Float.Output(
                     display_name="image_cfg",
-                    tooltip="What the checkpoint recommends for image_cfg, 1.5 for the paper's. Wire it or type a value.",
+                    tooltip="What the checkpoint recommends for image_cfg, 1.5 for the paper's. Wire it, or type one.",
                 ),
                 io.String.Output(
                     display_name="report",
@@ -71,8 +71,8 @@ def _inputs() -> list[io.Input]:
             options=_models.sources(),
             tooltip=(
                 "embedded: the miniature that comes with the pack (scenes of 64 px). embedded-sd: its "
-                "text-to-image model, for making pairs. Others: files in models/checkpoints and models/diffusion_models, "
-                "folders in models/diffusers. Change it to edit photographs."
+                "text-to-image model, for making pairs. Others: files in models/checkpoints and "
+                "models/diffusion_models, folders in models/diffusers. Change it to edit photographs."
             ),
         ),
         advanced(

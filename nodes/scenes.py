@@ -26,7 +26,9 @@ class RenderScene(io.ComfyNode):
                 io.Combo.Input("colour", options=list(COLOURS), default="red", tooltip="The shape's colour."),
                 io.Combo.Input("background", options=list(BACKGROUNDS), default="sky", tooltip="The ground's colour."),
                 io.Combo.Input("size", options=list(SIZES), default="large", tooltip="How large the shape is."),
-                io.Combo.Input("style", options=list(STYLES), default="plain", tooltip="By day, or one of three styles."),
+                io.Combo.Input(
+                    "style", options=list(STYLES), default="plain", tooltip="By day, or one of three styles."
+                ),
                 io.Combo.Input("place", options=list(PLACES), default="centre", tooltip="Where the shape is."),
             ],
             outputs=[

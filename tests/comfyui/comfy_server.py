@@ -55,7 +55,9 @@ class Refused(Exception):
 class ComfyServer:
     """One ComfyUI process on a free port, with a base folder of its own."""
 
-    def __init__(self, comfyui: Path, python: str, base: Path, *, pack: Path = ROOT, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, comfyui: Path, python: str, base: Path, *, pack: Path = ROOT, options: tuple[str, ...] = ()
+    ) -> None:
         self.comfyui, self.python, self.base, self.options = comfyui, python, base, options
         self.log = base / "server.log"
         install(pack, base)
@@ -103,7 +105,9 @@ class ComfyServer:
         return json.loads(body) if "json" in answer.headers.get("Content-Type", "") else body
 
     def post(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 text = answer.read()
