@@ -18,8 +18,9 @@ from .checkpoint.build import build
 from .checkpoint.export import save_diffusers, save_ldm
 from .checkpoint.merge import add_difference
 from .checkpoint.parts import Bundle
+from .checkpoint.report import training_settings
 from .checkpoint.source import open_bundle
-from .checkpoint.spec import BASE_NAMES, ModelSpec
+from .checkpoint.spec import BASE_NAMES, ModelSpec, recommended
 from .errors import CheckpointError, ConfigError
 from .schedule import DiscreteSchedule
 
@@ -99,10 +100,24 @@ def load_model(
     text encoders to a lone UNet. ``dtype`` None keeps the file's. ``text_heads`` and ``prediction`` (eps or v) say
     what shapes cannot, for files that do not say it themselves. Raises CheckpointError for what cannot be loaded.
     """
+    bundle = _complete_bundle(source, base, weights=weights, text_heads=text_heads, prediction=prediction)
+    return _model_of(bundle, device=device, dtype=dtype)
+
+
+def _complete_bundle(
+    source: str | Path, base: str | Path | None, *, weights: str, text_heads: int | None, prediction: str | None
+) -> Bundle:
+    """The source taken apart, with what it lacks from the base."""
     bundle = open_bundle(source, weights=weights, text_heads=text_heads, prediction=prediction)
     if not bundle.complete:
         bundle = _with_base(bundle, base, text_heads)
     _check_widths(bundle)
+    if weights == "raw" and bundle.spec.weights != "raw":
+        log.warning("%s has one set of UNet weights, so there is no raw one to choose", bundle.path.name)
+    return bundle
+
+
+def _model_of(bundle: Bundle, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
     parts = (bundle.unet, bundle.autoencoder, *bundle.text_encoders)
     modules = [build(part, name=bundle.path.name, device=device, dtype=dtype) for part in parts if part is not None]
     log.info("%s: %s, %s weights", bundle.path.name, BASE_NAMES[bundle.spec.family], bundle.spec.weights)
@@ -126,10 +141,18 @@ def _with_base(bundle: Bundle, base: str | Path | None, text_heads: int | None) 
         )
     return replace(
         bundle,
-        spec=replace(bundle.spec, latent_scale=giver.spec.latent_scale),
+        spec=_spec_with(bundle.spec, giver.spec),
         autoencoder=bundle.autoencoder or giver.autoencoder,
         text_encoders=bundle.text_encoders or giver.text_encoders,
     )
+
+
+def _spec_with(spec: ModelSpec, giver: ModelSpec) -> ModelSpec:
+    """A lone UNet of SDXL's shape is CosXL's if its base is: who extracts it loses the sigmas that would say so."""
+    if (spec.family, giver.family) != ("sdxl", "cosxl"):
+        return replace(spec, latent_scale=giver.latent_scale)
+    own = {"in_channels": spec.in_channels, "weights": spec.weights, "name": spec.name}
+    return replace(giver, **{**recommended("cosxl", spec.in_channels), "latent_scale": giver.latent_scale, **own})
 
 
 def _related(family: str, other: str) -> bool:
@@ -158,10 +181,13 @@ def convert(
     text_heads: int | None = None,
     prediction: str | None = None,
 ) -> Path:
-    """Write a checkpoint as one file (to="ldm") or as a pipeline folder (to="diffusers"); returns its path."""
+    """Write a checkpoint as one file (to="ldm") or as a pipeline folder (to="diffusers"); returns its path.
+
+    What the file says of the run that made it goes along.
+    """
     writer = _writer(to)
-    model = load_model(source, weights=weights, base=base, text_heads=text_heads, prediction=prediction)
-    return writer(model, target, dtype)
+    bundle = _complete_bundle(source, base, weights=weights, text_heads=text_heads, prediction=prediction)
+    return writer(_model_of(bundle), target, dtype, training=training_settings(bundle) or None)
 
 
 def merge_files(
@@ -174,13 +200,16 @@ def merge_files(
     weights: str = "ema",
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write ip2p - base + other: the editing skill on another model of the family; returns the written path."""
+    """Write ip2p - base + other: the editing skill on another model of the family; returns the written path.
+
+    ``weights`` are ip2p's; a lone UNet as ip2p takes the other networks from ``base``.
+    """
     writer = _writer(to)
-    models = (load_model(ip2p, weights=weights), load_model(base, weights=weights), load_model(other, weights=weights))
+    models = (load_model(ip2p, weights=weights, base=base), load_model(base), load_model(other))
     return writer(add_difference(*models), target, dtype)
 
 
-def _writer(to: str) -> Callable[[Model, str | Path, torch.dtype | None], Path]:
+def _writer(to: str) -> Callable[..., Path]:
     writers = {"ldm": save_ldm, "diffusers": save_diffusers}
     if to not in writers:
         raise ConfigError(f"the layout is {to!r}; choose {' or '.join(writers)}")

@@ -54,7 +54,7 @@ def merges() -> list[tuple[str, str]]:
         raise ConfigError("open_clip, which carries the CLIP vocabulary, is missing; pip install open_clip_torch")
     path = Path(spec.submodule_search_locations[0]) / VOCABULARY_FILE
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    return [tuple(line.split()) for line in lines[1 : 1 + MERGE_COUNT]]
+    return [(left, right) for left, right in map(str.split, lines[1 : 1 + MERGE_COUNT])]
 
 
 def _byte_characters() -> list[str]:

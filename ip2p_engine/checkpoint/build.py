@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from .names import few
 from .parts import Part
 
-__all__ = ["build", "module_state"]
+__all__ = ["all_finite", "build", "module_state", "overflow"]
 
 WORDS = {"unet": "UNet", "autoencoder": "autoencoder", "text": "text encoder", "projected_text": "second text encoder"}
 IGNORED = ("position_ids",)
@@ -26,16 +26,17 @@ def build(
 ) -> Any:
     """The network of a part, in eval mode, without gradients; ``dtype`` None keeps the file's.
 
-    Raises CheckpointError where tensors are missing, left over, of a wrong shape or, with ``check``, not finite.
+    Raises CheckpointError where tensors are missing, left over, of a wrong shape or, with ``check``, not finite, in
+    the file or in ``dtype``.
     """
     with torch.device("meta"):
         module = _empty(part)
     state = module_state(part, module.state_dict(), name=name)
     dtype = dtype or _common_type(state)
     for key in state:
-        if check:
-            _check_finite(part.rename(key.removeprefix(INSIDE)), state[key], part, name)
         value = state[key].to(device=device, dtype=dtype)
+        if check and not all_finite(value):
+            _refuse(part.rename(key.removeprefix(INSIDE)), state[key], dtype, part, name)
         if value is not state[key]:
             part.release(state[key])
         state[key] = value
@@ -89,14 +90,26 @@ def _common_type(state: Mapping[str, Tensor]) -> torch.dtype:
     return common or torch.float32
 
 
-def _check_finite(source: str, value: Tensor, part: Part, name: str) -> None:
+def all_finite(value: Tensor) -> bool:
     """A sum is not finite if any summand is not, and takes no memory."""
-    total = value.float().sum() if value.dtype.itemsize == 1 else value.sum(dtype=torch.float32)
-    if not total.isfinite() and not value.double().isfinite().all():
-        raise CheckpointError(
-            f"{name}: {source} of the {WORDS[part.kind]} holds NaN or infinity; "
-            "the training or conversion that made it failed, use an earlier one"
-        )
+    return bool(value.sum(dtype=torch.float32).isfinite() or value.double().isfinite().all())
+
+
+def overflow(source: str, value: Tensor, dtype: torch.dtype, name: str) -> CheckpointError:
+    """The error for numbers that are finite and leave the range of ``dtype``."""
+    largest, kind = float(value.abs().max()), str(dtype).removeprefix("torch.")
+    return CheckpointError(
+        f"{name}: {source} has values up to {largest:.3g}, which {kind} cannot hold; take bfloat16 or float32"
+    )
+
+
+def _refuse(source: str, value: Tensor, dtype: torch.dtype, part: Part, name: str) -> None:
+    if all_finite(value.float()):
+        raise overflow(source, value.float(), dtype, name)
+    raise CheckpointError(
+        f"{name}: {source} of the {WORDS[part.kind]} holds NaN or infinity; "
+        "the training or conversion that made it failed, use an earlier one"
+    )
 
 
 def _fill_buffers(module: nn.Module, device: str | torch.device) -> None:

@@ -6,20 +6,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .build import all_finite, overflow
 from .diffusers_settings import model_index, scheduler_config, write_json, write_tokenizers
 from .folder import CONFIG_FILE
 from .ldm_state import architecture_of, ldm_state
 from .parts import Networks
-from .read import SAFE_SUFFIXES
+from .read import SAFE_SUFFIXES, WEIGHT_SUFFIXES
 from .single_file import CONFIG_KEY
 from .spec import BASE_NAMES, spec_to_json
 
@@ -48,7 +50,7 @@ def save_ldm(
     metadata[CONFIG_KEY] = spec_to_json(model.spec, architecture_of(model))
     if training is not None:
         metadata[TRAINING_KEY] = json.dumps(training, sort_keys=True)
-    write_safetensors(_cast(ldm_state(model), dtype), path, metadata)
+    write_safetensors(_cast(ldm_state(model), dtype, path.name), path, metadata)
     return path
 
 
@@ -57,6 +59,8 @@ def save_diffusers(
 ) -> Path:
     """Write a pipeline folder that diffusers' InstructPix2Pix pipeline loads; replaces an older one of that name."""
     folder = Path(folder)
+    if folder.suffix.lower() in WEIGHT_SUFFIXES:
+        raise CheckpointError(f"{folder.name} is a file's name and a pipeline is a folder; leave {folder.suffix} out")
     with _replacing(folder) as new:
         _write_network(new / "unet", model.unet.config, model.unet.state_dict(), dtype, NETWORK_FILE)
         _write_network(new / "vae", model.autoencoder.config, model.autoencoder.state_dict(), dtype, NETWORK_FILE)
@@ -74,9 +78,9 @@ def save_diffusers(
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write under another name, flush to disk, then rename: a killed writer leaves no half file under the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives; safetensors makes private files
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, dict(metadata))
@@ -84,10 +88,11 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
         raise CheckpointError(f"{path} cannot be written ({error}); choose a place with room and permission") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def _write_network(
 ) -> None:
     plain = {name: value for name, value in dict(config).items() if name != "_name_or_path" and _is_json(value)}
     write_json(folder / "config.json", plain)
-    write_safetensors(_cast(state, dtype), folder / file, {"format": "pt"})
+    write_safetensors(_cast(state, dtype, folder.name), folder / file, {"format": "pt"})
 
 
 def _on_disk(encoder: Any) -> dict[str, Tensor]:
@@ -125,12 +130,18 @@ def _on_disk(encoder: Any) -> dict[str, Tensor]:
     return {name if name.startswith(top) else f"text_model.{name}": v for name, v in encoder.state_dict().items()}
 
 
-def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    markers = {name for name, value in state.items() if value.ndim == 0 or not value.is_floating_point()}
-    return {
-        name: (value if dtype is None or name in markers else value.to(dtype)).detach().cpu()
-        for name, value in state.items()
-    }
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None, name: str) -> dict[str, Tensor]:
+    """Every tensor on the CPU and in the wanted type; markers, which are single numbers, keep theirs."""
+    return {key: _cast_one(key, value.detach().cpu(), dtype, name) for key, value in state.items()}
+
+
+def _cast_one(key: str, value: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
+    if dtype in (None, value.dtype) or value.ndim == 0 or not value.is_floating_point():
+        return value
+    cast = value.to(dtype)
+    if not all_finite(cast) and all_finite(value):
+        raise overflow(key, value, cast.dtype, name)
+    return cast
 
 
 def _is_json(value: Any) -> bool:

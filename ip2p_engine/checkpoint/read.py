@@ -80,7 +80,8 @@ class WeightFile:
 def sniff(path: Path) -> str:
     """ "safetensors" or "pickle", by content; raises CheckpointError for all else and where the name says otherwise."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give a checkpoint file, a diffusers folder or a hub id")
+        what = "is no file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; give a checkpoint file, a diffusers folder or a hub id")
     with path.open("rb") as stream:
         start = stream.read(32)
     kind = _kind_of(start, path)

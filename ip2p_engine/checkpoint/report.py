@@ -14,7 +14,7 @@ from .parts import Bundle, Part
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES
 
-__all__ = ["ReportCard", "report_card"]
+__all__ = ["ReportCard", "report_card", "training_settings"]
 
 ACTIVATIONS_PER_PIXEL = 60
 DECODER_COPIES = 4
@@ -55,7 +55,7 @@ class ReportCard:
     training: dict[str, Any]
     """The run that made it, as far as the file says."""
     sha256: dict[str, str]
-    """By file name, on request."""
+    """By file name, in a folder with the path from there; on request."""
 
     def to_json(self) -> str:
         """The card as one line of JSON."""
@@ -78,7 +78,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         prediction=spec.prediction,
         schedule=spec.schedule,
         condition="none" if spec.in_channels == 4 else "scaled" if spec.scaled_condition else "unscaled",
-        has_ema=bundle.ema_parameters > 0 or spec.weights == "ema",
+        has_ema=bundle.ema_parameters > 0,
         weights=spec.weights,
         parameters={name: part.parameters for name, part in parts.items()},
         dtypes={name: _type_names(part) for name, part in parts.items()},
@@ -89,8 +89,8 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         resolution=spec.resolution,
         steps=spec.steps,
         memory={name: _memory(bundle, size) for name, size in (("float16", 2), ("float32", 4))},
-        training=_training(bundle),
-        sha256={path.name: _digest(path) for path in bundle.files} if sha256 else {},
+        training=training_settings(bundle),
+        sha256={_name_inside(bundle, path): _digest(path) for path in bundle.files} if sha256 else {},
     )
 
 
@@ -115,7 +115,7 @@ def _memory(bundle: Bundle, size: int) -> int:
     return weights + max(unet, latent * 64 * width * DECODER_COPIES * size)
 
 
-def _training(bundle: Bundle) -> dict[str, Any]:
+def training_settings(bundle: Bundle) -> dict[str, Any]:
     """Our own run's settings from the header or the folder, or the counters that Lightning leaves in a pickle."""
     saved = bundle.metadata.get(TRAINING_KEY)
     beside = bundle.path / f"{TRAINING_KEY}.json"
@@ -128,6 +128,10 @@ def _training(bundle: Bundle) -> dict[str, Any]:
             return {"unreadable": saved[:200]}
     counters = ("global_step", "epoch", "pytorch-lightning_version")
     return {name: value for name in counters if isinstance(value := bundle.leftovers.get(name), int | str)}
+
+
+def _name_inside(bundle: Bundle, path: Path) -> str:
+    return path.relative_to(bundle.path).as_posix() if bundle.path.is_dir() else path.name
 
 
 def _digest(path: Path) -> str:

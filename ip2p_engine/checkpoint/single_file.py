@@ -37,7 +37,7 @@ PREFIXES = {
 EDM_KEYS = ("edm_vpred.sigma_min", "edm_vpred.sigma_max")
 V_KEY, V_THRESHOLD = "v_pred", 0.09
 HARMLESS = re.compile(
-    r"model_ema\..*|first_stage_model\.(loss|model_ema)\..*|edm_vpred\..*|v_pred|ztsnr|edm_mean|edm_std|denoiser\..*"
+    r"model_ema\..*|first_stage_model\.(loss|model_ema)\..*|edm_vpred\..*|v_pred|denoiser\..*"
     r"|(cond_stage_model|conditioner\.embedders\.\d+)\.(logit_scale|text_projection(\.weight)?)"
     r"|betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor"
     r"|.*position_ids|.*logit_scale|.*attn_mask|cond_stage_model\.transformer\.text_projection\.weight"

@@ -16,6 +16,7 @@ __all__ = ["EMBEDDED", "open_bundle"]
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
 HUB = "hf://"
+HUB_SECONDS = 10
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -44,6 +45,8 @@ def open_bundle(
 def _local_path(source: str, weights: str) -> Path:
     """An existing path, or what the hub gives: bare owner/name, or with hf:// also one file of a repository."""
     path = Path(source).expanduser()
+    if not source.strip():
+        raise CheckpointError("the checkpoint's name is empty; give a checkpoint file, a diffusers folder or a hub id")
     if path.exists():
         return path
     explicit = source.startswith(HUB)
@@ -56,20 +59,51 @@ def _local_path(source: str, weights: str) -> Path:
 
 def _download(repository: str, file: str, weights: str) -> Path:
     """The repository's needed files, from the hub or its local cache; nothing is fetched twice."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     try:
-        if file:
-            return Path(hf_hub_download(repository, file))
-        try:
-            names = HfApi().list_repo_files(repository)
-        except (OfflineModeIsEnabled, OSError):
-            return Path(snapshot_download(repository, local_files_only=True))
-        return Path(snapshot_download(repository, allow_patterns=choose_files(names, weights=weights)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        return _fetch(repository, file, weights)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the client raises its own errors, and requests' or httpx's by its version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{repository} is no local path and the hub does not give it ({reason}); "
             "check the spelling, log in, or give a downloaded file"
         ) from error
+
+
+def _fetch(repository: str, file: str, weights: str) -> Path:
+    """One named file, a pipeline's folder, or the only file of a repository without one."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if file:
+        return Path(hf_hub_download(repository, file))
+    names, cached = _listing(repository)
+    chosen = choose_files(names, weights=weights)
+    if any(name.endswith(WEIGHT_SUFFIXES) for name in chosen):
+        return cached or Path(snapshot_download(repository, allow_patterns=chosen))
+    only = _only_file(repository, names)
+    return cached / only if cached else Path(hf_hub_download(repository, only))
+
+
+def _listing(repository: str) -> tuple[list[str], Path | None]:
+    """(file names, None) as the hub says, or without a connection (names, folder) of what was downloaded before."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        said = HfApi().model_info(repository, timeout=HUB_SECONDS)
+        return [sibling.rfilename for sibling in said.siblings or ()], None
+    except HfHubHTTPError:
+        raise
+    except Exception:  # no connection, or offline by choice
+        cached = Path(snapshot_download(repository, local_files_only=True))
+        return [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()], cached
+
+
+def _only_file(repository: str, names: list[str]) -> str:
+    files = sorted(name for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
+    if len(files) != 1:
+        holds = f"the files {', '.join(files[:4])}" if files else "no weights"
+        advice = f"name one, e.g. {HUB}{repository}/{files[0]}" if files else "give another one"
+        raise CheckpointError(f"{repository} has no pipeline and {holds}; {advice}")
+    return files[0]

@@ -27,16 +27,19 @@ def _add_inspect(commands: Any) -> None:
 
 def _add_convert(commands: Any) -> None:
     parser = add_command(commands, "convert", _convert, "write a checkpoint in another layout, or merge three")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="SOURCE TARGET; with --add-difference TARGET alone")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="SOURCE TARGET; with --add-difference TARGET alone")
     parser.add_argument("--to", choices=("ldm", "diffusers"), required=True, help="one file, or a pipeline folder")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the file's own")
     parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
     parser.add_argument(
+        "--prediction", choices=("eps", "v"), help="of a file that does not say it (default: told by it)"
+    )
+    parser.add_argument(
         "--add-difference",
         nargs=5,
         metavar=("IP2P", "-", "SD_BASE", "+", "OTHER"),
-        help="the editing skill of IP2P on another model of its family",
+        help="write the sum: the editing skill of IP2P on another model of its family",
     )
 
 
@@ -54,10 +57,12 @@ def _convert(options: argparse.Namespace) -> None:
     if options.add_difference:
         ip2p, minus, base, plus, other = options.add_difference
         if (minus, plus, len(options.paths)) != ("-", "+", 1):
-            raise ConfigError("a merge reads --add-difference IP2P - SD_BASE + OTHER --to LAYOUT -- TARGET")
+            raise ConfigError("a merge is TARGET --to LAYOUT --add-difference IP2P - SD_BASE + OTHER; write it so")
+        if options.base or options.prediction:
+            raise ConfigError("--base and --prediction are for one source; leave them out of a merge")
         written = merge_files(ip2p, base, other, options.paths[0], **settings)
     else:
         if len(options.paths) != 2:
             raise ConfigError(f"convert got {len(options.paths)} paths; give SOURCE and TARGET")
-        written = convert(*options.paths, base=options.base, **settings)
+        written = convert(*options.paths, base=options.base, prediction=options.prediction, **settings)
     sys.stdout.write(f"{written}\n")

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.spec import ModelSpec, recommended
 from ip2p_engine.model import Model
 
@@ -126,3 +127,15 @@ def ldm_tensors():
 @pytest.fixture(scope="session")
 def sd1():
     return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def sd1_file(sd1, tmp_path_factory):
+    """The SD1.5 miniature as our single file. Shared: never changed."""
+    return save_ldm(sd1, tmp_path_factory.mktemp("sd1") / "file.safetensors")
+
+
+@pytest.fixture(scope="session")
+def sd1_folder(sd1, tmp_path_factory):
+    """The same as a pipeline folder. Shared: never changed."""
+    return save_diffusers(sd1, tmp_path_factory.mktemp("sd1") / "folder")

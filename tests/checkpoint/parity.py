@@ -54,7 +54,7 @@ def compare(model: Model, weights: str, reference: dict[str, Tensor], *, steps_l
     for run, (text_cfg, image_cfg, steps) in RUNS.items():
         if steps <= steps_limit:
             rows += _run(model, weights, reference, run, (text_cfg, image_cfg, steps))
-    return rows + (_training(model, load_file(DATA / "D_loss.safetensors")) if weights == "raw" else [])
+    return rows + (_training(model, load_file(DATA / "D_training.safetensors")) if weights == "raw" else [])
 
 
 @torch.inference_mode()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.folder import choose_files
+from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.model import load_model
 
@@ -60,14 +61,20 @@ def test_all_shards_are_chosen():
 
 
 @pytest.fixture
-def hub(monkeypatch, sd1, tmp_path):
+def repository(tmp_path):
+    """The folder that stands for a repository."""
+    (tmp_path / "repository").mkdir()
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def hub(monkeypatch, repository, tmp_path):
     """A hub whose one repository is a local folder."""
-    repository = save_diffusers(sd1, tmp_path / "repository")
-    save_ldm(sd1, repository / "edit.safetensors")
     asked = []
 
-    def files(_, repo_id):
-        return [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
+    def info(_, repo_id, timeout):
+        names = [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot(repo_id, allow_patterns):
         target = tmp_path / "cache" / repo_id
@@ -77,48 +84,83 @@ def hub(monkeypatch, sd1, tmp_path):
         asked.append((repo_id, tuple(allow_patterns)))
         return str(target)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", files)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo_id, file: str(repository / file))
     return asked
 
 
-def test_a_repository(hub, sd1, same_model):
+def test_a_pipeline(hub, repository, sd1, sd1_folder, sd1_file, same_model):
+    shutil.copytree(sd1_folder, repository, dirs_exist_ok=True)
+    shutil.copy(sd1_file, repository / "edit.safetensors")
     same_model(load_model("owner/instruct-pix2pix"), sd1)
-    ((repository, names),) = hub
-    assert repository == "owner/instruct-pix2pix"
+    ((asked, names),) = hub
+    assert asked == "owner/instruct-pix2pix"
     assert not any(name.startswith(("tokenizer", "edit")) and not name.endswith(".json") for name in names)
 
 
-def test_one_file_of_a_repository(hub, sd1, same_model):
-    same_model(load_model("hf://owner/name/edit.safetensors"), sd1)
+def test_one_file_of_a_repository(hub, repository, sd1_file):
+    shutil.copy(sd1_file, repository / "edit.safetensors")
+    assert report_card("hf://owner/name/edit.safetensors").base == "SD1.5"
     assert hub == []
 
 
-def test_a_repository_that_cannot_be_reached(monkeypatch):
+def test_a_repository_of_one_file_needs_no_name(hub, repository, sd1_file):
+    """As MagicBrush and many more are published."""
+    (repository / "README.md").touch()
+    shutil.copy(sd1_file, repository / "edit.safetensors")
+    assert report_card("owner/name").base == "SD1.5"
+    shutil.copy(sd1_file, repository / "later.safetensors")
+    with pytest.raises(CheckpointError, match="no pipeline and the files edit.*; name one, e.g. hf://owner/name/edit"):
+        report_card("owner/name")
+
+
+def test_a_repository_without_weights(hub, repository):
+    (repository / "README.md").touch()
+    with pytest.raises(CheckpointError, match="owner/name has no pipeline and no weights; give another"):
+        report_card("owner/name")
+
+
+class Unreachable(Exception):
+    """Neither OSError nor the hub's own: what httpx raises."""
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """The real client on a cache folder of its own, without a network."""
+
     def unreachable(*_, **__):
-        raise ConnectionError("no route")
+        raise Unreachable("no route")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CheckpointError, match="the hub does not give it .no route.; check the spelling"):
-        load_model("owner/name")
-
-
-def test_offline_the_cache_is_enough(monkeypatch, sd1, same_model, tmp_path):
-    """The real client on a real cache layout, without a network."""
-    cache = tmp_path / "models--owner--name"
-    save_diffusers(sd1, cache / "snapshots" / "0123456789012345678901234567890123456789")
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("0123456789012345678901234567890123456789")
     real = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: real(name, cache_dir=tmp_path, **options)
+    )
 
-    def unreachable(*_, **__):
-        raise ConnectionError("no route")
 
-    def cached(repository, **options):
-        return real(repository, cache_dir=tmp_path, **options)
+def snapshot_folder(tmp_path):
+    cache, revision = tmp_path / "models--owner--name", "0123456789012345678901234567890123456789"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(revision)
+    (cache / "snapshots").mkdir()
+    return cache / "snapshots" / revision
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+
+@pytest.mark.parametrize("source", ["owner/name", "hf://owner/name/edit.ckpt"])
+def test_a_repository_that_cannot_be_reached(source, offline):
+    with pytest.raises(CheckpointError, match="owner/name is no local path and the hub .*; check the spelling"):
+        report_card(source)
+
+
+def test_offline_a_cached_pipeline_is_enough(offline, sd1, sd1_folder, same_model, tmp_path):
+    shutil.copytree(sd1_folder, snapshot_folder(tmp_path))
     same_model(load_model("owner/name"), sd1)
+
+
+def test_offline_a_cached_file_is_enough(offline, sd1_file, tmp_path):
+    folder = snapshot_folder(tmp_path)
+    folder.mkdir()
+    shutil.copy(sd1_file, folder)
+    assert report_card("owner/name").base == "SD1.5"
