@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 __all__ = [
     "CachedTextAttention",
@@ -27,12 +27,28 @@ __all__ = [
 ]
 
 Processor = TypeVar("Processor")
+CPU_BLOCK = 16
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Multi-head softmax(q k^T / sqrt(d)) v on (B, tokens, heads * d) tensors, without materialising the map."""
+    key, value, mask = _in_blocks(key, value)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def _in_blocks(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """On a CPU, keys and values filled up to whole blocks, and the mask that hides what was filled in.
+
+    A CPU's kernel takes three times as long for a text's 77 keys as for 80 (heads of 8, torch 2.15): the result is the
+    same, and an edit takes a quarter less.
+    """
+    missing = -key.shape[1] % CPU_BLOCK
+    if key.device.type != "cpu" or not missing:
+        return key, value, None
+    mask = torch.zeros(1, key.shape[1] + missing, dtype=key.dtype)
+    mask[:, -missing:] = -torch.inf
+    return pad(key, (0, 0, 0, missing)), pad(value, (0, 0, 0, missing)), mask
 
 
 def p2p_active(step: int, steps: int, p2p_threshold: float) -> bool:

@@ -41,6 +41,14 @@ def copied_logits(query, key, value, rows):
     return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 77])
+def test_any_number_of_keys_gives_the_materialised_map(tokens):
+    """A CPU gets whole blocks of keys; what fills them up is never looked at."""
+    draw = torch.Generator().manual_seed(tokens)
+    query, key, value = (torch.randn(2, n, 32, dtype=torch.float64, generator=draw) for n in (9, tokens, tokens))
+    assert torch.allclose(attend(query, key, value, HEADS), copied_logits(query, key, value, [0, 1]), atol=1e-12)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
 def test_active_steps_are_the_original_s(pairs_reference, p):
     flags = [p2p_active(step, 10, p) for step in range(10)]
