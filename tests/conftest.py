@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ TESTS = Path(__file__).parent
 
 
 def pytest_configure(config):
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    alone = "PYTEST_XDIST_WORKER" not in os.environ  # workers of two threads each would slow one another ten-fold
+    torch.set_num_threads(min(2, torch.get_num_threads()) if alone else 1)
 
 
 def load_by_path(name):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image
 
 from ..images import strip
 from .exam import Examination, Score
 from .world import render
 
-__all__ = ["as_text", "worst_sheet"]
+__all__ = ["as_text", "first_sheet", "worst_sheet"]
 
 
 def as_text(result: Examination) -> str:
@@ -20,10 +22,19 @@ def as_text(result: Examination) -> str:
     return "\n".join([head, *rows, _row("all", result.overall), _row("autoencoder", result.ceiling), foot])
 
 
-def worst_sheet(result: Examination, count: int = 24, columns: int = 3) -> Image.Image:
+def worst_sheet(result: Examination, count: int = 24) -> Image.Image:
     """Failures first, the farthest from the truth on top: source, edit, truth, and the instruction."""
     order = sorted(range(len(result.edits)), key=lambda n: (result.verdicts[n].success, result.verdicts[n].psnr))
-    cells = [_cell(result, n) for n in order[:count]]
+    return _sheet(result, order[:count])
+
+
+def first_sheet(result: Examination, count: int = 12) -> Image.Image:
+    """The first edits of the examination, unselected: source, edit, truth, and the instruction."""
+    return _sheet(result, range(min(count, len(result.edits))))
+
+
+def _sheet(result: Examination, numbers: Sequence[int], columns: int = 3) -> Image.Image:
+    cells = [_cell(result, n) for n in numbers]
     width, height = cells[0].size
     sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
     for n, cell in enumerate(cells):

@@ -28,6 +28,7 @@ from ip2p_engine.scenes.world import (
     all_scenes,
     object_mask,
     render,
+    world_at_half_size,
     world_pixels,
 )
 
@@ -166,6 +167,13 @@ def test_verdicts_tell_asked_from_kept():
     assert wild.background_psnr < 30
 
 
+def test_half_size_paintings_are_the_renders_but_for_rounding():
+    for number in range(0, len(all_scenes()), 331):
+        halved = pixels(all_scenes()[number]).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+        assert np.abs(world_at_half_size()[number] * 255 - halved).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.slow
 def test_the_whole_world_is_drawn_as_single_scenes_are():
     for number in range(0, len(all_scenes()), 97):
         assert np.array_equal(world_pixels()[number], pixels(all_scenes()[number]))
