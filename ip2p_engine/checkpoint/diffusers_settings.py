@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,23 @@ def write_tokenizers(folder: Path, family: str, encoders: int) -> None:
     for suffix in ("", "_2")[:encoders]:
         open_clip = family == "sd2" or bool(suffix)
         target = folder / f"tokenizer{suffix}"
-        write_json(target / "vocab.json", clip_tokenizer().get_vocab(), indent=None)
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges())]
-        (target / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        target.mkdir()
+        for name, text in _vocabulary_files().items():
+            (target / name).write_text(text, encoding="utf-8")
         tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": "!" if open_clip else END}
         config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, **tokens}
         write_json(target / "tokenizer_config.json", config)
         write_json(target / "special_tokens_map.json", tokens)
 
 
-def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
+@lru_cache(maxsize=1)
+def _vocabulary_files() -> dict[str, str]:
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges())]
+    vocabulary = json.dumps(clip_tokenizer().get_vocab(), ensure_ascii=False)
+    return {"vocab.json": f"{vocabulary}\n", "merges.txt": "\n".join(lines) + "\n"}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON file; parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=indent, sort_keys=indent is not None, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.spec import ModelSpec, recommended
 from ip2p_engine.model import Model
 
-XL_CHANNELS, XL_DEPTHS, POOLED, TIME_IDS, WORDS = (32, 64, 128), (1, 1, 2), 24, 8, 600
+XL_CHANNELS, XL_DEPTHS, POOLED, TIME_IDS, WORDS = (32, 64, 64), (1, 1, 2), 24, 8, 600
 LEVEL_WORDS = {False: ("DownBlock2D", "UpBlock2D"), True: ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")}
 
 
@@ -34,7 +34,7 @@ def tiny_unet(family: str, in_channels: int, context: int) -> UNet2DConditionMod
         up_block_types=tuple(LEVEL_WORDS[a][1] for a in reversed(attention)),
         layers_per_block=1,
         cross_attention_dim=context,
-        attention_head_dim=(1, 1, 2) if double else (1, 1) if family == "sd2" else 8,
+        attention_head_dim=(1, 1, 1) if double else (1, 1) if family == "sd2" else 8,
         use_linear_projection=family != "sd1",
         **(added if double else {}),
     )

@@ -25,13 +25,19 @@ from ip2p_engine.model import Model, load_model
 from ip2p_engine.pair_denoiser import PairConditioning, pair_denoiser
 from ip2p_engine.sampling import sample
 from ip2p_engine.schedule import model_sigmas
+from ip2p_engine.train.config import TrainConfig
+from ip2p_engine.train.draws import Draws
+from ip2p_engine.train.encoding import Encoded, Encoder
+from ip2p_engine.train.objective import Objective
 
 TESTS = Path(__file__).parent.parent
 DATA = TESTS / "data" / "reference"
 PROMPT = "turn him into a cyborg"
 BRANCHES = {"c": (1.0, 1.0), "i": (0.0, 1.0), "u": (0.0, 0.0)}
 RUNS = {"s10_t7.5_i1.5": (7.5, 1.5, 10), "s10_t7.5_i1.0": (7.5, 1.0, 10), "s20_t7.5_i1.5": (7.5, 1.5, 20)}
-COLUMNS = ("ckpt, ema", "ckpt, raw", "safetensors")
+TRAINING_TEXTS = (PROMPT, "make it winter", "as a watercolor painting", "add a red hat")
+PAIR_RUNS = (0.0, 0.3, 0.9)
+SUFFIXES = (".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ def compare(model: Model, weights: str, reference: dict[str, Tensor], *, steps_l
     for run, (text_cfg, image_cfg, steps) in RUNS.items():
         if steps <= steps_limit:
             rows += _run(model, weights, reference, run, (text_cfg, image_cfg, steps))
-    return rows + (_training(model, load_file(DATA / "D_training.safetensors")) if weights == "raw" else [])
+    return rows + (list(_training(model, load_file(DATA / "D_training.safetensors"))) if weights == "raw" else [])
 
 
 @torch.inference_mode()
@@ -64,7 +70,7 @@ def compare_pairs(model: Model, reference: dict[str, Tensor]) -> list[Row]:
     texts = TextEmbedding(tokens=torch.cat([encode_text(model, [""]).tokens, tokens]))
     noises = reference["noises/cpu_order"].expand(-1, 2, -1, -1, -1)
     sigmas, rows = model_sigmas(model.schedule, 10), []
-    for threshold in (0.0, 0.3, 0.9):
+    for threshold in PAIR_RUNS:
         stream = iter(noises[1:])
         cond = PairConditioning(
             texts=texts, source_rows=(1,), edited_rows=(2,), p2p_thresholds=(threshold,), cfg=(9.0,)
@@ -72,8 +78,12 @@ def compare_pairs(model: Model, reference: dict[str, Tensor]) -> list[Row]:
         with pair_denoiser(model, sigmas) as denoiser:
             start = noises[0] * float(sigmas[0])
             z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=lambda _, s=stream: next(s))
-        theirs = reference[f"p2p{threshold}_cpu_order/z"]
-        rows.append(Row(quantity=f"pair, p = {threshold}: end latents", distance=distance(z, theirs), tolerance=5e-4))
+        key, name = f"p2p{threshold}_cpu_order", f"pair, p = {threshold}"
+        gap = distance(z, reference[f"{key}/z"])
+        rows.append(Row(quantity=f"{name}: end latents", distance=gap, tolerance=5e-4))
+        pictures = 255 * ((decode_latents(model, z) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
+        gap = distance(pictures.floor(), reference[f"{key}/image_u8"].float())  # the original truncates
+        rows.append(Row(quantity=f"{name}: pictures, steps of 255", distance=gap, tolerance=1.0))
     return rows
 
 
@@ -149,15 +159,23 @@ def _run(
         yield Row(quantity=f"{name}: picture in [0, 1]", distance=gap, tolerance=1e-4)
 
 
-def _training(model: Model, stored: dict[str, Tensor]) -> list[Row]:
-    """The loss of the stored batch: what the raw weights predict for its noisy latents."""
-    inputs = torch.cat([stored["x_noisy"], stored["c_concat"]], dim=1)
-    eps = model.unet(inputs, stored["t"], stored["c_crossattn"]).sample
-    loss = (eps - stored["noise"]).square().mean()
-    return [
-        Row(quantity="training batch: eps", distance=distance(eps, stored["eps_pred"]), tolerance=5e-5),
-        Row(quantity="training batch: loss", distance=distance(loss, stored["loss"][0]), tolerance=2e-6),
-    ]
+def _training(model: Model, stored: dict[str, Tensor]) -> Iterator[Row]:
+    """The loss of the stored batch, from its pictures and texts on, with the stored draws."""
+    encoder = Encoder(model)
+    pixels = torch.stack([stored["input_u8"], stored["edited_u8"]], dim=1).permute(0, 1, 4, 2, 3).contiguous()
+    text = encode_text(model, TRAINING_TEXTS)
+    encoded = Encoded(**encoder.latents(pixels), text=text, size_ids=torch.zeros(len(pixels), 6))
+    draws = Draws(
+        drop=stored["drop"],
+        level=(stored["t"].double() + 0.5) / 1000,
+        posterior=stored["post_noise"],
+        noise=stored["noise"],
+        offset=torch.zeros(len(pixels), 4, 1, 1),
+    )
+    losses = Objective(model, encoder.null_text, TrainConfig())(model.unet, encoded, draws)
+    gap = distance(losses, stored["loss_per_sample"])
+    yield Row(quantity="training loss of each example", distance=gap, tolerance=4e-6)
+    yield Row(quantity="training loss", distance=distance(losses.mean(), stored["loss"][0]), tolerance=2e-6)
 
 
 def load_recipe():
@@ -172,29 +190,38 @@ def load_recipe():
 def main() -> None:
     recipe = load_recipe()
     reference = {**load_file(DATA / "B_common.safetensors"), **load_file(DATA / "B_tiny.safetensors")}
-    with tempfile.TemporaryDirectory() as folder:
-        ckpt, merged, sd = (Path(folder) / name for name in ("ip2p.ckpt", "ip2p.safetensors", "sd.ckpt"))
-        state = recipe.reference_state("ip2p")
-        torch.save({"state_dict": state, "global_step": 22000}, ckpt)
-        save_file(recipe.merged(state), merged)
-        torch.save({"state_dict": recipe.reference_state("sd")}, sd)
-        tables = [
-            compare(load_model(ckpt), "ema", reference),
-            compare(load_model(ckpt, weights="raw"), "raw", reference),
-            compare(load_model(merged), "ema", reference),
-            compare_pairs(load_model(sd), load_file(DATA / "C_pairs.safetensors")),
-        ]
-    sys.stdout.write(as_table(tables[:3], tables[3]) + "\n")
+    pairs = load_file(DATA / "C_pairs.safetensors")
+    with tempfile.TemporaryDirectory() as name:
+        files = write_files(recipe, Path(name))
+        edits = {
+            ".ckpt, ema": compare(load_model(files["ip2p.ckpt"]), "ema", reference),
+            ".ckpt, raw": compare(load_model(files["ip2p.ckpt"], weights="raw"), "raw", reference),
+            ".safetensors, ema": compare(load_model(files["merged.safetensors"]), "ema", reference),
+            ".safetensors, raw": compare(load_model(files["both.safetensors"], weights="raw"), "raw", reference),
+        }
+        pair_tables = {suffix: compare_pairs(load_model(files[f"sd{suffix}"]), pairs) for suffix in SUFFIXES}
+    sys.stdout.write(f"{as_table(edits)}\n\n{as_table(pair_tables)}\n")
 
 
-def as_table(edits: list[list[Row]], pairs: list[Row]) -> str:
-    columns = [{row.quantity: row.distance for row in rows} for rows in edits]
-    tolerances = {row.quantity: row.tolerance for rows in [*edits, pairs] for row in rows}
-    columns[0].update({row.quantity: row.distance for row in pairs})
-    lines = ["| quantity | " + " | ".join(COLUMNS) + " | tolerance |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name, tolerance in tolerances.items():
-        cells = [f"{column[name]:.1e}" if name in column else "" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {tolerance:.3g} |")
+def write_files(recipe, folder: Path) -> dict[str, Path]:
+    """The reference checkpoints as people publish them: .ckpt, a file of both sets, one of the EMA weights alone."""
+    edit, text_to_image = recipe.reference_state("ip2p"), recipe.reference_state("sd")
+    save_file(edit, folder / "both.safetensors")
+    save_file(recipe.merged(edit), folder / "merged.safetensors")
+    save_file(text_to_image, folder / "sd.safetensors")
+    torch.save({"state_dict": edit, "global_step": 22000}, folder / "ip2p.ckpt")
+    torch.save({"state_dict": text_to_image}, folder / "sd.ckpt")
+    return {path.name: path for path in folder.iterdir()}
+
+
+def as_table(columns: dict[str, list[Row]]) -> str:
+    """A Markdown table: one line a quantity, one column a file."""
+    distances = {name: {row.quantity: row.distance for row in rows} for name, rows in columns.items()}
+    tolerances = {row.quantity: row.tolerance for rows in columns.values() for row in rows}
+    lines = [f"| quantity | {' | '.join(columns)} | tolerance |", "|---" * (len(columns) + 2) + "|"]
+    for quantity, tolerance in tolerances.items():
+        cells = [f"{column[quantity]:.1e}" if quantity in column else "" for column in distances.values()]
+        lines.append(f"| {quantity} | {' | '.join(cells)} | {tolerance:.3g} |")
     return "\n".join(lines)
 
 

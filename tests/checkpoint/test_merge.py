@@ -7,10 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ip2p_engine.checkpoint.export import save_ldm
 from ip2p_engine.checkpoint.merge import add_difference
 from ip2p_engine.errors import CheckpointError
-from ip2p_engine.model import load_model, merge_files
 
 
 @pytest.fixture
@@ -48,15 +46,6 @@ def test_the_three_are_left_as_they_were(sd1, base, other):
     before = sd1.unet.conv_in.weight.clone()
     add_difference(sd1, base, other)
     assert torch.equal(sd1.unet.conv_in.weight, before)
-
-
-def test_files(sd1, base, other, same_model, tmp_path):
-    paths = [
-        save_ldm(model, tmp_path / f"{i}.safetensors", torch.float16) for i, model in enumerate((sd1, base, other))
-    ]
-    merged = load_model(merge_files(*paths, tmp_path / "merged.safetensors"))
-    assert (merged.spec.in_channels, merged.dtype) == (8, torch.float16)
-    same_model(merged, add_difference(*map(load_model, paths)))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def check(rows):
     assert {row.quantity: row.distance for row in rows if not row.distance <= row.tolerance} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_ckpt(weights, parity, tiny_ckpt, reference):
     rows = parity.compare(load_model(tiny_ckpt, weights=weights), weights, reference, steps_limit=0)
@@ -31,6 +32,7 @@ def test_ckpt(weights, parity, tiny_ckpt, reference):
     assert len(rows) >= 19
 
 
+@pytest.mark.slow
 def test_merged_safetensors(parity, tiny_safetensors, reference):
     check(parity.compare(load_model(tiny_safetensors), "ema", reference, steps_limit=0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from ip2p_engine.checkpoint import read
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.single_file import PREFIXES, ema_name
+
+WEIGHT_FILES = {
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,14 @@ def test_ema_and_the_choice(make_model, ldm_tensors, tmp_path):
     assert (card.has_ema, card.weights) == (True, "ema")
     assert report_card(tmp_path / "both.safetensors", weights="raw").weights == "raw"
     assert "ema (averaged)" in str(card)
+    assert "with raw and ema weights" in str(card)
+
+
+def test_a_file_of_averaged_weights_alone_has_no_choice(sd1, tmp_path):
+    averaged = replace(sd1, spec=replace(sd1.spec, weights="ema"))
+    card = report_card(save_ldm(averaged, tmp_path / "file.safetensors"))
+    assert (card.has_ema, card.weights) == (False, "ema")
+    assert "with raw" not in str(card)
 
 
 def test_embedded():
@@ -84,7 +99,9 @@ def test_training_settings_and_digest(sd1, tmp_path):
     assert card.sha256 == {"file.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert report_card(path).sha256 == {}
     folder = save_diffusers(sd1, tmp_path / "folder", training={"steps": 300})
-    assert report_card(folder).training == {"steps": 300}
+    card = report_card(folder, sha256=True)
+    assert card.training == {"steps": 300}
+    assert card.sha256 == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in WEIGHT_FILES}
 
 
 def test_json_and_text(sd1, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import signal
 import struct
 import sys
 import types
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ip2p_engine.checkpoint.export import save_ldm
+from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.single_file import PREFIXES
 from ip2p_engine.errors import CheckpointError
@@ -137,18 +138,14 @@ def test_a_training_run_s_leftovers_do_not_hinder(write, sd1, same_model, ldm_te
         write({**content, "state_dict": ldm_tensors(sd1)}, tmp_path / "model.ckpt")
     finally:
         del sys.modules["pytorch_lightning"]
+    before = set(torch.serialization.get_safe_globals())
     same_model(load_model(tmp_path / "model.ckpt", text_heads=4), sd1)
+    assert set(torch.serialization.get_safe_globals()) == before, "torch's lists stay as they were"
     assert report_card(tmp_path / "model.ckpt").training == {
         "global_step": 22000,
         "epoch": 3,
         "pytorch-lightning_version": "1.4.2",
     }
-
-
-def test_torch_s_global_lists_stay_as_they_were(sd1, ldm_tensors, tmp_path):
-    before = torch.serialization.get_safe_globals()
-    test_a_training_run_s_leftovers_do_not_hinder(as_zip, sd1, lambda *_: None, ldm_tensors, tmp_path)
-    assert torch.serialization.get_safe_globals() == before
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 5000, 0.5, 0.99])
@@ -256,6 +253,7 @@ WRONG = {
         spoiled("cond_stage_model.transformer.text_model.final_layer_norm.bias", float("nan")),
         "of the text encoder holds NaN",
     ),
+    "Playground v2.5": (lambda s: changed(s, edm_mean=torch.zeros(4)), "no Stable Diffusion checkpoint has .edm_mean"),
     "infinity": (spoiled("first_stage_model.quant_conv.bias", float("inf")), "of the autoencoder holds NaN or inf"),
 }
 
@@ -292,7 +290,9 @@ def test_other_files_of_the_field(tensors, says, tmp_path):
         one_sentence(error)
 
 
-@pytest.mark.parametrize("source", ["nowhere.safetensors", "folder/nowhere.ckpt", "no such thing", "a/b/c/d.ckpt"])
+@pytest.mark.parametrize(
+    "source", ["", " ", "/dev/null", "nowhere.safetensors", "folder/nowhere.ckpt", "no such thing", "a/b/c/d.ckpt"]
+)
 def test_nothing_there(source, monkeypatch, tmp_path):
     """Said at once: a path that is wrong is not looked for on the hub."""
     monkeypatch.chdir(tmp_path)
@@ -318,18 +318,39 @@ def test_a_damaged_own_config(sd1, ldm_tensors, tmp_path):
     assert "ip2p_config that cannot be used" in refused(load_model, tmp_path / "model.safetensors")
 
 
-def test_a_failed_write_leaves_the_old_file(sd1, monkeypatch, tmp_path):
-    path = save_ldm(sd1, tmp_path / "model.safetensors")
-    before = path.read_bytes()
+@pytest.fixture
+def small_disk():
+    """No file can grow beyond 100 kB, as if the disk were full."""
+    resource = pytest.importorskip("resource")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ip2p_engine.checkpoint.export.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_ldm(sd1, path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+@pytest.mark.parametrize("write", [save_ldm, save_diffusers])
+def test_a_failed_write_leaves_what_was_there(write, sd1, small_disk, tmp_path):
+    target = tmp_path / "target.safetensors" if write is save_ldm else tmp_path / "target"
+    target.write_text("old") if write is save_ldm else target.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be written .*too large.*; choose a place with room"):
+        write(sd1, target)
+    assert target.is_dir() or target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_number_that_half_precision_cannot_hold_is_named(sd1, ldm_tensors, tmp_path):
+    state = changed(ldm_tensors(sd1), **{f"{UNET}out.2.bias": torch.full((4,), 1e5)})
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="out.2.bias has values up to 1e.05, which float16 cannot hold; take"):
+        load_model(tmp_path / "model.safetensors", text_heads=4, dtype=torch.float16)
+    model = load_model(tmp_path / "model.safetensors", text_heads=4, dtype=torch.bfloat16)
+    assert model.unet.conv_out.bias.isfinite().all()
+    with pytest.raises(
+        CheckpointError, match="half.safetensors: .*out.2.bias has values up to 9.98e.04, which float16"
+    ):
+        save_ldm(model, tmp_path / "half.safetensors", torch.float16)
+    assert not (tmp_path / "half.safetensors").exists()
 
 
 def test_written_files_are_as_readable_as_others(sd1, tmp_path):
