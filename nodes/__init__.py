@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from ._api import ComfyExtension, io
+from .captions import Captions
 from .conditioning import EncodeImage, RestoreSize
+from .dataset import LoadDataset, SaveDataset
+from .filtering import ClipFilter
 from .loading import LoadCheckpoint
+from .pairs import GeneratePairs, PairImages
 from .sampling import Guider, LabelledGrid, Sample, SweepGuidance
 from .scenes import RenderScene
 
@@ -24,4 +28,10 @@ class InstructPix2PixExtension(ComfyExtension):
             Sample,
             SweepGuidance,
             LabelledGrid,
+            Captions,
+            GeneratePairs,
+            PairImages,
+            ClipFilter,
+            SaveDataset,
+            LoadDataset,
         ]

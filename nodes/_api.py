@@ -7,13 +7,13 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["CATEGORY", "ComfyExtension", "Dataset", "Pairs", "advanced", "io", "schema", "ui"]
+__all__ = ["CATEGORY", "ComfyExtension", "Pairs", "advanced", "io", "schema", "ui"]
 
 CATEGORY = "InstructPix2Pix"
 FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
+# A sequence of the engine's PairRecord: a tuple, or a data set on disk.
 Pairs = io.Custom("IP2P_PAIRS")
-Dataset = io.Custom("IP2P_DATASET")
 
 
 def schema(node_id: str, display_name: str, group: str = "", **fields: Any) -> io.Schema:

@@ -11,6 +11,8 @@ FULL = """
 ([download, 7.7 GB](https://huggingface.co/timbrooks/instruct-pix2pix/tree/main)), press R, choose it in *IP2P Load
 Checkpoint*, and replace *IP2P Render Scene* by *Load Image*. Then text_cfg 7.5 and image_cfg 1.5 are a good start.
 """
+EMBEDDED_SD = "This runs as it is, with the embedded text-to-image model, which knows only scenes."
+EMBEDDED_THRESHOLDS = {"min_sim_image": 0.2, "min_sim_direction": 0.3, "min_sim_0": 0.2, "min_sim_1": 0.2}
 EMBEDDED = "This runs as it is, with the embedded miniature, which knows only scenes: one shape on a plain ground."
 
 
@@ -126,8 +128,87 @@ Rows follow the instruction more from top to bottom, columns keep the picture mo
     return graph.add(3, "SaveImage", images=grid["grid"], filename_prefix="ip2p/sweep")
 
 
+def make_a_pair(graph: Graph) -> Node:
+    graph.note(
+        0,
+        f"""
+# Make a pair with Prompt-to-Prompt
+Two captions become two pictures that differ only where the captions do: the picture after looks where the picture
+before looks, in a share p of the steps. This is how the paper made its training data (section 3.1).
+
+Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Every candidate draws its own p.
+
+{EMBEDDED_SD}
+**For photographs** choose *Load Checkpoint* with Stable Diffusion 1.5 in `ComfyUI/models/checkpoints`
+([download, 4.3 GB](https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5)) instead of *IP2P Load
+Checkpoint*.""",
+    )
+    loader = graph.add(1, "IP2P_LoadCheckpoint", checkpoint="embedded-sd")
+    pairs = graph.add(
+        2,
+        "IP2P_GeneratePairs",
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        caption="a large red heart in the centre on a sky background",
+        edited_caption="a large blue heart in the centre on a sky background",
+        instruction="make the heart blue",
+        candidates=4,
+        seed=3,
+        steps=20,
+        p2p_min=0.3,
+        cfg_min=3.0,
+        cfg_max=6.0,
+    )
+    graph.add(3, "SaveImage", title="Before", images=pairs["before"], filename_prefix="ip2p/before")
+    graph.add(3, "SaveImage", title="After", images=pairs["after"], filename_prefix="ip2p/after")
+    batch = graph.add(4, "ImageBatch", image1=pairs["before"], image2=pairs["after"])
+    grid = graph.add(4, "IP2P_LabelledGrid", images=batch["IMAGE"], columns=4, height=128)
+    return graph.add(4, "PreviewImage", title="Above before, below after", images=grid["grid"])
+
+
+def save_a_data_set(graph: Graph) -> Node:
+    graph.note(
+        0,
+        f"""
+# Generate, filter and save a small data set
+Captions become edits, edits become candidates, CLIP keeps the best, and the pairs are added to
+`ComfyUI/output/datasets/my-pairs`. Everything right of *IP2P Captions* runs once for each edit. Run it again with
+another seed for more; what is there already is skipped. Cancelled, it goes on where it was.
+
+{EMBEDDED_SD} The thresholds here are the embedded CLIP's; the paper's, for ViT-L-14, are 0.7 and 0.2.
+**For photographs** use Stable Diffusion 1.5 as in workflow 4, captions of your own, and ViT-L-14/openai.""",
+    )
+    captions = graph.add(1, "IP2P_Captions", count=3, seed=4)
+    loader = graph.add(1, "IP2P_LoadCheckpoint", checkpoint="embedded-sd")
+    pairs = graph.add(
+        2,
+        "IP2P_GeneratePairs",
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        caption=captions["caption"],
+        edited_caption=captions["edited_caption"],
+        instruction=captions["instruction"],
+        candidates=4,
+        seed=0,
+        steps=20,
+        cfg_min=3.0,
+        cfg_max=6.0,
+    )
+    kept = graph.add(3, "IP2P_ClipFilter", pairs=pairs["pairs"], keep=1, **EMBEDDED_THRESHOLDS)
+    saved = graph.add(4, "IP2P_SaveDataset", pairs=kept["pairs"])
+    graph.add(3, "PreviewAny", title="Scores", source=kept["scores"])
+    graph.add(4, "PreviewAny", title="What is in it", source=saved["report"])
+    both = graph.add(5, "ImageBatch", image1=kept["before"], image2=kept["after"])
+    grid = graph.add(5, "IP2P_LabelledGrid", images=both["IMAGE"], columns=2, height=128)
+    return graph.add(5, "PreviewImage", title="Kept: before and after", images=grid["grid"])
+
+
 WORKFLOWS: dict[str, Callable[[Graph], Node]] = {
     "1 Edit an image": edit_an_image,
     "2 Edit with the guider and stock samplers": edit_with_stock_samplers,
     "3 Sweep the two guidances": sweep_the_guidances,
+    "4 Make a pair with Prompt-to-Prompt": make_a_pair,
+    "5 Generate, filter and save a data set": save_a_data_set,
 }

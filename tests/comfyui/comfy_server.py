@@ -68,7 +68,8 @@ class ComfyServer:
 
     def __enter__(self) -> ComfyServer:
         command = [self.python, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
-        command += ["--preview-method", "latent2rgb", "--disable-api-nodes", *self.options]
+        command += ["--preview-method", "latent2rgb", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+        command += self.options
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command, cwd=self.comfyui, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT

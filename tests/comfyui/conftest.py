@@ -6,6 +6,7 @@ COMFYUI_PATH=checkout [COMFYUI_PYTHON=python] runs the same tests in any other v
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def comfyui_python():
 @pytest.fixture(scope="session")
 def server(comfyui_path, comfyui_python, tmp_path_factory):
     """A running ComfyUI; tests share it, as an artist's jobs do."""
-    with ComfyServer(comfyui_path, comfyui_python, tmp_path_factory.mktemp("comfyui")) as running:
+    base = tmp_path_factory.mktemp("comfyui")
+    shutil.copytree(Path(__file__).parent / "watching_nodes", base / "custom_nodes" / "watching_nodes")
+    with ComfyServer(comfyui_path, comfyui_python, base) as running:
         yield running
 
 

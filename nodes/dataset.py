@@ -1,0 +1,178 @@
+"""Data sets of pairs on disk, and the pictures in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..ip2p_engine.errors import DatasetError
+from ..ip2p_engine.images import open_image
+from . import _host
+from ._api import Pairs, io, schema
+from .pairs import make_record
+
+KIND, SCENES = "datasets", "embedded scenes"
+MANIFEST = {"config": {"made_by": "InstructPix2Pix nodes for ComfyUI"}}
+
+
+class SaveDataset(io.ComfyNode):
+    """Pairs into a folder under output/datasets."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_SaveDataset",
+            display_name="IP2P Save Data Set",
+            group="data",
+            description=(
+                "Adds pairs to a data set in output/datasets, in the Parquet layout of the Hugging Face hub. Pairs "
+                "that are in it already are skipped, so running a workflow again is safe."
+            ),
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                Pairs.Input("pairs", tooltip="Pairs, or lists of them."),
+                io.String.Input(
+                    "name",
+                    default="my-pairs",
+                    tooltip="The data set's folder inside output/datasets; made if it is new.",
+                ),
+            ],
+            outputs=[
+                Pairs.Output(display_name="pairs", tooltip="All pairs of the data set, for IP2P Train."),
+                io.String.Output(display_name="report", tooltip="What is in it now. Show it with Preview Any."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, pairs: list[Sequence[Any]], name: list[str]) -> io.NodeOutput:
+        from ..ip2p_engine.dataset import info
+        from ..ip2p_engine.store import PairStore, PairWriter
+
+        folder = _host.output_folder(KIND, name[0])
+        with PairWriter(folder, manifest=MANIFEST) as writer:
+            done = writer.done_keys()
+            for record in {record.key: record for group in pairs for record in group}.values():
+                if record.key not in done:
+                    writer.write(record)
+        if cls.hidden.extra_pnginfo and "workflow" in cls.hidden.extra_pnginfo:
+            (folder / "workflow.json").write_text(json.dumps(cls.hidden.extra_pnginfo["workflow"]), encoding="utf-8")
+        return io.NodeOutput(PairStore(folder), info(folder).as_text())
+
+
+class LoadDataset(io.ComfyNode):
+    """Pairs from a folder, or true edits of scenes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_LoadDataset",
+            display_name="IP2P Load Data Set",
+            group="data",
+            description=(
+                "Opens a data set of pairs: folders of Parquet files in output/datasets, input/datasets and the "
+                "datasets folders of extra_model_paths.yaml, or true edits of the embedded world, drawn as asked for."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=[SCENES, *data_sets()],
+                    tooltip="Which data set. embedded scenes needs no files: the renderer draws true edits.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=64,
+                    min=1,
+                    max=100_000,
+                    tooltip="How many embedded scenes to draw; a data set on disk is always opened whole.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Which embedded scenes to draw."),
+                io.Int.Input(
+                    "preview", default=8, min=1, max=256, tooltip="How many pairs to show; training sees all."
+                ),
+            ],
+            outputs=[
+                Pairs.Output(display_name="pairs", tooltip="All pairs, for IP2P Train and IP2P Evaluate."),
+                io.Image.Output(
+                    display_name="before", is_output_list=True, tooltip="The first pictures before the edit."
+                ),
+                io.Image.Output(display_name="after", is_output_list=True, tooltip="The same after it."),
+                io.String.Output(display_name="instruction", is_output_list=True, tooltip="What was asked for."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, count: int = 64, seed: int = 0, preview: int = 8) -> str:
+        files = [] if name == SCENES else sorted(folder_of(name).rglob("*.parquet"))
+        state = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        return f"{name} {count} {seed} {preview} {state}"
+
+    @classmethod
+    def execute(cls, name: str, count: int = 64, seed: int = 0, preview: int = 8) -> io.NodeOutput:
+        pairs = scenes(count, seed) if name == SCENES else open_data_set(name)
+        shown = list(islice(pairs, preview))
+        images = (
+            [_host.to_image([open_image(getattr(one, side))]) for one in shown]
+            for side in ("original_image", "edited_image")
+        )
+        return io.NodeOutput(pairs, *images, [one.edit_prompt for one in shown])
+
+
+def scenes(count: int, seed: int) -> tuple[Any, ...]:
+    """True edits of scenes that the embedded model was trained among."""
+    from ..ip2p_engine.scenes.grammar import sample_edits
+    from ..ip2p_engine.scenes.world import render
+
+    return tuple(
+        make_record(
+            render(edit.source),
+            render(edit.target),
+            original_prompt=edit.caption,
+            edited_prompt=edit.edited_caption,
+            edit_prompt=edit.instruction,
+            seed=number,
+        )
+        for number, edit in enumerate(sample_edits(count, seed=seed, held_out=False))
+    )
+
+
+def open_data_set(name: str) -> Sequence[Any]:
+    """The pairs of a data set that ``data_sets`` lists; raises DatasetError for an empty one."""
+    from ..ip2p_engine.store import PairStore
+
+    pairs = PairStore(folder_of(name))
+    if not len(pairs):
+        raise DatasetError(f"the data set {name} is empty; run the workflow that saves it")
+    return pairs
+
+
+def data_sets() -> list[str]:
+    """Folders with Parquet files, as root/name."""
+    found = []
+    for label, root in _roots().items():
+        folders = [path for path in sorted(root.glob("*")) if path.is_dir()] if root.is_dir() else []
+        found += [f"{label}/{path.name}" for path in folders if next(path.rglob("*.parquet"), None)]
+    return found
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a data set that ``data_sets`` lists; raises DatasetError."""
+    label, _, rest = name.partition("/")
+    if name not in data_sets():
+        raise DatasetError(f"data set {name!r} is not there; press R in ComfyUI to refresh the lists and choose again")
+    return _host.contained(_roots()[label], rest)
+
+
+def _roots() -> dict[str, Path]:
+    """Where data sets may lie, by the name that stands before theirs."""
+    roots = {
+        "output": Path(folder_paths.get_output_directory()) / KIND,
+        "input": Path(folder_paths.get_input_directory()) / KIND,
+    }
+    extra = folder_paths.folder_names_and_paths.get(KIND, ([],))[0]
+    return roots | {f"{KIND}{number or ''}": Path(path) for number, path in enumerate(extra)}

@@ -1,0 +1,143 @@
+"""IP2P CLIP Filter: which pairs are worth training on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from comfy_execution.graph import ExecutionBlocker
+
+from ..ip2p_engine.images import open_image
+from . import _host
+from ._api import Pairs, advanced, io, schema
+
+CLIPS = ["embedded", "ViT-L-14/openai", "ViT-B-32/openai"]
+MEASURES = ("sim_image", "sim_direction", "sim_0", "sim_1")
+
+
+class ClipFilter(io.ComfyNode):
+    """Thresholds on the four CLIP numbers, then the best few."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_ClipFilter",
+            display_name="IP2P CLIP Filter",
+            group="data",
+            description=(
+                "Scores pairs by CLIP as the paper does (section 3.1.2) and keeps the best that reach every threshold. "
+                "If none does, the pictures' outputs are silent and the scores say why."
+            ),
+            search_aliases=["directional similarity", "CLIP score"],
+            inputs=_inputs(),
+            outputs=[
+                Pairs.Output(display_name="pairs", tooltip="The kept pairs with their scores, best first."),
+                io.Image.Output(display_name="before", tooltip="Their pictures before the edit."),
+                io.Image.Output(display_name="after", tooltip="Their pictures after it."),
+                io.String.Output(
+                    display_name="scores", tooltip="Every candidate's four numbers, and what each threshold rejects."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, pairs: Sequence[Any], clip_model: str, keep: int, **floors: float) -> io.NodeOutput:
+        kept, table = filter_pairs(pairs, clip_model, keep, floors)
+        if not kept:
+            return io.NodeOutput((), ExecutionBlocker(None), ExecutionBlocker(None), table)
+        pictures = ([open_image(getattr(pair, name)) for pair in kept] for name in ("original_image", "edited_image"))
+        return io.NodeOutput(kept, *map(_host.to_image, pictures), table)
+
+
+def filter_pairs(pairs: Sequence[Any], clip_model: str, keep: int, floors: dict[str, float]) -> tuple[tuple, str]:
+    """(the kept PairRecords with their scores, best first; a table of all scores)."""
+    from ..ip2p_engine.filtering import FilterConfig, filter_candidates
+
+    rows = list(pairs)
+    scores = score(rows, clip_model)
+    result = filter_candidates(scores, FilterConfig(keep=keep, **floors))
+    scored = [replace(row, **vars(one)) for row, one in zip(rows, scores, strict=True)]
+    lines = [f"{'kept':<5} {'seed':>8} " + " ".join(f"{name:>13}" for name in MEASURES)]
+    for number, row in enumerate(scored):
+        mark, seed = "*" if number in result.kept else "", "-" if row.seed is None else row.seed
+        lines.append(f"{mark:<5} {seed:>8} " + " ".join(f"{getattr(row, name):>13.3f}" for name in MEASURES))
+    table = "\n".join([*lines, "", result.report.text(histograms=False)])
+    return tuple(scored[number] for number in result.kept), table
+
+
+def score(rows: Sequence[Any], clip_model: str) -> list[Any]:
+    """The four cosines of each pair, by a CLIP that ComfyUI may send off the GPU in between."""
+    if not rows:
+        return []
+    scorer, patcher = _scorer(clip_model)
+    _host.load(patcher)
+    before, after = ([open_image(getattr(row, name)) for row in rows] for name in ("original_image", "edited_image"))
+    return scorer.score(before, after, [row.original_prompt for row in rows], [row.edited_prompt for row in rows])
+
+
+@lru_cache(maxsize=1)
+def _scorer(name: str) -> tuple[Any, Any]:
+    from ..ip2p_engine.clip_similarity import ClipSimilarity
+
+    scorer = ClipSimilarity.load(name)
+    return scorer, _host.hold(scorer._network)
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        Pairs.Input("pairs", tooltip="Candidates of one caption pair, or any pairs with captions."),
+        io.Combo.Input(
+            "clip_model",
+            options=CLIPS,
+            default="embedded",
+            tooltip=(
+                "embedded knows scenes only, with its own scale of scores. ViT-L-14/openai is the paper's; open_clip "
+                "downloads it once (0.9 GB)."
+            ),
+        ),
+        io.Int.Input(
+            "keep",
+            default=4,
+            min=1,
+            max=1000,
+            tooltip="The most pairs to keep, best direction first; 4 is the paper's.",
+        ),
+        io.Float.Input(
+            "min_sim_image",
+            default=0.7,
+            min=-1.0,
+            max=1.0,
+            step=0.01,
+            tooltip="How much the two pictures must resemble each other; 0.7 is the paper's. Lower it for large edits.",
+        ),
+        io.Float.Input(
+            "min_sim_direction",
+            default=0.2,
+            min=-1.0,
+            max=1.0,
+            step=0.01,
+            tooltip="How well the change of the picture must fit the change of the caption; 0.2 is the paper's.",
+        ),
+        advanced(
+            io.Float.Input(
+                "min_sim_0",
+                default=0.2,
+                min=-1.0,
+                max=1.0,
+                step=0.01,
+                tooltip="How well the picture before must fit its caption; 0.2 is the paper's.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "min_sim_1",
+                default=0.2,
+                min=-1.0,
+                max=1.0,
+                step=0.01,
+                tooltip="How well the picture after must fit its caption; 0.2 is the paper's.",
+            )
+        ),
+    ]

@@ -1,0 +1,294 @@
+"""Pairs of pictures from pairs of captions: Prompt-to-Prompt as the paper makes its data set."""
+
+from __future__ import annotations
+
+import io as streams
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.sampling import SAMPLERS
+from . import _host
+from ._api import Pairs, advanced, io, schema
+
+MODES = ["self", "replace", "refine"]
+_unfinished: dict[tuple, list[Any]] = {}
+"""Finished batches of the run that was cancelled last, by all that it depends on."""
+
+
+class GeneratePairs(io.ComfyNode):
+    """Candidates of one caption pair."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_GeneratePairs",
+            display_name="IP2P Generate Pairs",
+            group="data",
+            description=(
+                "Makes pairs of pictures, before and after an edit, from two captions and a text-to-image model "
+                "(Prompt-to-Prompt, section 3.1 of the paper). Cancelled, it goes on there at the next Run."
+            ),
+            search_aliases=["Prompt-to-Prompt", "p2p", "attention sharing"],
+            inputs=_generate_inputs(),
+            outputs=[
+                Pairs.Output(display_name="pairs", tooltip="The candidates with their captions, for IP2P CLIP Filter."),
+                io.Image.Output(display_name="before", tooltip="The pictures of the caption, one a candidate."),
+                io.Image.Output(display_name="after", tooltip="The pictures of the edited caption, in the same order."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, **settings: Any) -> io.NodeOutput:
+        candidates = generate(model, clip, vae, **settings)
+        records = tuple(record_of(one, settings["instruction"]) for one in candidates)
+        before = _host.to_image([one.source_image for one in candidates])
+        return io.NodeOutput(records, before, _host.to_image([one.edited_image for one in candidates]))
+
+
+class PairImages(io.ComfyNode):
+    """Pairs out of any pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_PairImages",
+            display_name="IP2P Pair Images",
+            group="data",
+            description="Makes pairs of your own pictures: the n-th before with the n-th after.",
+            inputs=[
+                io.Image.Input("before", tooltip="Pictures before the edit."),
+                io.Image.Input("after", tooltip="Pictures after it, as many and as large."),
+                io.String.Input(
+                    "caption", default="", multiline=True, tooltip="What the pictures before show; for CLIP Filter."
+                ),
+                io.String.Input("edited_caption", default="", multiline=True, tooltip="What the pictures after show."),
+                io.String.Input("instruction", default="", multiline=True, tooltip="What was asked for; for training."),
+            ],
+            outputs=[Pairs.Output(display_name="pairs", tooltip="The pairs with their texts.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, before: Tensor, after: Tensor, caption: str = "", edited_caption: str = "", instruction: str = ""
+    ) -> io.NodeOutput:
+        if before.shape[:3] != after.shape[:3]:
+            raise ConfigError(
+                f"before is {tuple(before.shape[:3])} and after {tuple(after.shape[:3])} (pictures, height, width); "
+                "give as many pictures of one size"
+            )
+        both = zip(_host.to_pictures(before), _host.to_pictures(after), strict=True)
+        texts = {"original_prompt": caption, "edited_prompt": edited_caption, "edit_prompt": instruction}
+        return io.NodeOutput(tuple(make_record(*pictures, **texts) for pictures in both))
+
+
+def generate(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    *,
+    caption: str,
+    edited_caption: str,
+    candidates: int,
+    seed: int,
+    steps: int,
+    p2p_min: float,
+    p2p_max: float,
+    cfg_min: float,
+    cfg_max: float,
+    mode: str,
+    local_blend: bool,
+    sampler: str,
+    resolution: int,
+    batch: int,
+    instruction: str = "",
+) -> list[Any]:
+    """Candidates with the seeds seed, seed + 1, ...; what a cancelled run had finished is not made again."""
+    from ..ip2p_engine.pairs import PairConfig, PairJob
+    from ._models import spec_of
+    from ._pair_maker import NativePairs, require_text_to_image
+
+    require_text_to_image(model)
+    side = resolution or spec_of(model).resolution
+    config = PairConfig(
+        steps=steps,
+        sampler=sampler,
+        size=(side, side),
+        p2p_range=(p2p_min, p2p_max),
+        cfg_range=(cfg_min, cfg_max),
+        mode=mode,
+        local_blend=local_blend,
+    )
+    jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed + n) for n in range(candidates)]
+    maker = NativePairs(model=model, clip=clip, vae=vae, config=config)
+    key = (id(model.model), model.patches_uuid, clip.patcher.patches_uuid, config, tuple(jobs), batch)
+    return _finish(maker, [jobs[start : start + batch] for start in range(0, len(jobs), batch)], key)
+
+
+def _finish(maker: Any, batches: Sequence[Sequence[Any]], key: tuple) -> list[Any]:
+    """Batch by batch; after Cancel the finished ones wait for the next Run of the same."""
+    known = _unfinished.get(key, [])
+    _unfinished.clear()
+    _unfinished[key] = known
+    for number in range(len(known), len(batches)):
+        _host.check_interrupted()
+        known.append(maker.make(batches[number], number, len(batches)))
+    _unfinished.clear()
+    return [candidate for done in known for candidate in done]
+
+
+def record_of(candidate: Any, instruction: str) -> Any:
+    """A candidate as the row of a data set."""
+    return make_record(
+        candidate.source_image,
+        candidate.edited_image,
+        original_prompt=candidate.caption,
+        edited_prompt=candidate.edited_caption,
+        edit_prompt=instruction,
+        seed=candidate.seed,
+        p=candidate.p2p_threshold,
+        cfg=candidate.cfg,
+    )
+
+
+def make_record(
+    before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: str
+) -> Any:
+    """A PairRecord whose key follows from its texts and its seed, or without a seed from its pictures."""
+    import hashlib
+
+    from ..ip2p_engine.store import PairRecord
+
+    pictures = [_png(before), _png(after)]
+    words = "\0".join(texts[name] for name in sorted(texts)).encode()
+    origin = hashlib.blake2b(words, digest_size=8).hexdigest()
+    number = hashlib.blake2b(b"".join(pictures), digest_size=8).hexdigest() if seed is None else str(seed)
+    return PairRecord(
+        original_image=pictures[0], edited_image=pictures[1], seed=seed, p=p, cfg=cfg, key=f"{origin}/{number}", **texts
+    )
+
+
+def _png(picture: Any) -> bytes:
+    stream = streams.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _generate_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="A text-to-image model with 4 channels: Stable Diffusion 1.5, or embedded-sd."),
+        io.Clip.Input("clip", tooltip="Its text encoder."),
+        io.Vae.Input("vae", tooltip="Its autoencoder."),
+        io.String.Input(
+            "caption", multiline=True, default="a large red heart on a sky background", tooltip="The picture before."
+        ),
+        io.String.Input(
+            "edited_caption",
+            multiline=True,
+            default="a large blue heart on a sky background",
+            tooltip="The picture after; the fewer words differ, the more stays.",
+        ),
+        io.String.Input(
+            "instruction",
+            multiline=True,
+            default="make the heart blue",
+            tooltip="What leads from one to the other; it is only written into the pairs.",
+        ),
+        io.Int.Input(
+            "candidates",
+            default=8,
+            min=1,
+            max=1000,
+            tooltip="How many pairs to make. The paper makes 100 and keeps at most 4.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**48,
+            control_after_generate=True,
+            tooltip="Of the first candidate; the others follow it. A pair depends on its seed alone.",
+        ),
+        io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Sampling steps; the paper's are 100."),
+        *_range_inputs(),
+        *_further_inputs(),
+    ]
+
+
+def _range_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "p2p_min",
+            default=0.1,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip=(
+                "p is drawn between p2p_min and p2p_max: the share of the steps in which the picture after looks where "
+                "the picture before looks. Higher keeps more and changes less; 0 to 0 gives two unrelated pictures."
+            ),
+        ),
+        io.Float.Input(
+            "p2p_max", default=0.9, min=0.0, max=1.1, step=0.05, tooltip="The upper end of p; 0.9 is the paper's."
+        ),
+        io.Float.Input(
+            "cfg_min",
+            default=7.5,
+            min=0.0,
+            max=30.0,
+            step=0.5,
+            tooltip="The guidance scale is drawn between cfg_min and cfg_max; 7.5 to 15 is the paper's.",
+        ),
+        io.Float.Input(
+            "cfg_max", default=15.0, min=0.0, max=30.0, step=0.5, tooltip="The upper end of the guidance scale."
+        ),
+    ]
+
+
+def _further_inputs() -> list[io.Input]:
+    return [
+        advanced(
+            io.Combo.Input(
+                "mode",
+                options=MODES,
+                default="self",
+                tooltip=(
+                    "self: share self-attention, the paper's. replace: also swap words of equal number. refine: also "
+                    "add words (Hertz et al. 2022)."
+                ),
+            )
+        ),
+        advanced(
+            io.Boolean.Input(
+                "local_blend",
+                default=False,
+                tooltip="Keep the picture where the changed words do not look. For small objects.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "sampler", options=list(SAMPLERS), default="euler_ancestral", tooltip="euler_ancestral is the paper's."
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "resolution",
+                default=0,
+                min=0,
+                max=2048,
+                step=64,
+                tooltip="Side of the pictures in pixels. 0 takes the checkpoint's own: 512 for SD1.5.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "batch",
+                default=4,
+                min=1,
+                max=64,
+                tooltip="Pairs made at once; lower it if memory runs out. Changes no pair.",
+            )
+        ),
+    ]

@@ -1,0 +1,235 @@
+"""Pairs, the filter and data sets in a real ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+import pytest
+from prompts import node
+from test_editing import difference, succeed
+from websocket import Listener
+
+from ip2p_engine.pairs import PairConfig, PairGenerator
+from ip2p_engine.scenes.judge import read_scenes
+from ip2p_engine.store import PairStore
+
+pytestmark = pytest.mark.comfy
+CAPTIONS = {
+    "caption": "a large red heart in the centre on a sky background",
+    "edited_caption": "a large blue heart in the centre on a sky background",
+    "instruction": "make the heart blue",
+}
+SETTINGS = {
+    "candidates": 2,
+    "seed": 3,
+    "steps": 10,
+    "p2p_min": 0.3,
+    "p2p_max": 0.9,
+    "cfg_min": 3.0,
+    "cfg_max": 6.0,
+    "mode": "self",
+    "local_blend": False,
+    "sampler": "euler_ancestral",
+    "resolution": 0,
+    "batch": 2,
+}
+FLOORS = {"min_sim_image": -1.0, "min_sim_direction": -1.0, "min_sim_0": -1.0, "min_sim_1": -1.0}
+
+
+def pairs(**changes):
+    return {
+        "load": node("IP2P_LoadCheckpoint", checkpoint="embedded-sd", weights="ema", base="from the file itself"),
+        "pairs": node(
+            "IP2P_GeneratePairs",
+            model=["load", 0],
+            clip=["load", 1],
+            vae=["load", 2],
+            **{**CAPTIONS, **SETTINGS, **changes},
+        ),
+        "before": node("SaveImage", images=["pairs", 1], filename_prefix="test/before"),
+        "after": node("SaveImage", images=["pairs", 2], filename_prefix="test/after"),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sampler": "heun", "steps": 4},
+        {"mode": "replace", "local_blend": True},
+        {"mode": "refine", "edited_caption": "a large blue heart in the centre on a sky background, at night"},
+    ],
+    ids=str,
+)
+def test_same_pairs_as_headless(server, changes):
+    run = succeed(server.run(pairs(**changes)))
+    values = {**CAPTIONS, **SETTINGS, **changes}
+    names = ("steps", "mode", "local_blend", "sampler")
+    config = PairConfig(p2p_range=(0.3, 0.9), cfg_range=(3.0, 6.0), **{name: values[name] for name in names})
+    generator = PairGenerator.load("embedded-sd", config, device="cpu")
+    headless = generator.generate(values["caption"], values["edited_caption"], [3, 4])
+    for number, candidate in enumerate(headless):
+        assert difference(run.pictures["before"][number], candidate.source_image) <= 1.0
+        assert difference(run.pictures["after"][number], candidate.edited_image) <= 1.0
+
+
+def test_the_pictures_differ_in_what_the_captions_do(server):
+    run = succeed(server.run(pairs(steps=20)))
+    before, after = read_scenes([run.pictures["before"][0], run.pictures["after"][0]])
+    assert (before.scene.colour, after.scene.colour) == ("red", "blue")
+    assert before.scene.with_(colour="blue") == after.scene
+    assert before.clear and after.clear
+
+
+def test_conditions_evaluated_apart_give_the_same_pairs(server):
+    together = succeed(server.run(pairs()))
+    prompt = pairs()
+    prompt["watch"] = node("Test_Watch", model=["load", 0], name="pairs apart", apart=True)
+    prompt["pairs"]["inputs"]["model"] = ["watch", 0]
+    prompt["seen"] = node("Test_Seen", name="pairs apart", after=["pairs", 1])
+    prompt["told"] = node("PreviewAny", source=["seen", 0])
+    apart = succeed(server.run(prompt))
+    assert {tuple(conditions) for _, conditions in json.loads(apart.texts("told")[0])} == {(0,), (1,)}
+    for name in ("before", "after"):
+        assert difference(together.pictures[name][0], apart.pictures[name][0]) < 0.02
+
+
+def test_the_model_is_as_before(server):
+    prompt = {
+        "load": pairs()["load"],
+        "text": node("CLIPTextEncode", clip=["load", 1], text=CAPTIONS["caption"]),
+        "none": node("CLIPTextEncode", clip=["load", 1], text=""),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+        "sample": node(
+            "KSampler",
+            model=["load", 0],
+            positive=["text", 0],
+            negative=["none", 0],
+            latent_image=["empty", 0],
+            seed=1,
+            steps=6,
+            cfg=4.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="test/plain"),
+    }
+    first = succeed(server.run(prompt))
+    succeed(server.run(pairs(mode="replace", seed=99)))
+    prompt["repeat"] = node("RepeatLatentBatch", samples=["empty", 0], amount=1)  # so that nothing is cached
+    prompt["sample"]["inputs"]["latent_image"] = ["repeat", 0]
+    second = succeed(server.run(prompt))
+    assert "sample" in second.executed
+    assert [difference(*both) for both in zip(first.pictures["save"], second.pictures["save"], strict=True)] == [0, 0]
+
+
+def test_a_cancelled_run_goes_on_where_it_was(server):
+    prompt, client = pairs(candidates=3, batch=1, steps=30, seed=50), uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
+        server.submit(prompt, client=client)
+        for kind, data in listener.events():
+            if kind == "progress" and data["max"] == 90 and data["value"] >= 35:
+                server.post("/interrupt", {})
+                break
+        for kind, _ in listener.events():
+            if kind in ("execution_interrupted", "execution_success"):
+                break
+        assert kind == "execution_interrupted"
+        server.submit(prompt, client=client)
+        values = []
+        for kind, data in listener.events():
+            if kind == "progress" and data["max"] == 90:
+                values.append(data["value"])
+            if kind in ("execution_success", "execution_error"):
+                break
+    assert kind == "execution_success"
+    assert min(values) >= 31  # the first pair was not made again
+    assert values[-1] == 90
+
+
+def filtered(**changes):
+    prompt = pairs()
+    prompt["filter"] = node(
+        "IP2P_ClipFilter", pairs=["pairs", 0], clip_model="embedded", keep=1, **{**FLOORS, **changes}
+    )
+    prompt["scores"] = node("PreviewAny", source=["filter", 3])
+    prompt["kept"] = node("PreviewImage", images=["filter", 1])
+    return prompt
+
+
+def test_the_filter_keeps_the_best_and_tells_why(server):
+    run = succeed(server.run(filtered()))
+    assert len(run.pictures["kept"]) == 1
+    assert "1 of 2 candidates kept" in run.texts("scores")[0]
+    strict = succeed(server.run(filtered(min_sim_image=1.0)))
+    assert "kept" not in strict.pictures
+    assert "0 of 2 candidates kept" in strict.texts("scores")[0]
+
+
+def test_a_data_set_is_saved_once_and_opened(server):
+    prompt = filtered(keep=2)
+    name = f"set-{uuid.uuid4().hex[:8]}"
+    prompt["data"] = node("IP2P_SaveDataset", pairs=["filter", 0], name=name)
+    prompt["report"] = node("PreviewAny", source=["data", 1])
+    run = succeed(server.run(prompt, {"nodes": []}))
+    assert f"{name}: 2 pairs of 1 captions" in run.texts("report")[0]
+    server.post("/free", {"free_memory": True})
+    time.sleep(1.5)
+    succeed(server.run(prompt))
+    folder = server.base / "output" / "datasets" / name
+    stored = list(PairStore(folder))
+    assert [pair.edit_prompt for pair in stored] == ["make the heart blue"] * 2
+    assert all(pair.sim_direction is not None for pair in stored)
+    assert json.loads((folder / "workflow.json").read_text()) == {"nodes": []}
+    opened = {
+        "data": node("IP2P_LoadDataset", name=f"output/{name}", count=1, seed=0, preview=8),
+        "after": node("PreviewImage", images=["data", 2]),
+        "told": node("PreviewAny", source=["data", 3]),
+    }
+    run = succeed(server.run(opened))
+    assert len(run.pictures["after"]) == 2
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "a/../../../outside"])
+def test_names_stay_inside_their_folder(server, name):
+    prompt = filtered()
+    prompt["data"] = node("IP2P_SaveDataset", pairs=["filter", 0], name=name)
+    run = server.run(prompt)
+    assert run.status == "error" and "give a plain name such as my-set" in run.message
+    opened = {"data": node("IP2P_LoadDataset", name=f"output/{name}", count=1, seed=0, preview=1)}
+    opened["end"] = node("PreviewImage", images=["data", 1])
+    run = server.run(opened)
+    assert run.status == "error" and "press R in ComfyUI" in run.message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": ["edit", 0]}, "which takes 4"),
+        ({"p2p_min": 0.9, "p2p_max": 0.1}, "the lower and the upper end"),
+        ({"mode": "replace", "edited_caption": "a heart"}, "word"),
+    ],
+)
+def test_errors_of_pairs_say_what_to_do(server, change, words):
+    prompt = pairs(**{name: value for name, value in change.items() if name != "model"})
+    prompt["edit"] = node("IP2P_LoadCheckpoint", checkpoint="embedded", weights="ema", base="from the file itself")
+    prompt["pairs"]["inputs"].update(change)
+    run = server.run(prompt)
+    assert run.status == "error" and words in run.message
+
+
+def test_captions_of_the_grammar_and_none_else(server):
+    told = {
+        "captions": node("IP2P_Captions", captions="", source="scenes grammar", count=3, seed=1),
+        "end": node("PreviewAny", source=["captions", 2]),
+    }
+    assert succeed(server.run(told)).texts("end")
+    told["captions"]["inputs"]["captions"] = "a photograph of a harbour"
+    run = server.run(told)
+    assert run.status == "error" and "none of 3 answers could be used (unknown caption)" in run.message
+    told["captions"]["inputs"]["source"] = "server"
+    assert "IP2P_CAPTIONS_URL" in server.run(told).message
