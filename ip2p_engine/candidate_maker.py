@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .candidates import CaptionCandidates, digest_of, pair_key
 from .captions.edits import CaptionEdit
-from .clip_similarity import DEFAULT_CLIP, ClipSimilarity, PairScores
+from .clip_similarity import DEFAULT_CLIP, ClipSimilarity, PairScores, rounded
 from .edit import Hooks
 from .errors import ConfigError
 from .filtering import MEASURES, FilterConfig
@@ -27,7 +27,6 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 100, "subsampling": 0},
     "webp": {"lossless": True},
 }
-DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +149,12 @@ class CandidateMaker:
         ]
 
     def _scores(self, pictures: Sequence[tuple[Image.Image, Image.Image]], jobs: Sequence[PairJob]) -> list[PairScores]:
-        """Rounded, so that a threshold decides the same about a score and about its line in the ledger."""
         if not jobs:
             return []
         sources, edited = ([both[n] for both in pictures] for n in range(2))
         captions = ([job.caption for job in jobs], [job.edited_caption for job in jobs])
         found = self._scorer.score(sources, edited, *captions)
-        return [PairScores(**{name: round(value, DIGITS) for name, value in asdict(one).items()}) for one in found]
+        return [rounded(one) for one in found]
 
     def _preview(self, results: _Results) -> Preview | None:
         """The early look, which notes the scores of what it drops."""

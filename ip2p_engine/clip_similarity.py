@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,22 @@ from .errors import CheckpointError, ImageError
 from .files import read_json
 from .tokenizer import tokenize
 
-__all__ = ["DEFAULT_CLIP", "ClipSimilarity", "PairScores", "clip_input", "own_thresholds", "pair_scores", "unit_pixels"]
+__all__ = [
+    "DEFAULT_CLIP",
+    "ClipSimilarity",
+    "PairScores",
+    "clip_input",
+    "own_thresholds",
+    "pair_scores",
+    "rounded",
+    "unit_pixels",
+]
 
 DEFAULT_CLIP = "ViT-L-14/openai"
 EMBEDDED_CLIP = Path(__file__).parent / "scenes" / "embedded" / "clip"
 REMEMBERED_CAPTIONS = 4096
 IMAGES_AT_ONCE = 64
+DECIMALS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,11 @@ def pair_scores(source: Tensor, edited: Tensor, caption: Tensor, edited_caption:
     return [PairScores(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
+def rounded(scores: PairScores) -> PairScores:
+    """To six decimals, as data sets keep them, so that a threshold decides the same now and later."""
+    return PairScores(**{name: round(value, DECIMALS) for name, value in asdict(scores).items()})
+
+
 class ClipSimilarity:
     """A CLIP that scores pairs; it encodes a caption once and pictures in batches."""
 
@@ -110,6 +125,16 @@ class ClipSimilarity:
         scorer = _from_folder(folder) if source == "embedded" or folder.is_dir() else _from_open_clip(str(source))
         scorer._network.to(device)
         return scorer
+
+    @property
+    def network(self) -> nn.Module:
+        """open_clip's."""
+        return self._network
+
+    @property
+    def size(self) -> int:
+        """Side of the square that it sees, in pixels."""
+        return self._size
 
     @property
     def device(self) -> torch.device:

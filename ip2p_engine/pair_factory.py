@@ -15,7 +15,7 @@ from .captions.edits import CaptionEdit
 from .crew import Crew
 from .edit import Hooks
 from .errors import ConfigError, DatasetError, Interrupted
-from .filtering import FilterConfig, FilterReport
+from .filtering import FilterConfig, FilterReport, filter_candidates
 from .store import ROWS_PER_SHARD, PairStore, PairWriter
 
 __all__ = ["PairRunReport", "Work", "make_pairs", "report_of"]
@@ -102,12 +102,11 @@ def make_pairs(
 def report_of(folder: Path | str, config: FilterConfig | None) -> PairRunReport:
     """What a data set's ledger says under a filter; raises DatasetError."""
     captions = unsuited = 0
-    report: FilterReport | None = None
+    report = None if config is None else filter_candidates([], config).report
     for row in read_candidates(folder):
         captions, unsuited = captions + 1, unsuited + bool(row.unsuited)
-        if config is not None:
-            judged = row.judged(config)[1]
-            report = judged if report is None else report + judged
+        if report is not None and config is not None:
+            report += row.judged(config)[1]
     return PairRunReport(pairs=len(PairStore(folder)), captions=captions, unsuited=unsuited, filtered=report)
 
 

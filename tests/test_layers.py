@@ -21,7 +21,7 @@ LAYERS = [
     "tokenizer checkpoint model",
     "conditioning alignment cross_attention denoiser pair_denoiser",
     "edit captions store pairs clip_similarity filtering candidates candidate_maker crew cluster pair_factory refilter",
-    "dataset_layouts sheet dataset train evaluate",
+    "filter_plot dataset_layouts sheet dataset train evaluate",
     "scenes",
     "progress commands cli __main__",
 ]

@@ -1,0 +1,149 @@
+"""``ip2p captions``: from captions to edits, and the language model that writes them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .options import add_command, progress_bar
+from .stopping import stop_signals
+
+__all__ = ["add"]
+
+SOURCES = ("grammar", "language-model", "server")
+FINE_TUNE = "fine-tune"
+
+
+def add(commands: Any) -> None:
+    _add_captions(commands)
+    _add_fine_tune(commands)
+
+
+def _add_captions(commands: Any) -> None:
+    parser = add_command(commands, "captions", _captions, "write instructions and edited captions for captions")
+    parser.add_argument("captions", nargs="?", metavar="IN", help="a .txt (one a line), .jsonl or .parquet file")
+    parser.add_argument(
+        "--column", help="of a .jsonl or .parquet file (default: caption, input, original_prompt, text)"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="a .jsonl file; an unfinished one goes on"
+    )
+    parser.add_argument(
+        "--source", choices=SOURCES, default="grammar", help="who thinks of the edits (default: grammar)"
+    )
+    parser.add_argument("--per-caption", type=int, default=1, metavar="N", help="edits of each caption (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    grammar = parser.add_argument_group("grammar: scenes, exact and free")
+    grammar.add_argument("--sample", type=int, metavar="N", help="N captions of scenes instead of a file")
+    grammar.add_argument("--held-out", action="store_true", help="phrasings and scenes that are kept from training")
+    model = parser.add_argument_group("language-model: a causal model on this machine")
+    model.add_argument("--language-model", metavar="FOLDER", help="as ip2p captions-fine-tune writes it, or a hub id")
+    model.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
+    model.add_argument("--batch", type=int, default=16, help="texts at once (default: 16)")
+    server = parser.add_argument_group("server: anything that speaks OpenAI's protocol")
+    server.add_argument("--base-url", metavar="URL", help="such as http://127.0.0.1:8000/v1")
+    server.add_argument("--model", help="the name under which the server knows it")
+    server.add_argument("--key-variable", default="OPENAI_API_KEY", help="the environment variable with the key")
+    server.add_argument("--concurrency", type=int, default=4, help="requests at one time (default: 4)")
+    server.add_argument("--retries", type=int, default=8, help="of errors that may pass (default: 8)")
+    both = parser.add_argument_group("language-model and server")
+    both.add_argument("--temperature", type=float, default=0.7, help="default: 0.7, the paper's")
+    both.add_argument("--max-tokens", type=int, help="of one answer (default: 160, of a server 256)")
+
+
+def _add_fine_tune(commands: Any) -> None:
+    summary = "train a language model on triplets that people wrote, for ip2p captions"
+    parser = add_command(commands, f"captions-{FINE_TUNE}", _fine_tune, summary)
+    parser.add_argument(
+        "triplets", metavar="TRIPLETS", help="a .jsonl or .parquet file: caption, instruction, edited caption"
+    )
+    parser.add_argument("--base", required=True, help="a causal model: a folder or a hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--epochs", type=int, default=1, help="default: 1, the paper's")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, help="default: 2e-5, with LoRA 2e-4")
+    parser.add_argument("--lora-rank", type=int, default=0, metavar="R", help="0 trains every weight (default: 0)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
+    parser.add_argument("--json", action="store_true", help="print the losses as JSON")
+
+
+def _captions(options: argparse.Namespace) -> None:
+    from ..captions.make import make_captions
+
+    captions, source = _input(options), _source(options)
+    with stop_signals() as should_stop, progress_bar(0, "captions") as bar:
+        report = make_captions(
+            captions,
+            source,
+            options.out,
+            per_caption=options.per_caption,
+            seed=options.seed,
+            on_progress=bar,
+            should_stop=should_stop,
+        )
+    sys.stdout.write((json.dumps(vars(report)) if options.json else f"{options.out}: {report.as_text()}") + "\n")
+
+
+def _input(options: argparse.Namespace) -> Iterator[str]:
+    from ..captions.edits import read_captions
+
+    if (options.captions is None) == (options.sample is None):
+        raise ConfigError("ip2p captions reads one file of captions, or samples scenes; give IN or --sample N")
+    if options.captions is not None:
+        return read_captions(options.captions, column=options.column)
+    from ..scenes.caption_source import sample_captions
+
+    if options.source != "grammar" or options.sample < 1:
+        raise ConfigError(
+            f"--sample {options.sample} writes captions of scenes; use it with --source grammar and N >= 1"
+        )
+    return sample_captions(options.sample, seed=options.seed, held_out=options.held_out)
+
+
+def _source(options: argparse.Namespace) -> Any:
+    if options.source == "grammar":
+        from ..scenes.caption_source import GrammarSource
+
+        return GrammarSource(held_out=options.held_out)
+    limit = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
+    if options.source == "language-model":
+        return _language_model(options, limit)
+    from ..captions.server import ServerConfig, ServerSource
+
+    if not options.base_url or not options.model:
+        raise ConfigError("--source server needs to know where and what; give --base-url URL and --model NAME")
+    names = ("base_url", "model", "key_variable", "concurrency", "retries", "temperature")
+    return ServerSource(ServerConfig(**{name: getattr(options, name) for name in names}, **limit))
+
+
+def _language_model(options: argparse.Namespace, limit: dict[str, int]) -> Any:
+    if not options.language_model:
+        raise ConfigError("--source language-model needs a model; give --language-model FOLDER")
+    from ..captions.language_model import LanguageModelSource, SampleConfig
+    from ..edit import usable_device
+
+    config = SampleConfig(temperature=options.temperature, batch=options.batch, **limit)
+    return LanguageModelSource(options.language_model, config=config, device=usable_device(options.device))
+
+
+def _fine_tune(options: argparse.Namespace) -> None:
+    from ..captions.edits import read_edits
+    from ..captions.language_model import FineTuneConfig, fine_tune
+    from ..edit import usable_device
+
+    names = ("epochs", "batch", "learning_rate", "lora_rank", "seed")
+    config = FineTuneConfig(**{name: getattr(options, name) for name in names})
+    edits, device = read_edits(options.triplets), usable_device(options.device)
+    with stop_signals() as should_stop, progress_bar(0, "steps") as bar:
+        losses = fine_tune(
+            options.base, edits, options.out, config=config, device=device, on_progress=bar, should_stop=should_stop
+        )
+    text = f"{options.out}: {len(edits):,} triplets, {len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}"
+    sys.stdout.write((json.dumps({"out": str(options.out), "losses": losses}) if options.json else text) + "\n")

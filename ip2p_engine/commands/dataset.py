@@ -1,0 +1,78 @@
+"""``ip2p dataset``: what one does with a data set as a whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .options import add_command, progress_bar
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    actions = commands.add_parser("dataset", help="look into a data set, verify it, bring it in and out")
+    group = actions.add_subparsers(metavar="ACTION", required=True)
+    for name, run, summary in (
+        ("info", _info, "say what is in a data set"),
+        ("verify", _verify, "read everything and list the faults; exit code 1 if there are any"),
+        ("import", _import, "bring in the original layout, a CSV or JSON Lines file, or Parquet files of the hub"),
+        ("export", _export, "write the original repository's layout"),
+        ("sheet", _sheet, "write a contact sheet, one HTML file to sort and filter in any browser"),
+    ):
+        parser = add_command(group, name, run, summary)
+        parser.add_argument("source" if name == "import" else "store", metavar=name == "import" and "SOURCE" or "STORE")
+        if name in ("import", "export", "sheet"):
+            parser.add_argument("--out", type=Path, required=True, help="where to write")
+        if name == "sheet":
+            parser.add_argument("--limit", type=int, default=200, help="pairs, spread over the data set (default: 200)")
+            parser.add_argument("--side", type=int, default=256, help="pixels of a shown picture (default: 256)")
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from ..dataset import info
+
+    found = info(options.store)
+    _print(options, asdict(found), found.as_text())
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ..dataset import verify
+
+    with progress_bar(0, "pairs") as bar:
+        verdict = verify(options.store, on_progress=bar)
+    state = "sound" if verdict.sound else f"{len(verdict.faults)} faults"
+    lines = [f"{options.store}: {verdict.pairs:,} pairs, {state}, content {verdict.digest[:16]}", *verdict.faults]
+    _print(options, {**asdict(verdict), "sound": verdict.sound}, "\n".join(lines))
+    return 0 if verdict.sound else 1
+
+
+def _import(options: argparse.Namespace) -> None:
+    from ..dataset import import_dataset
+
+    with progress_bar(0, "pairs") as bar:
+        count = import_dataset(options.source, options.out, on_progress=bar)
+    _print(options, {"out": str(options.out), "new": count}, f"{options.out}: {count:,} new pairs")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ..dataset import export_dataset
+
+    count = export_dataset(options.store, options.out)
+    _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
+
+
+def _sheet(options: argparse.Namespace) -> None:
+    from ..sheet import sheet
+
+    count = sheet(options.store, options.out, limit=options.limit, side=options.side)
+    _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
+
+
+def _print(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:
+    sys.stdout.write((json.dumps(values) if options.json else text) + "\n")

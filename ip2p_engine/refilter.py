@@ -1,0 +1,168 @@
+"""Filter a data set again, by the scores that are kept: other thresholds without generating again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .candidates import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
+from .clip_similarity import ClipSimilarity, PairScores, rounded
+from .errors import DatasetError
+from .filtering import MEASURES, FilterConfig, FilterReport, filter_candidates
+from .images import open_image
+from .store import IMAGE_COLUMNS, MANIFEST, PairRecord, PairStore, PairWriter
+
+__all__ = ["RefilterReport", "refilter", "rescored"]
+
+AT_ONCE = 64
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefilterReport:
+    """What a filter makes of a data set."""
+
+    filtered: FilterReport
+    missing: tuple[str, ...]
+    """Keys of pairs that pass now and have no pictures, because the first filter dropped them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {"filtered": self.filtered.to_dict(), "missing": list(self.missing)}
+
+    def as_text(self, *, histograms: bool = True) -> str:
+        """The same for people."""
+        text = self.filtered.text(histograms=histograms)
+        if not self.missing:
+            return text
+        lost = f"{len(self.missing):,} of them have no pictures, since the first filter dropped them; to have them"
+        return f"{text}\n{lost}, make the pairs again with these thresholds, or once with --filter none"
+
+
+def refilter(
+    folder: Path | str,
+    out: Path | str | None,
+    config: FilterConfig,
+    *,
+    scores: Mapping[str, PairScores] | None = None,
+    clip: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> RefilterReport:
+    """Say what a filter keeps of a data set and, given ``out``, write that as a data set of its own.
+
+    By the ledger where there is one, else by the scores in the rows, or by ``scores`` that ``rescored`` took with
+    ``clip``; without a ledger, a caption pair is what has the same texts. A stopped call goes on. Raises DatasetError
+    for pairs without scores, and for an ``out`` that holds something else.
+    """
+    pairs = PairStore(folder)
+    by_ledger = scores is None and has_candidates(folder)
+    lines, reports = _by_ledger(pairs, config) if by_ledger else ([], [])
+    wanted = {pair_key(line.caption, seed) for line in lines for seed in line.kept}
+    if not by_ledger:
+        wanted, reports = _by_rows(pairs, scores, config)
+    there = set(_names(pairs))
+    if out is not None:
+        source = pairs.manifest if (pairs.folder / MANIFEST).exists() else {}
+        filtered = {"source": str(folder), "filter": asdict(config), "clip": clip}
+        writer = PairWriter(out, manifest={"config": {**source.get("config", {}), "filtered": filtered}})
+        with writer:
+            _copy(pairs, wanted, scores or {}, writer, on_progress)
+            _copy_lines(lines, there, writer)
+    return RefilterReport(filtered=_sum(reports, config), missing=tuple(sorted(wanted - there)))
+
+
+def rescored(
+    pairs: PairStore, scorer: ClipSimilarity, *, on_progress: OnProgress | None = None
+) -> dict[str, PairScores]:
+    """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
+    found: dict[str, PairScores] = {}
+    for batch in _batches(enumerate(pairs)):
+        before, after = ([open_image(getattr(pair, name)) for _, pair in batch] for name in IMAGE_COLUMNS)
+        captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
+        scores = scorer.score(before, after, captions, edited)
+        found.update({_name(pair.key, n): rounded(one) for (n, pair), one in zip(batch, scores, strict=True)})
+        if on_progress is not None:
+            on_progress(len(found), len(pairs))
+    return found
+
+
+def _by_ledger(pairs: PairStore, config: FilterConfig) -> tuple[list[CaptionCandidates], list[FilterReport]]:
+    judged = [row.judged(config) for row in read_candidates(pairs.folder)]
+    return [row for row, _ in judged], [report for _, report in judged]
+
+
+def _by_rows(
+    pairs: PairStore, scores: Mapping[str, PairScores] | None, config: FilterConfig
+) -> tuple[set[str], list[FilterReport]]:
+    """(keys to keep, a report a caption pair) of a data set without a ledger."""
+    columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
+    groups: dict[tuple[str, ...], list[tuple[str, PairScores]]] = {}
+    for number, name in enumerate(_names(pairs)):
+        one = scores[name] if scores is not None else _score_of(pairs, columns, number)
+        texts = tuple(columns[text][number] for text in ("original_prompt", "edit_prompt", "edited_prompt"))
+        groups.setdefault(texts, []).append((name, one))
+    results = [(group, filter_candidates([one for _, one in group], config)) for group in groups.values()]
+    wanted = {group[n][0] for group, result in results for n in result.kept}
+    return wanted, [result.report for _, result in results]
+
+
+def _score_of(pairs: PairStore, columns: Mapping[str, list[Any]], number: int) -> PairScores:
+    values = {name: columns[name][number] for name in MEASURES}
+    if None in values.values():
+        raise DatasetError(f"pair {number + 1} of {pairs.folder} has no scores; take them with --clip NAME")
+    return PairScores(**values)
+
+
+def _copy(
+    pairs: PairStore,
+    wanted: set[str],
+    scores: Mapping[str, PairScores],
+    writer: PairWriter,
+    on_progress: OnProgress | None,
+) -> None:
+    done = writer.done_keys()
+    for number, pair in enumerate(pairs):
+        name = _name(pair.key, number)
+        if name in wanted and name not in done:
+            writer.write(_with_scores(replace(pair, key=name), scores.get(name)))
+        if on_progress is not None:
+            on_progress(number + 1, len(pairs))
+
+
+def _with_scores(pair: PairRecord, scores: PairScores | None) -> PairRecord:
+    return pair if scores is None else replace(pair, **asdict(scores))
+
+
+def _copy_lines(lines: Iterable[CaptionCandidates], there: set[str], writer: PairWriter) -> None:
+    """The ledger goes along, so that the new data set can be filtered again; the pictures first, as always."""
+    writer.flush()
+    known = {row.caption for row in read_candidates(writer.folder)}
+    log = CandidateLog(writer.folder, (0, 1))
+    kept = [(row, tuple(seed for seed in row.kept if pair_key(row.caption, seed) in there)) for row in lines]
+    log.append([replace(row, kept=seeds) for row, seeds in kept if row.caption not in known])
+
+
+def _names(pairs: PairStore) -> list[str]:
+    return [_name(key, number) for number, key in enumerate(pairs.columns("key")["key"])]
+
+
+def _name(key: str | None, number: int) -> str:
+    """A pair's key, or its place in a foreign data set."""
+    return key or f"row/{number}"
+
+
+def _batches(rows: Iterable[tuple[int, PairRecord]]) -> Iterator[list[tuple[int, PairRecord]]]:
+    waiting = iter(rows)
+    while batch := list(islice(waiting, AT_ONCE)):
+        yield batch
+
+
+def _sum(reports: Iterable[FilterReport], config: FilterConfig) -> FilterReport:
+    total = filter_candidates([], config).report
+    for report in reports:
+        total += report
+    return total
