@@ -6,11 +6,13 @@ from ._api import ComfyExtension, io
 from .captions import Captions
 from .conditioning import EncodeImage, RestoreSize
 from .dataset import LoadDataset, SaveDataset
+from .evaluation import Evaluate
 from .filtering import ClipFilter
 from .loading import LoadCheckpoint
 from .pairs import GeneratePairs, PairImages
 from .sampling import Guider, LabelledGrid, Sample, SweepGuidance
 from .scenes import RenderScene
+from .training import Train
 
 __all__ = ["InstructPix2PixExtension"]
 
@@ -34,4 +36,6 @@ class InstructPix2PixExtension(ComfyExtension):
             ClipFilter,
             SaveDataset,
             LoadDataset,
+            Train,
+            Evaluate,
         ]

@@ -24,6 +24,7 @@ from ..ip2p_engine.cross_attention import (
 from ..ip2p_engine.errors import CheckpointError, ConfigError
 from ..ip2p_engine.noise import SampleNoise
 from ..ip2p_engine.schedule import make_sigmas, step_of
+from ._editor import text_rows
 from ._guiders import EngineSampler, fractional_time, ladder, step_callback
 from ._host import to_pictures
 from ._models import in_channels
@@ -168,27 +169,14 @@ class NativePairs:
 
     def _conditions(self, jobs: Sequence[Any]) -> dict[str, list]:
         """The texts of all pictures, of their sources twice, and none, each as one condition of many rows."""
-        texts = ["", *dict.fromkeys(text for job in jobs for text in (job.caption, job.edited_caption))]
-        encoded = {text: self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))[0] for text in texts}
-        if self.config.mode in CROSS_MODES and any(tensor.shape[1] != TOKENS for tensor, _ in encoded.values()):
-            raise ConfigError(f"mode {self.config.mode!r} takes captions of at most {TOKENS} tokens; shorten them")
-        if len({tensor.shape[1] for tensor, _ in encoded.values() if tensor.shape[1] != TOKENS}) > 1:
-            raise ConfigError("the captions are of very different lengths; shorten them to 77 tokens")
         both = [text for job in jobs for text in (job.caption, job.edited_caption)]
-        sources = [job.caption for job in jobs for _ in range(2)]
-        return {
-            name: self._rows(encoded, rows)
-            for name, rows in (("positive", both), ("source", sources), ("negative", [""]))
-        }
-
-    def _rows(self, encoded: dict[str, list], texts: Sequence[str]) -> list:
-        longest = max(encoded[text][0].shape[1] for text in texts)
-        tensors = [encoded[text][0].repeat(1, longest // encoded[text][0].shape[1], 1) for text in texts]
-        values = dict(encoded[texts[0]][1])
-        if values.get("pooled_output") is not None:
-            values["pooled_output"] = torch.cat([encoded[text][1]["pooled_output"] for text in texts])
         width, height = self.config.size
-        return [[torch.cat(tensors), {**values, **size_values(torch.empty(1, 4, height // 8, width // 8))}]]
+        values = size_values(torch.empty(1, 4, height // 8, width // 8))
+        rows = {"positive": both, "source": [text for text in both[::2] for _ in range(2)], "negative": [""]}
+        conditions = {name: text_rows(self.clip, texts, values) for name, texts in rows.items()}
+        if self.config.mode in CROSS_MODES and conditions["positive"][0][0].shape[1] != TOKENS:
+            raise ConfigError(f"mode {self.config.mode!r} takes captions of at most {TOKENS} tokens; shorten them")
+        return conditions
 
     def _patch(self, clone: Any, thresholds: Sequence[float], levels: Sequence[float], cross: _CrossAttention) -> None:
         steps = len(levels) - 1

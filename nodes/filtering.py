@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from comfy_execution.graph import ExecutionBlocker
 
+from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import open_image
 from . import _host
 from ._api import Pairs, advanced, io, schema
@@ -71,18 +73,28 @@ def score(rows: Sequence[Any], clip_model: str) -> list[Any]:
     """The four cosines of each pair, by a CLIP that ComfyUI may send off the GPU in between."""
     if not rows:
         return []
-    scorer, patcher = _scorer(clip_model)
-    _host.load(patcher)
     before, after = ([open_image(getattr(row, name)) for row in rows] for name in ("original_image", "edited_image"))
-    return scorer.score(before, after, [row.original_prompt for row in rows], [row.edited_prompt for row in rows])
+    with scorer(clip_model) as similarity:
+        captions = ([row.original_prompt for row in rows], [row.edited_prompt for row in rows])
+        return similarity.score(before, after, *captions)
+
+
+@contextmanager
+def scorer(name: str) -> Iterator[Any]:
+    """A CLIP on its device; between uses ComfyUI may send it away. Raises ConfigError for one that is not offered."""
+    if name not in CLIPS:
+        raise ConfigError(f"clip_model is {name!r}; choose one of {', '.join(CLIPS)}")
+    similarity, patcher = _loaded(name)
+    _host.load(patcher)
+    yield similarity
 
 
 @lru_cache(maxsize=1)
-def _scorer(name: str) -> tuple[Any, Any]:
+def _loaded(name: str) -> tuple[Any, Any]:
     from ..ip2p_engine.clip_similarity import ClipSimilarity
 
-    scorer = ClipSimilarity.load(name)
-    return scorer, _host.hold(scorer._network)
+    similarity = ClipSimilarity.load(name)
+    return similarity, _host.hold(similarity.network)
 
 
 def _inputs() -> list[io.Input]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..ip2p_engine.images import give_back
-from ..ip2p_engine.noise import SampleNoise
 from ..ip2p_engine.sampling import SAMPLERS
-from ..ip2p_engine.schedule import SCHEDULES, make_sigmas
+from ..ip2p_engine.schedule import SCHEDULES
 from . import _grid
 from ._api import advanced, io, schema
-from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
+from ._editor import NativeEditor
+from ._guiders import DualGuider
 from ._host import to_image, to_pictures
 from ._models import require_edit, spec_of
-from .conditioning import SIZE_TOOLTIP, SIZES, encode, size_values
+from .conditioning import SIZE_TOOLTIP, SIZES, encode
 
-TEXT_CFG, IMAGE_CFG, STEPS, AT_ONCE = 7.5, 1.5, 20, 8
+TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
 # ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
 MAX_SEED = 2**63 - 1
 
@@ -194,60 +193,19 @@ class Sample(io.ComfyNode):
         source = encode(vae, image, size, resolution or spec_of(model).resolution)
         if not instruction.strip():
             return io.NodeOutput(image, {"samples": source})
-        texts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (instruction, "")]
-        latent = edit_latents(model, texts, source, text_cfg, image_cfg, steps, seed, sampler, schedule, mask)
+        editor = NativeEditor(
+            model=model,
+            clip=clip,
+            text_cfg=text_cfg,
+            image_cfg=image_cfg,
+            steps=steps,
+            sampler=sampler,
+            schedule=schedule,
+        )
+        latent = editor.latents(source, [instruction] * len(source), [seed] * len(source), mask)
         frame = (image.shape[2], image.shape[1])
         pictures = [give_back(picture, frame) for picture in to_pictures(vae.decode(latent))]
         return io.NodeOutput(to_image(pictures), {"samples": latent})
-
-
-def edit_latents(
-    model: Any,
-    texts: list[list],
-    source: Tensor,
-    text_cfg: float,
-    image_cfg: float,
-    steps: int,
-    seed: int,
-    sampler: str,
-    schedule: str,
-    mask: Tensor | None,
-) -> Tensor:
-    """Edited latents (B, 4, h, w) of image conditions ``source``, in parts that a network takes at once."""
-    model = fractional_time(model)
-    sigmas = make_sigmas(schedule, ladder(model), steps)
-    parts = source.split(AT_ONCE)
-    edited = []
-    for number, part in enumerate(parts):
-        noise = SampleNoise([seed] * len(part))
-        values = {"concat_latent_image": part, **size_values(part)}
-        guider = DualGuider(model, text_cfg, image_cfg)
-        guider.set_conds(*(_with(text, values) for text in texts))
-        edited.append(
-            guider.sample(
-                noise.draw(part),
-                part,
-                EngineSampler(sampler, sigmas, noise.draw),
-                sigmas.float(),
-                denoise_mask=_part_of(mask, number),
-                callback=step_callback(model, steps, number, len(parts)),
-                disable_pbar=True,
-                seed=seed,
-            )
-        )
-    return torch.cat(edited).to(source)
-
-
-def _with(conditioning: list, values: dict) -> list:
-    return [[tensor, {**known, **values}] for tensor, known in conditioning]
-
-
-def _part_of(mask: Tensor | None, number: int) -> Tensor | None:
-    """The masks of one part; a single mask holds for all pictures."""
-    if mask is None:
-        return None
-    masks = mask.reshape(-1, 1, *mask.shape[-2:])
-    return masks if len(masks) == 1 else masks[number * AT_ONCE : (number + 1) * AT_ONCE]
 
 
 class SweepGuidance(io.ComfyNode):

@@ -1,0 +1,87 @@
+"""The engine's edit over a native MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ip2p_engine.noise import SampleNoise
+from ..ip2p_engine.schedule import make_sigmas
+from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
+from .conditioning import size_values
+
+__all__ = ["NativeEditor", "text_rows"]
+
+AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeEditor:
+    """How to edit, with the engine's names."""
+
+    model: Any
+    clip: Any
+    text_cfg: float
+    image_cfg: float
+    steps: int
+    sampler: str = "euler_ancestral"
+    schedule: str = "model"
+
+    def latents(
+        self, source: Tensor, instructions: Sequence[str], seeds: Sequence[int], mask: Tensor | None = None
+    ) -> Tensor:
+        """Edited latents (B, 4, h, w), unscaled, of image conditions ``source``, the n-th by the n-th instruction.
+
+        In parts of 8, and a picture does not depend on its part. ``mask`` (1 or B, H, W) is 1 where it may change.
+        """
+        model = fractional_time(self.model)
+        parts = source.split(AT_ONCE)
+        edited = []
+        for number, part in enumerate(parts):
+            chosen = slice(number * AT_ONCE, number * AT_ONCE + len(part))
+            show = step_callback(model, self.steps, number, len(parts))
+            edited.append(self._part(model, part, instructions[chosen], seeds[chosen], _masks(mask, chosen), show))
+        return torch.cat(edited).to(source)
+
+    def _part(
+        self, model: Any, source: Tensor, texts: Sequence[str], seeds: Sequence[int], mask: Tensor | None, show: Any
+    ) -> Tensor:
+        noise, sigmas = SampleNoise(seeds), make_sigmas(self.schedule, ladder(model), self.steps)
+        guider = DualGuider(model, self.text_cfg, self.image_cfg)
+        values = {"concat_latent_image": source, **size_values(source)}
+        guider.set_conds(text_rows(self.clip, texts, values), text_rows(self.clip, [""], values))
+        return guider.sample(
+            noise.draw(source),
+            source,
+            EngineSampler(self.sampler, sigmas, noise.draw),
+            sigmas.float(),
+            denoise_mask=mask,
+            callback=show,
+            disable_pbar=True,
+            seed=seeds[0],
+        )
+
+
+def text_rows(clip: Any, texts: Sequence[str], values: dict[str, Any]) -> list:
+    """Texts as one CONDITIONING of many rows, each different text encoded once; texts over 77 tokens are kept whole."""
+    encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in dict.fromkeys(texts)}
+    longest = math.lcm(*(tensor.shape[1] for tensor, _ in encoded.values()))
+    # Repeated tokens weigh nothing in attention, which is how ComfyUI itself evens texts out.
+    rows = torch.cat([encoded[text][0].repeat(1, longest // encoded[text][0].shape[1], 1) for text in texts])
+    known = dict(encoded[texts[0]][1])
+    if known.get("pooled_output") is not None:
+        known["pooled_output"] = torch.cat([encoded[text][1]["pooled_output"] for text in texts])
+    return [[rows, {**known, **values}]]
+
+
+def _masks(mask: Tensor | None, chosen: slice) -> Tensor | None:
+    """The masks of one part; a single mask holds for all pictures."""
+    if mask is None:
+        return None
+    masks = mask.reshape(-1, 1, *mask.shape[-2:])
+    return masks if len(masks) == 1 else masks[chosen]

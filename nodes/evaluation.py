@@ -1,0 +1,156 @@
+"""IP2P Evaluate: how a checkpoint trades keeping the picture against following the instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..ip2p_engine.images import open_image
+from . import _grid, _host
+from ._api import Pairs, advanced, io, schema
+from ._editor import NativeEditor
+from ._models import require_edit, spec_of
+from .filtering import CLIPS, scorer
+
+
+class Evaluate(io.ComfyNode):
+    """The paper's figure 8 for one checkpoint."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IP2P_Evaluate",
+            display_name="IP2P Evaluate",
+            group="training",
+            description=(
+                "Edits pairs' pictures at several image_cfgs and measures each result by CLIP: the change that was "
+                "asked for against what is kept (the paper's figure 8). Up and to the right is better."
+            ),
+            inputs=_inputs(),
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="The trade-off curve with 95 % intervals."),
+                io.String.Output(display_name="table", tooltip="The numbers of each point. Show it with Preview Any."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, pairs: Sequence[Any], **settings: Any) -> io.NodeOutput:
+        require_edit(model)
+        plot, table = evaluate(model, clip, vae, pairs, **settings)
+        return io.NodeOutput(_host.to_image([plot]), table)
+
+
+def evaluate(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    pairs: Sequence[Any],
+    *,
+    text_cfg: float,
+    image_cfgs: str,
+    steps: int,
+    count: int,
+    seed: int,
+    clip_model: str,
+    label: str,
+    references: bool,
+) -> tuple[Any, str]:
+    """(plot, table) of the first ``count`` pairs."""
+    from ..ip2p_engine.evaluate.baselines import CopyInput, Target
+    from ..ip2p_engine.evaluate.curve import curve_points, table
+    from ..ip2p_engine.evaluate.measure import measure
+    from ..ip2p_engine.evaluate.plot import trade_off_plot
+
+    samples = [_sample(pair, seed + number) for number, pair in enumerate(pairs[:count])]
+    sweep = _grid.numbers("image_cfgs", image_cfgs)
+    mine = NativeMethod(model, clip, vae, label=label, text_cfg=text_cfg, image_cfgs=sweep, steps=steps)
+    others = [CopyInput(), Target("the pairs' own edits")] if references else []
+    with scorer(clip_model) as similarity:
+        rows = measure(
+            samples,
+            [mine, *others],
+            similarity,
+            resolution=spec_of(model).resolution,
+            batch=8,
+            on_progress=_host.progress(len(samples) * (len(sweep) + len(others))),
+        )
+    points = curve_points(rows)
+    return trade_off_plot(points, title=label), table(points)
+
+
+class NativeMethod:
+    """A native MODEL as a method of the engine's evaluation."""
+
+    def __init__(
+        self, model: Any, clip: Any, vae: Any, *, label: str, text_cfg: float, image_cfgs: Sequence[float], steps: int
+    ) -> None:
+        from ..ip2p_engine.evaluate.methods import Setting
+
+        self._model, self._clip, self._vae, self._steps = model, clip, vae, steps
+        self.settings = [Setting(curve=label, values={"text_cfg": text_cfg, "image_cfg": s_i}) for s_i in image_cfgs]
+
+    def describe(self, setting: Any) -> dict[str, Any]:
+        """What a row says of the setting."""
+        return {"method": "instruct-pix2pix", **setting.values, "steps": self._steps}
+
+    def prepare(self, samples: Sequence[Any]) -> Any:
+        """The pictures, encoded once for all settings."""
+        return self._vae.encode(_host.to_image([one.source for one in samples]))
+
+    def make(self, samples: Sequence[Any], prepared: Any, setting: Any) -> Any:
+        """The edited pictures of one setting."""
+        from ..ip2p_engine.evaluate.methods import Made
+
+        editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **setting.values)
+        latents = editor.latents(prepared, [one.instruction for one in samples], [one.seed for one in samples])
+        return Made(edited=_host.to_pictures(self._vae.decode(latents)))
+
+
+def _sample(pair: Any, seed: int) -> Any:
+    from ..ip2p_engine.evaluate.samples import Sample
+
+    return Sample(
+        key=pair.key,
+        source=open_image(pair.original_image),
+        target=open_image(pair.edited_image),
+        instruction=pair.edit_prompt,
+        caption=pair.original_prompt,
+        edited_caption=pair.edited_prompt,
+        seed=seed,
+    )
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The InstructPix2Pix to measure, with LoRAs if you like."),
+        io.Clip.Input("clip", tooltip="Its text encoder."),
+        io.Vae.Input("vae", tooltip="Its autoencoder."),
+        Pairs.Input("pairs", tooltip="Pictures with instruction and both captions; not those it was trained on."),
+        io.Float.Input(
+            "text_cfg", default=7.5, min=0.0, max=30.0, step=0.1, tooltip="s_T of the whole curve; 7.5 is the paper's."
+        ),
+        io.String.Input(
+            "image_cfgs",
+            default="1, 1.2, 1.4, 1.6, 1.8, 2, 2.2",
+            tooltip="The points of the curve, divided by commas; these are the paper's.",
+        ),
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps; the paper's are 100."),
+        io.Int.Input(
+            "count", default=16, min=1, max=100_000, tooltip="How many pairs to measure; more narrows the intervals."
+        ),
+        io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Of the first pair; the others follow it."),
+        io.Combo.Input(
+            "clip_model",
+            options=CLIPS,
+            default="embedded",
+            tooltip="embedded knows scenes only. ViT-L-14/openai is the paper's. Numbers of two CLIPs do not compare.",
+        ),
+        io.String.Input("label", default="my checkpoint", tooltip="The curve's name in the plot."),
+        advanced(
+            io.Boolean.Input(
+                "references",
+                default=True,
+                tooltip="Also show the untouched pictures and the pairs' own edits, between which curves lie.",
+            )
+        ),
+    ]
