@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -78,56 +77,43 @@ def claims(
 ) -> list[Claim]:
     """What figure 8 claims of a curve swept over s_I: both numbers are monotone, and it lies above the other curves.
 
-    Samples are resampled for all curves together, so a share near 1 means that the claim does not hang on a few of
-    them. Raises ConfigError if the curves were not measured on the same samples.
+    Above: at equal direction, more image similarity, wherever both curves have that direction. Samples are resampled
+    for all curves together, so a share near 1 means that a claim does not hang on a few of them. Raises ConfigError
+    if the curves were not measured on the same samples.
     """
-    means, columns = _resampled(rows, resamples, seed)
+    lines = _resampled_lines(rows, (curve, *others), resamples, seed)
+    steps = np.diff(lines[curve], axis=1)
     found = [
-        _claim("image similarity rises with the image guidance", means, _monotone(columns, curve, "sim_image", 1)),
-        _claim("direction falls with the image guidance", means, _monotone(columns, curve, "sim_direction", -1)),
+        _claim("image similarity rises with the image guidance", (steps[..., 1] >= 0).all(axis=1)),
+        _claim("direction falls as the image guidance rises", (steps[..., 0] <= 0).all(axis=1)),
     ]
-    return found + [_claim(f"{curve} lies above {other}", means, _above(columns, curve, other)) for other in others]
+    for other in others:
+        margins = [curve_margin(mine, theirs) for mine, theirs in zip(lines[curve], lines[other], strict=True)]
+        above = np.array([margin is not None and margin > 0 for margin in margins])
+        found.append(_claim(f"{curve} lies above {other}", above))
+    return found
 
 
-def _resampled(rows: Sequence[Row], resamples: int, seed: int) -> tuple[np.ndarray, dict[tuple, int]]:
-    """((1 + resamples, columns) means, the plain ones first; the column of each (curve, setting, number))."""
-    values: dict[tuple, dict[str, float]] = {}
+def _claim(sentence: str, holds: np.ndarray) -> Claim:
+    """Of the plain means (the first) and the resampled ones."""
+    return Claim(sentence=sentence, holds=bool(holds[0]), share=float(holds[1:].mean()))
+
+
+def _resampled_lines(rows: Sequence[Row], curves: Sequence[str], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Points (direction, image) of each curve by the swept value, (1 + resamples, points, 2); the plain means first."""
+    values: dict[tuple, dict[str, tuple[float, float]]] = {}
     for row in rows:
-        for name in ("sim_direction", "sim_image"):
-            values.setdefault((row["curve"], tuple(_setting(row).items()), name), {})[row["sample"]] = row[name]
-    samples = sorted(next(iter(values.values())))
-    if any(sorted(column) != samples for column in values.values()):
-        raise ConfigError("the curves were measured on different samples; measure all of them in one run")
-    table = np.array([[column[key] for column in values.values()] for key in samples])
-    means = np.concatenate([table.mean(axis=0)[None], bootstrap_means(table, resamples=resamples, seed=seed)])
-    return means, {key: n for n, key in enumerate(values)}
-
-
-def _claim(sentence: str, means: np.ndarray, test: Any) -> Claim:
-    results = [bool(test(row)) for row in means]
-    return Claim(sentence=sentence, holds=results[0], share=sum(results[1:]) / max(1, len(results) - 1))
-
-
-def _monotone(columns: dict[tuple, int], curve: str, number: str, sign: int) -> Any:
-    chosen = sorted(
-        (dict(setting).get("image_cfg", 0.0), n) for (c, setting, k), n in columns.items() if (c, k) == (curve, number)
-    )
-    order = [n for _, n in chosen]
-    return lambda row: (np.diff(row[order]) * sign >= 0).all()
-
-
-def _above(columns: dict[tuple, int], curve: str, other: str) -> Any:
-    """At equal direction, more image similarity."""
-
-    def points(row: np.ndarray, name: str) -> list[tuple[float, float]]:
-        settings = [setting for c, setting, k in columns if (c, k) == (name, "sim_image")]
-        return [(row[columns[name, s, "sim_direction"]], row[columns[name, s, "sim_image"]]) for s in settings]
-
-    def test(row: np.ndarray) -> bool:
-        margin = curve_margin(points(row, curve), points(row, other))
-        return margin is not None and margin > 0
-
-    return test
+        if row["curve"] in curves:
+            place = (row["curve"], tuple(_setting(row).values()))
+            values.setdefault(place, {})[row["sample"]] = (row["sim_direction"], row["sim_image"])
+    samples = sorted(next(iter(values.values()), {}))
+    if {curve for curve, _ in values} != set(curves) or any(sorted(one) != samples for one in values.values()):
+        raise ConfigError(f"{', '.join(curves)} were not measured on the same samples; measure them in one run")
+    order = sorted(values)
+    table = np.array([[values[place][sample] for place in order] for sample in samples])
+    means = bootstrap_means(table.reshape(len(samples), -1), resamples=resamples, seed=seed)
+    stacked = np.concatenate([table.mean(axis=0)[None], means.reshape(resamples, *table.shape[1:])])
+    return {curve: stacked[:, [n for n, (name, _) in enumerate(order) if name == curve]] for curve in curves}
 
 
 def table(points: Sequence[Point]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -15,14 +16,13 @@ from torch import Tensor
 from ..clip_similarity import ClipSimilarity, PairScores, pair_scores
 from ..errors import ConfigError, DatasetError
 from ..files import AppendLog, disk_errors, locked
-from .methods import Made, Method, Setting
+from .methods import Made, Method, Setting, fingerprint
 from .samples import Sample, batches
 
 __all__ = ["ROWS", "Judge", "Row", "measure"]
 
 ROWS = "rows.jsonl"
-TEXTS = ("instruction", "caption", "edited_caption")
-RESULTS = (*TEXTS, *(field.name for field in fields(PairScores)), "judged")
+RESULTS = (*(field.name for field in fields(PairScores)), "judged")
 Row = dict[str, Any]
 Judge = Callable[[Sequence[Sample], Sequence[Image.Image]], list[dict[str, Any]]]
 OnProgress = Callable[[int, int], None]
@@ -51,13 +51,14 @@ def measure(
         raise ConfigError(f"{got}; give at least one of each, in batches of at least 1")
     total = len(samples) * sum(len(method.settings) for method in methods)
     found: dict[str, Row] = {}
+    scored_by = fingerprint(clip.network)
     with _row_log(folder) as (known, append):
         for group in batches(samples, batch, resolution):
-            scorer = _Scorer(clip, group)
+            scorer = _Scorer(clip, scored_by, group)
             for method in methods:
                 for rows in _missing_rows(method, group, known, scorer, judge):
                     append(rows)
-                found |= {key: known[key] for setting in method.settings for key in _keys(method, setting, group)}
+                found |= {key: known[key] for setting in method.settings for key in scorer.keys(method, setting)}
                 if on_progress is not None:
                     on_progress(len(found), total)
     return list(found.values())
@@ -67,7 +68,7 @@ def _missing_rows(
     method: Method, group: Sequence[Sample], known: dict[str, Row], scorer: _Scorer, judge: Judge | None
 ) -> Iterator[list[Row]]:
     """The rows of one batch, setting by setting, that are not known yet."""
-    missing = [s for s in method.settings if any(key not in known for key in _keys(method, s, group))]
+    missing = [s for s in method.settings if any(key not in known for key in scorer.keys(method, s))]
     if not missing:
         return
     prepared = method.prepare(group)
@@ -77,17 +78,29 @@ def _missing_rows(
         extra: list[Row] = [{"judged": one} for one in judged] if judged is not None else [{} for _ in group]
         scores = scorer.score(made)
         yield [
-            {**_identity(method, setting, sample), **texts, **values, **more}
-            for sample, texts, values, more in zip(group, map(_texts, group), scores, extra, strict=True)
+            {**scorer.identity(method, setting, sample), **values, **more}
+            for sample, values, more in zip(group, scores, extra, strict=True)
         ]
 
 
 class _Scorer:
     """The four CLIP numbers of a batch; sources and captions are encoded once for all methods and settings."""
 
-    def __init__(self, clip: ClipSimilarity, group: Sequence[Sample]) -> None:
-        self._clip, self._group = clip, group
+    def __init__(self, clip: ClipSimilarity, name: str, group: Sequence[Sample]) -> None:
+        """``name`` tells this CLIP from others."""
+        self._clip, self._name, self._group = clip, name, group
         self._sources: Tensor | None = None
+
+    def identity(self, method: Method, setting: Setting, sample: Sample) -> Row:
+        """What makes a row: the same is never measured twice."""
+        texts = {name: getattr(sample, name) for name in ("instruction", "caption", "edited_caption")}
+        picture = f"{zlib.crc32(sample.source.tobytes()):08x}"
+        about = {"sample": sample.key, "picture": picture, "seed": sample.seed, **texts, "clip": self._name}
+        return {"curve": setting.curve, **method.describe(setting), **about}
+
+    def keys(self, method: Method, setting: Setting) -> list[str]:
+        """Of the batch's rows, in its order."""
+        return [_key(self.identity(method, setting, sample)) for sample in self._group]
 
     def score(self, made: Made) -> list[dict[str, float]]:
         captions = self._clip.text_features([one.caption for one in self._group])
@@ -101,20 +114,6 @@ class _Scorer:
         if self._sources is None:
             self._sources = self._clip.image_features([one.source for one in self._group])
         return self._sources
-
-
-def _identity(method: Method, setting: Setting, sample: Sample) -> Row:
-    """What makes a row: the same is never measured twice."""
-    described = method.describe(setting)
-    return {"curve": setting.curve, **described, "sample": sample.key, "seed": sample.seed}
-
-
-def _texts(sample: Sample) -> Row:
-    return {name: getattr(sample, name) for name in TEXTS}
-
-
-def _keys(method: Method, setting: Setting, group: Sequence[Sample]) -> list[str]:
-    return [_key(_identity(method, setting, sample)) for sample in group]
 
 
 def _key(identity: Row) -> str:

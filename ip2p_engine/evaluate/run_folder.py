@@ -16,7 +16,7 @@ from .. import __version__
 from ..errors import DatasetError
 from ..files import disk_errors, read_json, write_json
 
-__all__ = ["RUN", "Table", "load_run", "save_run", "versions"]
+__all__ = ["RUN", "Run", "Table", "load_run", "save_run", "text_of", "versions"]
 
 RUN = "run.json"
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "torchmetrics")
@@ -86,3 +86,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def text_of(table: Table) -> str:
+    """The table for a terminal."""
+    cells = [list(map(str, table.columns)), *([str(cell) for cell in row] for row in table.rows)]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(table.columns))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    ]
+    return "\n".join([table.title, *(line.rstrip() for line in lines), *([table.note] if table.note else [])])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ..errors import ConfigError
@@ -33,14 +31,15 @@ def interval(means: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
     return low, high
 
 
-def curve_margin(curve: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float | None:
+def curve_margin(curve: np.ndarray, other: np.ndarray) -> float | None:
     """By how much a curve lies above another: the least difference in y wherever both have an x; None if nowhere.
 
-    Curves are points (x, y), joined by straight lines; the least difference lies at one of the points.
+    Curves are points (x, y), shape (points, 2), joined by straight lines; the least difference lies at one of them.
     """
-    a, b = sorted(curve), sorted(other)
-    low, high = max(a[0][0], b[0][0]), min(a[-1][0], b[-1][0])
+    (x, y), (other_x, other_y) = (np.asarray(one)[np.argsort(np.asarray(one)[:, 0])].T for one in (curve, other))
+    low, high = max(x[0], other_x[0]), min(x[-1], other_x[-1])
     if low > high:
         return None
-    places = [low, high, *(x for x, _ in (*a, *b) if low <= x <= high)]
-    return float(np.min(np.interp(places, *zip(*a, strict=True)) - np.interp(places, *zip(*b, strict=True))))
+    inside = np.concatenate([x, other_x])
+    places = np.array([low, high, *inside[(inside >= low) & (inside <= high)]])
+    return float((np.interp(places, x, y) - np.interp(places, other_x, other_y)).min())

@@ -1,0 +1,81 @@
+"""Features of whole pictures through CLIP's and DINO's own transforms, as MagicBrush's evaluation takes them.
+
+Both shrink the shorter side with Pillow's (antialiased) bicubic, CLIP to 224, DINO to 256, and cut out the middle 224.
+The paper's four numbers squeeze instead (``clip_similarity.clip_input``), so the two do not compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..clip_similarity import ClipSimilarity
+from ..errors import CheckpointError
+from .pixels import evaluate_extra, unit
+
+__all__ = ["DINO", "Dino", "centre", "clip_features", "lpips"]
+
+DINO = "facebook/dino-vits16"
+DINO_RESIZE, DINO_CROP = 256, 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def centre(image: Image.Image, resize: int, crop: int) -> Image.Image:
+    """The shorter side to ``resize``, then the middle ``crop`` x ``crop``: torchvision's Resize and CenterCrop."""
+    from torchvision.transforms import functional
+
+    shrunk = functional.resize(image.convert("RGB"), [resize], functional.InterpolationMode.BICUBIC)
+    return functional.center_crop(shrunk, [crop])
+
+
+def clip_features(clip: ClipSimilarity, images: Sequence[Image.Image]) -> Tensor:
+    """Unit features (B, d) of pictures through CLIP's own transform."""
+    return clip.image_features([centre(image, clip.size, clip.size) for image in images])
+
+
+class Dino:
+    """DINO's ViT (Caron et al. 2021): unit features of the class token."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, source: str | Path = DINO, *, device: str | torch.device = "cpu") -> Dino:
+        """Load a Hugging Face id (downloaded once) or its folder; raises CheckpointError for what is no ViT."""
+        from transformers import ViTModel
+
+        try:
+            network = ViTModel.from_pretrained(source, add_pooling_layer=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{source} is no DINO that can be loaded ({reason}); give {DINO} or a folder that holds it"
+            ) from error
+        return cls(network.to(device))
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit features (B, d) on the CPU."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        inputs = [(unit(centre(image, DINO_RESIZE, DINO_CROP)) - mean) / std for image in images]
+        device = next(self._network.parameters()).device
+        hidden = self._network(pixel_values=torch.stack(inputs).to(device)).last_hidden_state
+        return normalize(hidden[:, 0].float(), dim=-1).cpu()
+
+
+@torch.inference_mode()
+def lpips(source: Image.Image, edited: Image.Image, mask: Image.Image) -> float:
+    """LPIPS (Zhang et al. 2018, SqueezeNet) of a source and its edit, with what lies inside the mask taken as kept.
+
+    torchvision downloads SqueezeNet's weights once; torchmetrics carries the rest.
+    """
+    metric = evaluate_extra("torchmetrics.functional.image").learned_perceptual_image_patch_similarity
+    resized = edited.convert("RGB").resize(source.size, Image.Resampling.BICUBIC)
+    inside = mask.convert("L").resize(source.size, Image.Resampling.NEAREST).point(lambda level: 255 * (level >= 128))
+    kept = Image.composite(source.convert("RGB"), resized, inside)
+    return float(metric(unit(kept)[None], unit(source)[None], net_type="squeeze", normalize=True))

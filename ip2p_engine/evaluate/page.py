@@ -1,0 +1,78 @@
+"""A run, or a folder of runs, as one HTML file that needs nothing else: plots, tables, strips, settings, versions."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..errors import DatasetError
+from ..files import disk_errors, whole_file
+from .run_folder import RUN, Run, Table, load_run, versions
+
+__all__ = ["write_report"]
+
+TITLES = {
+    "curve": "Trade-off curve",
+    "ablation": "Ablation: less data, no filter",
+    "scenes": "Scenes: edits against the truth",
+    "scenes --auto": "Scenes: the automatic pick",
+    "sweep": "Sweep of one picture",
+    "pairs": "Edited pictures",
+    "limits": "What fails",
+}
+
+
+def write_report(folder: Path, out: Path) -> Path:
+    """Write the report of a run, or of every run in a folder; returns its path. Raises DatasetError for no run."""
+    runs = sorted(path.parent for path in Path(folder).rglob(RUN))
+    found = [(path, load_run(path)) for path in runs]
+    if not found:
+        raise DatasetError(f"{folder} holds no run; give the --out of another ip2p evaluate command")
+    page = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(f"Evaluation: {Path(folder).resolve().name}"),
+        made=escape("Written by " + ", ".join(f"{name} {number}" for name, number in list(versions().items())[:2])),
+        sections="\n".join(_section(path, run) for path, run in found),
+    )
+    with disk_errors(out, "written", DatasetError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(out) as stream:
+            stream.write(page.encode())
+    return out
+
+
+def _section(path: Path, run: Run) -> str:
+    pictures = [_figure(path / name, caption) for name, caption in run.pictures.items()]
+    parts = [f"<h2>{escape(TITLES.get(run.kind, run.kind))}</h2>", *pictures, *map(_table, run.tables)]
+    return "\n".join([*parts, _details("Settings", run.settings), _details("Versions", run.versions)])
+
+
+def _figure(path: Path, caption: str) -> str:
+    with disk_errors(path, "read", DatasetError):
+        data = base64.b64encode(path.read_bytes()).decode()
+    words = escape(caption)
+    image = f'<img alt="{words}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
+
+
+def _table(table: Table) -> str:
+    head = _cells("th", table.columns)
+    body = "\n".join(_cells("td", row) for row in table.rows)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead>{head}</thead>'
+        f"<tbody>{body}</tbody></table></div>{note}"
+    )
+
+
+def _cells(kind: str, cells: Any) -> str:
+    return "<tr>" + "".join(f"<{kind}>{escape(str(cell))}</{kind}>" for cell in cells) + "</tr>"
+
+
+def _details(title: str, values: Mapping[str, Any]) -> str:
+    rows = "".join(_cells("td", pair) for pair in values.items())
+    return f'<details><summary>{title}</summary><div class="scroll"><table>{rows}</table></div></details>'

@@ -1,0 +1,142 @@
+"""MagicBrush's and Emu Edit's numbers of edits that exist as files.
+
+MagicBrush (Zhang et al. 2023) compares an edit with the target picture, Emu Edit (Sheynin et al. 2024) with the source.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..clip_similarity import ClipSimilarity
+from ..errors import DatasetError
+from ..files import disk_errors, json_lines
+from ..images import open_image
+from .features import Dino, clip_features, lpips
+from .pixels import background, distances
+from .run_folder import Table
+
+__all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "pair_tables", "read_table"]
+
+PICTURES, TEXTS = ("source", "edited", "target", "mask"), ("caption", "edited_caption")
+MAGICBRUSH = {"L1": "l1", "L2": "l2", "CLIP-I": "clip_i", "DINO": "dino", "CLIP-T": "clip_t"}
+EMU = {"CLIP-dir": "clip_dir", "CLIP-im": "clip_im", "CLIP-out": "clip_out", "L1": "source_l1", "DINO": "source_dino"}
+KEPT = {
+    "PSNR to target": "psnr",
+    "SSIM to target": "ssim",
+    "background PSNR": "background_psnr",
+    "background SSIM": "background_ssim",
+    "background LPIPS": "background_lpips",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedPicture:
+    """One row of the table; what is None leaves the numbers out that need it."""
+
+    name: str
+    source: Path
+    edited: Path
+    target: Path | None = None
+    mask: Path | None = None
+    caption: str | None = None
+    edited_caption: str | None = None
+
+
+def read_table(path: Path) -> list[EditedPicture]:
+    """Rows of a .csv or .jsonl file with columns source, edited and maybe target, mask, caption, edited_caption.
+
+    Paths are relative to the file. Raises DatasetError, naming the row, for what is missing.
+    """
+    rows = [_edited_picture(row, number, path) for number, row in enumerate(_rows(path), start=1)]
+    if not rows:
+        raise DatasetError(f"{path} has no rows; give one a picture, with columns source and edited")
+    return rows
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix.lower() == ".jsonl":
+        yield from json_lines(path, DatasetError)
+        return
+    if path.suffix.lower() != ".csv":
+        raise DatasetError(f"{path} is neither .csv nor .jsonl; give one of these with columns source, edited, ...")
+    with disk_errors(path, "read", DatasetError), path.open(encoding="utf-8-sig", newline="") as lines:
+        yield from csv.DictReader(lines)
+
+
+def _edited_picture(row: dict[str, Any], number: int, path: Path) -> EditedPicture:
+    for name in ("source", "edited"):
+        if not row.get(name):
+            raise DatasetError(f"{path}, row {number}, has no {name}; give the columns source and edited")
+    files = {name: path.parent / row[name] for name in PICTURES if row.get(name)}
+    return EditedPicture(name=row["edited"], **files, **{name: row.get(name) or None for name in TEXTS})
+
+
+def measure_picture(
+    row: EditedPicture, clip: ClipSimilarity, dino: Dino | None = None, *, perceptual: bool = False
+) -> dict[str, float]:
+    """All numbers that a row has what it takes for. Raises ImageError for a picture that cannot be read."""
+    source, edited = open_image(row.source), open_image(row.edited)
+    target = None if row.target is None else open_image(row.target)
+    pictures = {"source": source, "edited": edited} | ({} if target is None else {"target": target})
+    numbers = {"source_l1": distances(edited, source)["l1"]}
+    numbers |= {} if target is None else distances(edited, target)
+    numbers |= _clip_numbers(row, clip, pictures)
+    if dino is not None:
+        features = dict(zip(pictures, dino.features(list(pictures.values())), strict=True))
+        numbers["source_dino"] = _cosine(features["edited"], features["source"])
+        numbers |= {} if target is None else {"dino": _cosine(features["edited"], features["target"])}
+    if row.mask is not None:
+        mask = open_image(row.mask)
+        numbers |= background(source, edited, mask)
+        numbers |= {"background_lpips": lpips(source, edited, mask)} if perceptual else {}
+    return numbers
+
+
+def _clip_numbers(row: EditedPicture, clip: ClipSimilarity, pictures: dict[str, Image.Image]) -> dict[str, float]:
+    features = dict(zip(pictures, clip_features(clip, list(pictures.values())), strict=True))
+    source, edited = features["source"], features["edited"]
+    numbers = {"clip_im": _cosine(edited, source)}
+    if "target" in features:
+        numbers["clip_i"] = _cosine(edited, features["target"])
+    if row.edited_caption is not None:
+        (after,) = clip.text_features([row.edited_caption])
+        numbers["clip_out"] = numbers["clip_t"] = _cosine(edited, after)
+        if row.caption is not None:
+            (before,) = clip.text_features([row.caption])
+            numbers["clip_dir"] = _cosine(edited - source, after - before)
+    return numbers
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(cosine_similarity(a, b, dim=0))
+
+
+def pair_tables(numbers: Sequence[dict[str, float]]) -> list[Table]:
+    """Means over the rows in both benchmarks' words, with how many rows each mean is of."""
+    titles = {
+        "MagicBrush: edited against target": (MAGICBRUSH, ""),
+        "Emu Edit: edited against source": (EMU, ""),
+        "What was kept": (KEPT, "Equal pictures have no PSNR and are left out of its mean."),
+    }
+    return [
+        Table(title=title, columns=("number", "mean", "n"), rows=_means(numbers, names), note=note)
+        for title, (names, note) in titles.items()
+        if _means(numbers, names)
+    ]
+
+
+def _means(numbers: Sequence[dict[str, float]], names: dict[str, str]) -> list[tuple[str, str, int]]:
+    def found(key: str) -> list[float]:
+        return [one[key] for one in numbers if math.isfinite(one.get(key, math.inf))]
+
+    return [(name, f"{fmean(found(key)):.4f}", len(found(key))) for name, key in names.items() if found(key)]

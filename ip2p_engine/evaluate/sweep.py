@@ -1,0 +1,164 @@
+"""One picture over a grid of s_T, s_I and seeds, scored, and the settings to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from PIL import Image
+
+from ..clip_similarity import ClipSimilarity, PairScores
+from ..edit import EditResult, InstructPix2Pix
+from ..errors import ConfigError
+from ..images import fit, open_image, plan_size
+from ..noise import check_seed
+from ..sampling import ShouldStop
+from .methods import InstructionEdit
+from .pareto import AutoPick, Picked, pareto_front
+from .samples import Sample
+
+__all__ = ["AUTO_IMAGE_CFGS", "AUTO_TEXT_CFGS", "Cell", "Sweep", "SweepConfig", "edit_with", "sweep"]
+
+AUTO_TEXT_CFGS, AUTO_IMAGE_CFGS = (3.0, 5.0, 7.5, 10.0), (1.2, 1.5, 1.8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The grid, and how each edit of it is made."""
+
+    text_cfgs: Sequence[float] = AUTO_TEXT_CFGS
+    image_cfgs: Sequence[float] = AUTO_IMAGE_CFGS
+    seeds: Sequence[int] = (0,)
+    steps: int | None = None
+    sampler: str = "euler_ancestral"
+    resolution: int | None = None
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if not (self.text_cfgs and self.image_cfgs and self.seeds) or self.batch < 1:
+            raise ConfigError("an empty grid has nothing to sweep; give at least one s_T, s_I and seed")
+        for seed in self.seeds:
+            check_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One edit of the grid."""
+
+    text_cfg: float
+    image_cfg: float
+    seed: int
+    image: Image.Image
+    scores: PairScores
+    on_front: bool
+    """Whether no other cell keeps the picture better and follows the instruction better at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The cells by s_T, then s_I, then seed; and the automatic pick."""
+
+    source: Image.Image
+    sample: Sample
+    cells: list[Cell]
+    picked: Picked
+
+    @property
+    def best(self) -> Cell:
+        """The picked cell."""
+        return self.cells[self.picked.index]
+
+
+def sweep(
+    editor: InstructPix2Pix,
+    picture: str | Image.Image,
+    instruction: str,
+    captions: tuple[str, str],
+    clip: ClipSimilarity,
+    *,
+    config: SweepConfig | None = None,
+    auto: AutoPick | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Sweep:
+    """Edit one picture at every setting with every seed; the picture and the texts are encoded once.
+
+    ``captions`` describe the picture before and after; without them nothing could say whether the instruction was
+    followed. Raises ConfigError, ImageError, or Interrupted.
+    """
+    settings = config or SweepConfig()
+    if not all(text.strip() for text in (instruction, *captions)):
+        raise ConfigError("a sweep compares pictures with texts; give an instruction and both captions")
+    source = open_image(picture)
+    size = plan_size("paper", *source.size, settings.resolution or editor.model.spec.resolution)
+    sample = Sample(
+        key="picture",
+        source=fit(source, size),
+        instruction=instruction,
+        caption=captions[0],
+        edited_caption=captions[1],
+        seed=settings.seeds[0],
+    )
+    made = []
+    for part in _edits(editor, sample, settings, should_stop):
+        made += part
+        if on_progress is not None:
+            on_progress(len(made), len(settings.text_cfgs) * len(settings.image_cfgs) * len(settings.seeds))
+    cells = _scored(made, sample, clip)
+    return Sweep(
+        source=source, sample=sample, cells=cells, picked=(auto or AutoPick()).pick([cell.scores for cell in cells])
+    )
+
+
+def edit_with(editor: InstructPix2Pix, result: Sweep, config: SweepConfig | None = None) -> EditResult:
+    """The picked edit once more, by ``InstructPix2Pix.edit``: at the picture's own size, with its settings."""
+    settings, best = config or SweepConfig(), result.best
+    (edited,) = editor.edit(
+        result.source,
+        result.sample.instruction,
+        seeds=best.seed,
+        text_cfg=best.text_cfg,
+        image_cfg=best.image_cfg,
+        steps=settings.steps,
+        sampler=settings.sampler,
+        resolution=settings.resolution,
+    )
+    return edited
+
+
+def _edits(
+    editor: InstructPix2Pix, sample: Sample, config: SweepConfig, should_stop: ShouldStop | None
+) -> Iterator[list[tuple[float, float, int, Image.Image]]]:
+    """(s_T, s_I, seed, picture) of the grid, some seeds of one setting at a time."""
+    method = InstructionEdit(
+        editor,
+        label="",
+        text_cfgs=config.text_cfgs,
+        image_cfgs=config.image_cfgs,
+        steps=config.steps,
+        sampler=config.sampler,
+        should_stop=should_stop,
+    )
+    seeds = [list(config.seeds[k : k + config.batch]) for k in range(0, len(config.seeds), config.batch)]
+    prepared = [method.prepare([sample] * len(part)) for part in seeds]
+    for setting, n in product(method.settings, range(len(seeds))):
+        edited = method.make([_seeded(sample, seed) for seed in seeds[n]], prepared[n], setting).edited
+        values = setting.values
+        yield [(values["text_cfg"], values["image_cfg"], *one) for one in zip(seeds[n], edited, strict=True)]
+
+
+def _seeded(sample: Sample, seed: int) -> Sample:
+    return Sample(**{**vars(sample), "seed": seed})
+
+
+def _scored(made: Sequence[tuple[float, float, int, Image.Image]], sample: Sample, clip: ClipSimilarity) -> list[Cell]:
+    count = len(made)
+    pictures = [image for *_, image in made]
+    texts = [sample.caption] * count, [sample.edited_caption] * count
+    scores = clip.score([sample.source] * count, pictures, *texts)
+    front = set(pareto_front([(one.sim_direction, one.sim_image) for one in scores]))
+    return [
+        Cell(text_cfg=s_t, image_cfg=s_i, seed=seed, image=image, scores=score, on_front=n in front)
+        for n, ((s_t, s_i, seed, image), score) in enumerate(zip(made, scores, strict=True))
+    ]
