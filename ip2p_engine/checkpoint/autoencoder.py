@@ -46,9 +46,7 @@ def ldm_autoencoder_name(name: str, config: Mapping[str, Any]) -> str:
     level = index if side == "encoder.down" else len(config["block_out_channels"]) - 1 - index
     if kind == "resnets":
         return f"{side}.{level}.block.{position}.{replace_parts(tail, {'conv_shortcut': 'nin_shortcut'})}"
-    return f"{side}.{level}.{kind.removesuffix('rs')}.{tail}".replace("samplers", "sample").replace(
-        "sample.", "sample."
-    )
+    return f"{side}.{level}.{kind.removesuffix('rs')}.{tail}"
 
 
 def modern_attention_name(name: str) -> str:

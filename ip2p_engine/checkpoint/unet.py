@@ -93,8 +93,8 @@ def ldm_unet_name(name: str, config: Mapping[str, Any]) -> str:
     """The LDM name of a diffusers UNet tensor."""
     found = BLOCK.fullmatch(name)
     if found is None:
-        module, _, tail = _split_top(name)
-        return f"{TOP[module]}.{_inside(tail) if module.startswith('mid_block.resnets') else tail}"
+        module, tail = _split_top(name)
+        return f"{TOP[module]}.{replace_parts(tail, RESNET) if '.resnets.' in module else tail}"
     side, block, kind, index, tail = found[1], int(found[2]), found[3], int(found[4]), found[5]
     stride = config["layers_per_block"] + 1
     if kind == "downsamplers":
@@ -102,23 +102,16 @@ def ldm_unet_name(name: str, config: Mapping[str, Any]) -> str:
     if kind == "upsamplers":
         slot = 2 if config["up_block_types"][block].startswith("CrossAttn") else 1
         return f"output_blocks.{block * stride + stride - 1}.{slot}.{tail}"
-    position = f"input_blocks.{1 + block * stride + index}" if side == "down" else _output(block * stride + index)
-    return f"{position}.0.{_inside(tail)}" if kind == "resnets" else f"{position}.1.{tail}"
+    position = block * stride + index
+    home = f"input_blocks.{position + 1}" if side == "down" else f"output_blocks.{position}"
+    return f"{home}.0.{replace_parts(tail, RESNET)}" if kind == "resnets" else f"{home}.1.{tail}"
 
 
-def _output(position: int) -> str:
-    return f"output_blocks.{position}"
-
-
-def _inside(tail: str) -> str:
-    return replace_parts(tail, RESNET)
-
-
-def _split_top(name: str) -> tuple[str, str, str]:
+def _split_top(name: str) -> tuple[str, str]:
     module = next((top for top in TOP if name.startswith(f"{top}.")), None)
     if module is None:
         raise CheckpointError(f"the UNet has a tensor {name} that the LDM layout cannot name; save it for diffusers")
-    return module, ".", name[len(module) + 1 :]
+    return module, name[len(module) + 1 :]
 
 
 def _ldm_shape(tensors: Mapping[str, Tensor]) -> _Shape:
