@@ -14,7 +14,7 @@ __all__ = ["stop_signals"]
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """``should_stop`` for the length of a with-block: true after a Ctrl-C or SIGTERM; a second one ends at once.
+    """``should_stop`` for the length of a with-block: true after a Ctrl-C or SIGTERM; a second Ctrl-C ends at once.
 
     Outside the main thread, where signals do not arrive, it stays false.
     """
@@ -22,7 +22,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # torchrun passes a Ctrl-C on as SIGTERM
         asked.set()
         sys.stderr.write("\nip2p: finishing what is begun; once more ends at once\n")
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .options import add_command
+from .stopping import stop_signals
 
 __all__ = ["add"]
 
@@ -56,15 +56,15 @@ def _train(options: argparse.Namespace) -> int:
     from ..train import train
 
     config = _config(options)
-    with _stop_on_signal() as should_stop, _bar(config.steps) as show:
+    with stop_signals() as should_stop, _bars(config.steps) as shown:
         result = train(
             config,
             data=options.data,
             base=options.base,
             out=options.out,
             device=options.device,
-            on_progress=show,
             should_stop=should_stop,
+            **shown,
         )
     if options.json:
         sys.stdout.write(json.dumps(asdict(result), default=str) + "\n")
@@ -100,34 +100,28 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came; the first asks for a checkpoint, a second Ctrl-C ends at once."""
-    came: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if number == signal.SIGINT and came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _bar(steps: int) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr with loss, examples a second and time left."""
+def _bars(steps: int) -> Iterator[dict[str, Any]]:
+    """Bars on stderr: rows that are cached, then steps with loss, examples a second and time left."""
     from tqdm import tqdm
 
-    with tqdm(total=steps, unit=" steps", file=sys.stderr, dynamic_ncols=True) as bar:
+    bars: dict[str, Any] = {}
 
-        def show(progress: Any) -> None:
-            bar.set_postfix_str(
-                f"loss {progress.loss:.4f}, {progress.samples_per_second:.1f} examples/s", refresh=False
-            )
-            bar.update(progress.step - bar.n)
+    def bar(name: str, total: int) -> Any:
+        if name not in bars:
+            bars[name] = tqdm(total=total, unit=f" {name}", file=sys.stderr, dynamic_ncols=True)
+        return bars[name]
 
-        yield show
+    def on_cache(done: int, of: int) -> None:
+        bar("rows cached", of).update(done - bar("rows cached", of).n)
+
+    def on_progress(progress: Any) -> None:
+        steps_bar = bar("steps", steps)
+        said = f"loss {progress.loss:.4f}, {progress.samples_per_second:.1f} examples/s"
+        steps_bar.set_postfix_str(said, refresh=False)
+        steps_bar.update(progress.step - steps_bar.n)
+
+    try:
+        yield {"on_cache": on_cache, "on_progress": on_progress}
+    finally:
+        for one in bars.values():
+            one.close()

@@ -114,7 +114,7 @@ def batches(reader: Reader, order: Order, config: TrainConfig, share: Share, fir
         batch_size=None,
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        generator=torch.Generator(),  # or it would draw a seed for its workers from the global one
     )
     return iter(loader)
 

@@ -57,8 +57,9 @@ def build_cache(
     share: Share,
     folder: Path,
     should_stop: Callable[[], bool],
+    on_cache: Callable[[int, int], None],
 ) -> None:
-    """Encode what is not there yet; processes take shards in turn.
+    """Encode what is not there yet; processes take shards in turn. ``on_cache`` hears (rows, all rows) at each shard.
 
     Raises DatasetError if the folder holds other tensors, and Interrupted between shards.
     """
@@ -66,12 +67,14 @@ def build_cache(
     starts = range(0, len(source), ROWS_PER_SHARD)
     for number in range(share.rank, len(starts), share.world):
         path = _shard_path(folder, number)
+        on_cache(starts[number], len(source))
         if path.exists():
             continue
         if should_stop():
             raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same command goes on")
         rows = range(starts[number], min(starts[number] + ROWS_PER_SHARD, len(source)))
         _write_shard(path, source, rows, encoder, config)
+    on_cache(len(source), len(source))
 
 
 class CacheReader:
@@ -147,7 +150,9 @@ def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config
     texts: dict[str, int] = {}
     text_of: dict[str, int] = {}
     kept = torch.float32 if config.precision == "float32" else torch.float16
-    loader = DataLoader(_Crops(source, config), batch_size=None, sampler=rows, num_workers=config.workers)
+    generator = torch.Generator()  # or the loader would draw from the global one
+    crops = _Crops(source, config)
+    loader = DataLoader(crops, batch_size=None, sampler=rows, num_workers=config.workers, generator=generator)
     for group in _grouped(loader, broken):
         latents = encoder.latents(torch.cat([pixels for _, _, pixels, _ in group]))
         for n, (row, instruction, pixels, ids) in enumerate(group):

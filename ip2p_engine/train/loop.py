@@ -28,16 +28,18 @@ def train(
     device: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_cache: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Train an InstructPix2Pix (Brooks et al. 2023, section 3.2), or go on where ``out`` stopped.
 
     ``data``: a store, an original data set, a hub data set, folder or file with ``config.columns``, or a sequence of
-    PairRecord. ``base``: what load_model takes, Stable Diffusion (widened) or an InstructPix2Pix. ``should_stop`` is
-    asked after each step; True saves and returns an unfinished result. Raises ConfigError, CheckpointError,
-    DatasetError, and TrainingError if the loss is not finite, naming the last good checkpoint.
+    PairRecord. ``base``: what load_model takes, Stable Diffusion (widened) or an InstructPix2Pix. ``on_cache`` hears of
+    (rows, all rows) while they are cached. ``should_stop`` is asked after each step; True saves and returns an
+    unfinished result. Raises ConfigError, CheckpointError, DatasetError, Interrupted if it is to stop while it caches,
+    and TrainingError if the loss is not finite, naming the last good checkpoint.
     """
     with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator:
-        run = begin(config, accelerator, data, base, Path(out), should_stop or (lambda: False))
+        run = begin(config, accelerator, data, base, Path(out), should_stop or _never, on_cache or _ignore)
         parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
@@ -69,8 +71,7 @@ def train(
             average.update(step)
 
             # 3. What is seen, and what is kept.
-            asked = should_stop is not None and should_stop()
-            mean, stops = total(accelerator, loss, float(asked))
+            mean, stops = total(accelerator, loss, float((should_stop or _never)()))
             check_loss(step, mean, latest(run.folder.checkpoints))
             stopped = stops > 0
             progress = clock.tick(step, mean, rate)
@@ -83,3 +84,11 @@ def train(
             if on_progress is not None:
                 on_progress(progress)
         return run.result(step)
+
+
+def _never() -> bool:
+    return False
+
+
+def _ignore(done: int, of: int) -> None:
+    """Nobody watches."""

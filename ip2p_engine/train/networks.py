@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..model import Model
 from .config import TrainConfig
 from .draws import stream
+from .state import is_sharded, whole
 
 __all__ = ["LORA_LAYERS", "exportable", "lora_state", "make_trainable", "move_frozen", "trained_parameters", "widened"]
 
@@ -70,7 +71,10 @@ def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def exportable(model: Model, config: TrainConfig) -> Iterator[Model]:
-    """The model as one writes and shares it: in eval mode, adapters merged into a copy."""
+    """The model as one writes and uses it: in eval mode, a copy with adapters merged, or gathered from its pieces."""
+    if is_sharded(model.unet):
+        yield replace(model, unet=_gathered(model.unet))
+        return
     if config.lora_rank:
         unet: Any = deepcopy(model.unet).float()
         unet.fuse_lora()
@@ -97,6 +101,14 @@ def lora_state(unet: nn.Module) -> dict[str, Tensor]:
 
     state: Mapping[str, Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
     return {f"unet.{name}": value.detach().cpu() for name, value in state.items()}
+
+
+def _gathered(unet: Any) -> nn.Module:
+    state = {name: whole(value.detach()) for name, value in unet.state_dict().items()}
+    with torch.device("meta"):
+        copy = UNet2DConditionModel.from_config(dict(unet.config))
+    copy.load_state_dict(state, strict=True, assign=True)
+    return copy.eval()
 
 
 def _add_adapters(unet: Any, config: TrainConfig, *, train_conv_in: bool) -> None:

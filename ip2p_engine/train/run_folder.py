@@ -59,11 +59,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged steps; a last line that a killed writer left half done is left out."""
-        if not self._rows_file.exists():
-            return []
-        if self._log is None and self.writes:
-            AppendLog(self._rows_file, ConfigError)
-        return list(json_lines(self._rows_file, ConfigError))
+        return list(json_lines(self._rows_file, ConfigError, growing=True)) if self._rows_file.exists() else []
 
     def draw_curve(self) -> None:
         """loss.png: each step's loss, and their running mean."""

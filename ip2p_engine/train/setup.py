@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import ConfigError
 from ..model import Model, load_model
 from ..store import PairRecord
 from .batches import Batch, PictureReader, Reader, Share, batches
@@ -77,11 +80,12 @@ class Run:
 
     def result(self, step: int) -> TrainResult:
         """What is left after the last step; a finished run's files are written."""
-        files, finished = {}, step >= self.config.steps
+        files: dict[str, Path] = {}
+        finished, writes = step >= self.config.steps, self.accelerator.is_main_process
         self.folder.draw_curve()
-        if finished and self.accelerator.is_main_process:
+        if finished:
             training = {"config": asdict(self.config), **self.about, "step": step}
-            files = export(self.model, self.state.average, self.config, self.folder.path, training)
+            files = export(self.model, self.state.average, self.config, self.folder.path, training, writes=writes)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return TrainResult(
@@ -103,6 +107,7 @@ def begin(
     base: str | Path,
     out: Path,
     should_stop: Callable[[], bool],
+    on_cache: Callable[[int, int], None],
 ) -> Run:
     """Open the data and the base, cache what is to be cached, take up the last checkpoint of ``out`` if there is one.
 
@@ -113,9 +118,16 @@ def begin(
     folder.refuse_other(config)
     source = open_source(data, config)
     model = make_trainable(load_model(base), config).to(accelerator.device)
+    if accelerator.device.type == "cuda":
+        model.unet.to(memory_format=torch.channels_last)
     encoder = Encoder(model)
-    reader = _reader(source, model, encoder, config, share, folder, should_stop)
-    accelerator.wait_for_everyone()
+    reader: Reader = PictureReader(source, config)
+    if config.cache:
+        key = cache_key(source, model, config)
+        build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
+        accelerator.wait_for_everyone()
+        reader = CacheReader(folder.cache, key, config)
+        move_frozen(model, "cpu")
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
     about = {"data": str(data)[:500], "base": str(base)[:500], "spec": asdict(model.spec), "processes": share.world}
@@ -141,8 +153,12 @@ def begin(
 
 def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, State]:
     """(the UNet as Accelerate wraps it, what its steps change)."""
+    if accelerator.distributed_type == "FSDP" and (config.lora_rank or config.optimizer == "muon"):
+        raise ConfigError("LoRA and muon need whole tensors; start several GPUs without FSDP")
     optimizers = make_optimizers(trained_parameters(model.unet), config)
     unet, *optimizers = accelerator.prepare(model.unet, *optimizers)
+    if config.compile:
+        model.unet.compile()
     parameters = trained_parameters(model.unet)
     average = Average(parameters, config.ema_decay)
     return unet, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)
@@ -157,21 +173,3 @@ def _take_up(state: State, folder: RunFolder) -> tuple[int, dict[str, None]]:
     state.load(saved, str(checkpoint))
     log.info("%s goes on after step %d", folder.path, saved["step"])
     return saved["step"], dict.fromkeys(saved["broken"])
-
-
-def _reader(
-    source: Any,
-    model: Model,
-    encoder: Encoder,
-    config: TrainConfig,
-    share: Share,
-    folder: RunFolder,
-    should_stop: Callable[[], bool],
-) -> Reader:
-    """Pictures as they come, or the cache; then the frozen networks leave the GPU until they are asked for."""
-    if not config.cache:
-        return PictureReader(source, config)
-    key = cache_key(source, model, config)
-    build_cache(source, encoder, key, config, share, folder.cache, should_stop)
-    move_frozen(model, "cpu")
-    return CacheReader(folder.cache, key, config)

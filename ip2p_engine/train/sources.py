@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,8 +96,10 @@ def open_pair(example: Example) -> Pair:
 
 
 def _opened(data: Any, config: TrainConfig) -> Any:
+    if isinstance(data, PairStore):
+        data = data.folder
     if not isinstance(data, str | Path):
-        return data if hasattr(data, "identity") else _StoreRows(data, f"{len(data)} given pairs")
+        return data if hasattr(data, "identity") else _StoreRows(data, _identity(data))
     path = Path(data).expanduser()
     if path.is_dir() and is_original(path):
         return _OriginalRows(path)
@@ -114,6 +117,13 @@ def _is_store(path: Path) -> bool:
 
     names = pyarrow.parquet.read_schema(PairStore(path).shards[0]).names
     return set(STORE_COLUMNS) <= set(names)
+
+
+def _identity(pairs: Sequence[PairRecord]) -> str:
+    content = blake2b(digest_size=16)
+    for pair in pairs:
+        content.update(repr((pair.key, pair.edit_prompt)).encode() + pair.original_image + pair.edited_image)
+    return content.hexdigest()
 
 
 class _StoreRows:

@@ -1,18 +1,23 @@
-"""The changing state of a run: trained weights, their average, the optimisers; out to a checkpoint and back."""
+"""The changing state of a run: trained weights, their average, the optimisers; out to a checkpoint and back.
+
+Under FSDP every tensor lies in pieces on the processes (DTensor). A checkpoint holds whole tensors, so it goes on
+with any number of processes; each of them has to take part in saving.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, TrainingError
 from .ema import Average
 
-__all__ = ["State"]
+__all__ = ["State", "is_sharded", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +33,14 @@ class State:
     def saved(self) -> dict[str, Any]:
         """As a checkpoint holds it; raises TrainingError if a weight is not finite."""
         self.average.wait()
-        for name, parameter in self.parameters.items():
-            if not parameter.detach().sum().isfinite() and not parameter.detach().isfinite().all():
-                raise TrainingError(f"the weight {name} is not finite")
+        trained = {name: whole(parameter.detach()) for name, parameter in self.parameters.items()}
+        for name, value in trained.items():
+            if not value.sum().isfinite() and not value.isfinite().all():
+                raise TrainingError(f"the weight {name} is not finite any more; go on from an earlier checkpoint")
         return {
-            "trained": {name: parameter.detach() for name, parameter in self.parameters.items()},
-            "ema": dict(self.average.values),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "trained": trained,
+            "ema": {name: whole(value) for name, value in self.average.values.items()},
+            "optimizers": [_mapped(optimizer.state_dict(), whole) for optimizer in self.optimizers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
@@ -44,18 +50,56 @@ class State:
         if saved["trained"].keys() != self.parameters.keys():
             raise CheckpointError(f"{where} holds other weights than this run trains; use the base that it began with")
         for name, parameter in self.parameters.items():
-            parameter.copy_(_fitting(saved["trained"][name], parameter, name, where))
-            self.average.values[name].copy_(saved["ema"][name])
+            _check_shape(saved["trained"][name], parameter, name, where)
+            parameter.copy_(_in_pieces(saved["trained"][name], parameter))
+            self.average.values[name].copy_(_in_pieces(saved["ema"][name], parameter))
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(_like_parameters(state, optimizer))
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
 
 
-def _fitting(value: Tensor, parameter: Tensor, name: str, where: str) -> Tensor:
+def whole(value: Any) -> Any:
+    """A tensor gathered from its pieces; what is whole, or no tensor, as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP holds a network in pieces."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _in_pieces(value: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def _like_parameters(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """An optimiser's saved state, cut as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    cut = {}
+    for number, entries in state["state"].items():
+        like = parameters[number]
+        cut[number] = {
+            name: _in_pieces(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+            for name, value in entries.items()
+        }
+    return {**state, "state": cut}
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested dicts and lists with every leaf changed."""
+    if isinstance(value, dict):
+        return {name: _mapped(part, change) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_mapped(part, change) for part in value]
+    return change(value)
+
+
+def _check_shape(value: Tensor, parameter: Tensor, name: str, where: str) -> None:
     if value.shape != parameter.shape:
         raise CheckpointError(
             f"{where}: {name} has the shape {tuple(value.shape)} and this run's {tuple(parameter.shape)}; "
             "use the base that it began with"
         )
-    return value

@@ -1,0 +1,262 @@
+"""Whole runs on tiny networks: resumed to the bit, independent of how the work is cut, and what they leave."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from ip2p_engine import InstructPix2Pix
+from ip2p_engine.checkpoint.export import TRAINING_KEY
+from ip2p_engine.errors import ConfigError, DatasetError, TrainingError
+from ip2p_engine.model import load_model
+from ip2p_engine.train import TrainConfig, preset
+from ip2p_engine.train.checkpoints import latest, load_checkpoint
+from ip2p_engine.train.config import PRESETS, read_config
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_checkpoint(latest(folder / "checkpoints"))
+
+
+def same_state(a, b):
+    for part in ("trained", "ema"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+
+
+def after(steps):
+    """should_stop that says yes after so many steps, from the step before on."""
+    done = [0]
+    return {"on_progress": lambda p: done.append(p.step), "should_stop": lambda: done[-1] >= steps - 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("sd1", {}),
+        ("sd1", {"optimizer": "muon", "schedule": "cosine", "cache": True}),
+        ("sdxl", {"lora_rank": 2, "micro_batch": 3}),
+    ],
+    ids=["adamw", "muon, cached", "SDXL, LoRA"],
+)
+def test_resumed_run_is_bit_equal(run, tmp_path, family, settings):
+    whole = run("whole", family=family, steps=5, save_every=2, **settings)
+    part = run("parts", family=family, steps=5, save_every=2, **settings, arguments=after(3))
+    assert (part.finished, part.step) == (False, 3)
+    rest = run("parts", family=family, steps=5, save_every=2, **settings)
+    assert (rest.finished, rest.step) == (True, 5)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    same_state(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert whole.loss == rest.loss
+
+
+def test_what_was_logged_beyond_the_checkpoint_is_forgotten(run, tmp_path):
+    run("whole", steps=4)
+    run("killed", steps=4, save_every=2, arguments=after(2))
+    log = tmp_path / "killed" / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "loss": 7.0}\n{"step": 4, "lo')
+    run("killed", steps=4, save_every=2)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_step_does_not_depend_on_micro_batches(run, tmp_path):
+    run("one", steps=3)
+    run("many", steps=3, micro_batch=1)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "many"), abs=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(run, tmp_path):
+    run(steps=2)
+    again = run(steps=2)
+    assert again.finished
+    assert len(losses(tmp_path / "run")) == 2
+    assert set(again.files) == {"ema", "raw", "diffusers"}
+
+
+def test_cached_latents_train_as_encoded_ones_do(run, tmp_path):
+    """Where nothing is random about crops, the cache changes nothing."""
+    still = {"steps": 3, "resize": (64, 64), "flip": 0.0}
+    run("encoded", **still)
+    run("cached", **still, cache=True)
+    assert losses(tmp_path / "encoded") == pytest.approx(losses(tmp_path / "cached"), abs=1e-6)
+
+
+def test_a_cache_of_other_data_is_refused(run, records, tmp_path):
+    run(steps=1, cache=True)
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(DatasetError, match="holds latents with rows '10', and now it is '9'"):
+        run(steps=1, cache=True, data=records[:9])
+
+
+def test_outputs_load_everywhere(run, tmp_path):
+    result = run(steps=2)
+    state = weights(tmp_path / "run")
+    for kind, part in (("ema", "ema"), ("raw", "trained")):
+        model = load_model(result.files[kind])
+        assert model.spec.in_channels == 8
+        assert model.spec.weights == kind
+        assert all(torch.equal(value, state[part][name]) for name, value in model.unet.state_dict().items())
+        folder = load_model(result.files["diffusers"], weights=kind)
+        assert all(torch.equal(value, state[part][name]) for name, value in folder.unet.state_dict().items())
+    with safe_open(result.files["ema"], "pt") as file:
+        assert json.loads(file.metadata()[TRAINING_KEY])["config"]["steps"] == 2
+    assert Image.open(result.curve).width > 100
+
+
+def test_diffusers_loads_the_folder(run):
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    result = run(steps=1)
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(result.files["diffusers"], safety_checker=None)
+    ours = load_model(result.files["ema"]).unet.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in pipeline.unet.state_dict().items())
+
+
+def test_adapters_load_in_diffusers_and_merge_to_the_same(run, tmp_path):
+    """On an InstructPix2Pix as the base, lora.safetensors on top of it is the merged checkpoint."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    first = run("first", steps=1)
+    tuned = run("tuned", base=first.files["ema"], steps=3, lora_rank=4, learning_rate=0.05)
+    assert set(tuned.files) == {"ema", "raw", "diffusers", "lora"}
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(first.files["diffusers"], safety_checker=None)
+    pipeline.load_lora_weights(tuned.files["lora"])
+    x, text = torch.randn(2, 8, 8, 8), torch.randn(2, 77, 8)
+    with torch.no_grad():
+        plain, merged = (load_model(r.files["ema"]).unet(x, 500, text).sample for r in (first, tuned))
+        adapted = pipeline.unet(x, 500, text).sample
+    assert (adapted - plain).abs().max() > 1e-3
+    assert torch.allclose(adapted, merged, atol=2e-4)
+
+
+def test_runs_in_inference_mode_and_leaves_the_global_generator_alone(run, tmp_path):
+    """ComfyUI runs every node in inference mode."""
+    run("plain", steps=2, lora_rank=2)
+    before = torch.get_rng_state()
+    with torch.inference_mode():
+        run("inside", steps=2, lora_rank=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert losses(tmp_path / "plain") == losses(tmp_path / "inside")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(run, tmp_path):
+    run(steps=3, save_every=1, arguments=after(1))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    good = checkpoint.read_bytes()
+    state["trained"]["conv_in.bias"].fill_(float("nan"))
+    torch.save(state, checkpoint)
+    with pytest.raises(TrainingError, match=r"the loss of step 2 is nan; the last good checkpoint is .*step-00000001"):
+        run(steps=3, save_every=1)
+    checkpoint.write_bytes(good)
+    assert run(steps=3, save_every=1).finished
+
+
+def test_weights_that_are_no_numbers_are_not_saved(run, tmp_path):
+    """An update can break the weights while its own loss was finite."""
+    with pytest.raises(TrainingError, match="is not finite"):
+        run(steps=2, save_every=1, learning_rate=1e39, optimizer="adamw")
+    assert latest(tmp_path / "run" / "checkpoints") is None
+
+
+def test_checkpoints_are_rotated(run, tmp_path):
+    run(steps=4, save_every=1, keep=2)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000003.pt", "step-00000004.pt"]
+
+
+def test_another_recipe_is_refused_and_free_settings_are_not(run):
+    run(steps=2)
+    with pytest.raises(ConfigError, match=r"learning_rate 1e-05 and now it is 0.002"):
+        run(steps=3, learning_rate=2e-3)
+    assert run(steps=3, micro_batch=2, save_every=7).step == 3
+
+
+def test_validation_strip(run, tmp_path):
+    result = run(steps=2, validate_every=2, validation_count=3)
+    sheet = Image.open(tmp_path / "run" / "validation" / "step-00000002.png")
+    assert sheet.height > 3 * 128
+    edit = InstructPix2Pix.load(result.files["ema"], device="cpu").edit(Image.new("RGB", (64, 64)), "add snow", steps=1)
+    assert edit[0].image.size == (64, 64)
+
+
+def test_progress_is_told_after_each_step(run):
+    seen = []
+    run(steps=3, arguments={"on_progress": seen.append})
+    assert [(p.step, p.steps) for p in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert all(p.samples_per_second > 0 and p.seconds_left >= 0 for p in seen)
+    assert seen[-1].seconds_left == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name):
+    assert preset(name, seed=5).seed == 5
+
+
+def test_default_is_the_papers_recipe():
+    config = TrainConfig()
+    assert (config.batch_size, config.learning_rate, config.resolution, config.resize) == (1024, 1e-4, 256, (256, 288))
+    assert (config.dropout, config.flip, config.ema_decay, config.optimizer) == (0.05, 0.5, 0.9999, "adamw")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps is 0; give a whole number at least 1"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"seed": None}, "seed is None"),
+        ({"dropout": 0.4}, "dropout is 0.4; give a number from 0 to 0.333"),
+        ({"optimizer": "sgd"}, "choose one of adamw, adamw8bit, muon"),
+        ({"resize": (200, 288)}, "resize is 200 to 288 and crops are 256"),
+        ({"resolution": 255}, "multiple of 8"),
+        ({"columns": ("a", "b", "")}, "name three"),
+        ({"optimizer": "muon", "precision": "float16"}, "muon has no gradient scaler"),
+        ({"streaming": True, "cache": True}, "turn streaming off"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+    ],
+)
+def test_settings_that_make_no_sense(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**values)
+
+
+def test_config_files(run, tmp_path):
+    run(steps=1)
+    assert read_config(tmp_path / "run" / "run.json", {}).steps == 1
+    path = tmp_path / "mine.json"
+    path.write_text('{"resize": [256, 260]}')
+    assert read_config(path, PRESETS["paper"]).resize == (256, 260)
+    path.write_text('{"stepz": 1}')
+    with pytest.raises(ConfigError, match="no setting 'stepz'"):
+        read_config(path, {})
+
+
+def test_broken_rows_are_counted_and_named(run, records):
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(stream, "PNG")
+    data = [
+        replace(records[0], edited_image=b"no picture"),
+        *records[1:3],
+        replace(records[3], edited_image=stream.getvalue()),
+    ]
+    result = run(data=data, steps=3)
+    assert result.broken_count == 2
+    assert any("0000000/0" in line and "not a picture" in line for line in result.broken)
+    assert any("0000003/0" in line and "64 x 64 and 64 x 32" in line for line in result.broken)
+
+
+def test_no_readable_row_is_an_error(run, records):
+    with pytest.raises(DatasetError, match="holds no pair"):
+        run(data=[])
+    with pytest.raises(DatasetError, match="2 rows in a row cannot be read; the last: pair 0"):
+        run(data=[replace(record, original_image=b"") for record in records[:2]])
