@@ -136,6 +136,8 @@ class PairWriter:
 
         Raises DatasetError for a key that exists, or if the disk refuses; the data set then stays as it was.
         """
+        if not records:
+            return
         keys = [record.key for record in records]
         for key in keys:
             if not key:

@@ -106,6 +106,15 @@ def test_a_stopped_run_ends_with_the_files_of_one_that_was_not(tmp_path):
     assert shards(tmp_path / "one") == shards(tmp_path / "two")
 
 
+def test_no_records_make_no_shard(tmp_path):
+    """Nothing to write right after a full shard once began an empty one, which a resumed run did not have."""
+    with writer(tmp_path) as open_writer:
+        open_writer.write(*map(record, range(10)))
+        before = shards(tmp_path)
+        open_writer.write()
+    assert shards(tmp_path) == before and len(before) == 1
+
+
 def test_ctrl_c_and_errors_keep_what_was_written(tmp_path):
     for error in (KeyboardInterrupt, RuntimeError):
         folder = tmp_path / error.__name__

@@ -1,0 +1,273 @@
+"""The pair factory: what it makes, and that nothing that stops it changes that."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ip2p_engine.candidate_maker import CandidateMaker, EarlyReject, FactoryConfig, candidate_seed
+from ip2p_engine.candidates import read_candidates
+from ip2p_engine.captions.edits import CaptionEdit
+from ip2p_engine.clip_similarity import ClipSimilarity
+from ip2p_engine.crew import LocalCrew
+from ip2p_engine.dataset import verify
+from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
+from ip2p_engine.filtering import FilterConfig, filter_candidates
+from ip2p_engine.pair_factory import Work, make_pairs
+from ip2p_engine.pairs import PairConfig, PairGenerator, draw_settings
+from ip2p_engine.refilter import refilter
+from ip2p_engine.store import PairStore
+
+COLOURS = ("red", "green", "blue", "yellow")
+EDITS = [
+    CaptionEdit(caption=f"a large {old} heart", instruction=f"paint it {new}", edited_caption=f"a large {new} heart")
+    for old, new in zip(COLOURS, COLOURS[1:], strict=False)
+]
+# An untrained network's pictures pass no threshold of the paper's; these let about half of them through.
+LOOSE = FilterConfig(min_sim_0=-1, min_sim_1=-1, min_sim_direction=0.0, min_sim_image=0.5, keep=2)
+CONFIG = FactoryConfig(candidates=2, clip="embedded", filter=LOOSE)
+OFTEN = Work(batch_pairs=2, save_seconds=0, rows_per_shard=2)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return ClipSimilarity.load("embedded")
+
+
+@pytest.fixture(scope="module")
+def crew_of(tiny_pair_model, clip):
+    """Makes a crew of an untrained model and the embedded CLIP."""
+    model = tiny_pair_model()
+
+    def make(config=CONFIG, **pairs):
+        return LocalCrew(CandidateMaker(PairGenerator(model, PairConfig(steps=2, **pairs)), clip, config))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(crew_of, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "store"
+    return folder, make_pairs(EDITS, folder, crew_of(), work=OFTEN)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for place in ("data", "candidates") for path in (folder / place).iterdir()}
+
+
+def stopping_after(calls):
+    """should_stop that says yes from some call on."""
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+def test_a_run_keeps_what_the_filter_keeps_and_the_scores_of_all(undisturbed):
+    folder, report = undisturbed
+    assert verify(folder).sound
+    pairs, rows = list(PairStore(folder)), list(read_candidates(folder))
+    assert [row.caption for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert row.seeds == tuple(candidate_seed(0, row.caption, n) for n in range(2))
+        assert row.kept == tuple(row.seeds[n] for n in filter_candidates(row.scores, LOOSE).kept)
+        assert [pair.key for pair in pairs if pair.key.startswith(f"{row.caption:07d}/")] == [
+            f"{row.caption:07d}/{seed}" for seed in row.kept
+        ]
+    assert 0 < len(pairs) < 6 and any(not row.kept for row in rows)
+    assert (report.pairs, report.captions, report.filtered.candidates) == (len(pairs), 3, 6)
+    assert report.filtered.kept == len(pairs)
+    assert json.loads(json.dumps(report.to_dict()))["filtered"]["kept"] == len(pairs)
+    assert f"{len(pairs)} pairs of 3 caption pairs" in report.as_text()
+
+
+def test_a_row_says_how_its_pair_was_made(undisturbed):
+    folder, _ = undisturbed
+    pair, rows = PairStore(folder)[0], {row.caption: row for row in read_candidates(folder)}
+    number, seed = map(int, pair.key.split("/"))
+    assert (pair.p, pair.cfg) == draw_settings(seed) and pair.seed == seed
+    assert (pair.original_prompt, pair.edit_prompt) == (EDITS[number].caption, EDITS[number].instruction)
+    score = rows[number].scores[rows[number].seeds.index(seed)]
+    assert (pair.sim_0, pair.sim_image) == (score.sim_0, score.sim_image)
+    manifest = PairStore(folder).manifest
+    assert manifest["config"]["factory"]["filter"]["min_sim_image"] == 0.5
+    assert manifest["config"]["pairs"]["p2p_range"] == [0.1, 0.9]
+    assert manifest["work"] == {"batch_pairs": 2}
+
+
+def test_candidate_seeds_differ():
+    seeds = {candidate_seed(run, row, n) for run in range(3) for row in range(30) for n in range(30)}
+    assert len(seeds) == 2700 and all(0 <= seed < 2**48 for seed in seeds)
+
+
+@pytest.mark.parametrize("save_seconds", [0, 3600])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, crew_of, tmp_path, save_seconds):
+    """Three groups of two steps: stopped before each of them, in the midst of one, and at the end."""
+    work, stops = replace(OFTEN, save_seconds=save_seconds), 0
+    for calls in (0, 3, 4, 100):
+        try:
+            make_pairs(EDITS, tmp_path / "store", crew_of(), work=work, should_stop=stopping_after(calls))
+        except Interrupted as error:
+            stops += 1
+            assert "the same command goes on" in str(error)
+            assert verify(tmp_path / "store").sound
+    assert stops >= 2
+    assert contents(tmp_path / "store") == contents(undisturbed[0])
+
+
+def test_a_finished_run_makes_nothing_again(undisturbed, crew_of):
+    before = contents(undisturbed[0])
+    report = make_pairs(EDITS, undisturbed[0], crew_of(), work=OFTEN, should_stop=lambda: True)
+    assert report == undisturbed[1] and contents(undisturbed[0]) == before
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+def test_a_kill_between_pictures_and_ledger_doubles_nothing(undisturbed, crew_of, tmp_path, lines):
+    """The ledger is behind by some captions, and ends in a torn line."""
+    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    ledger = tmp_path / "store" / "candidates" / "00000-of-00001.jsonl"
+    whole = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(whole[:lines]) + whole[lines][:40])
+    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    assert contents(tmp_path / "store") == contents(undisturbed[0])
+
+
+def test_what_is_in_the_data_set_counts(crew_of, tmp_path):
+    """Rounding may decide otherwise the second time: then the ledger follows the pictures that are there."""
+    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    ledger = tmp_path / "store" / "candidates" / "00000-of-00001.jsonl"
+    rows = list(read_candidates(tmp_path / "store"))
+    ledger.write_bytes(b"")
+    stricter = crew_of(replace(CONFIG, filter=replace(LOOSE, keep=1)))
+    stricter.describe = crew_of().describe
+    make_pairs(EDITS, tmp_path / "store", stricter, work=OFTEN)
+    again = list(read_candidates(tmp_path / "store"))
+    assert [set(row.kept) for row in again] == [set(row.kept) for row in rows]
+    assert verify(tmp_path / "store").sound
+
+
+def test_small_groups_share_batches_and_partitions_make_the_same_pairs(crew_of, tmp_path):
+    """Batches of five hold two captions of two candidates; the partitions take turns in groups."""
+    alone, work = tmp_path / "alone", Work(batch_pairs=5)
+    make_pairs(EDITS, alone, crew_of(), work=work)
+    for number in (1, 0):
+        make_pairs(EDITS, tmp_path / "parts", crew_of(), work=replace(work, partition=(number, 2)))
+    assert verify(tmp_path / "parts").digest == verify(alone).digest
+    lines = [line for path in sorted((tmp_path / "parts" / "candidates").iterdir()) for line in path.open()]
+    assert lines == (alone / "candidates" / "00000-of-00001.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_later_runs_take_the_first_run_s_batches(crew_of, tmp_path, caplog):
+    make_pairs(EDITS[:1], tmp_path, crew_of(), work=Work(batch_pairs=2))
+    make_pairs(EDITS[:2], tmp_path, crew_of())
+    assert PairStore(tmp_path).manifest["work"] == {"batch_pairs": 2} and not caplog.text
+    make_pairs(EDITS, tmp_path, crew_of(), work=Work(batch_pairs=1))
+    assert "begun in batches of 2" in caplog.text
+
+
+def test_edits_may_be_appended_and_not_changed(undisturbed, crew_of, tmp_path):
+    make_pairs(EDITS[:2], tmp_path / "store", crew_of(), work=OFTEN)
+    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    assert contents(tmp_path / "store") == contents(undisturbed[0])
+    changed = [EDITS[0], replace(EDITS[1], instruction="another"), *EDITS[2:]]
+    with pytest.raises(DatasetError, match="row 2 has changed; append new edits at the end"):
+        make_pairs(changed, tmp_path / "store", crew_of(), work=OFTEN)
+    with pytest.raises(DatasetError, match="another run: its config.factory.candidates is 2"):
+        make_pairs(EDITS, tmp_path / "store", crew_of(replace(CONFIG, candidates=5)), work=OFTEN)
+    assert contents(tmp_path / "store") == contents(undisturbed[0])
+
+
+def test_captions_that_do_not_suit_the_mode_are_noted_and_passed_over(crew_of, tmp_path):
+    longer = CaptionEdit(caption="a red heart", instruction="snow", edited_caption="a red heart in the snow")
+    report = make_pairs([longer, EDITS[0]], tmp_path, crew_of(mode="replace"), work=OFTEN)
+    rows = list(read_candidates(tmp_path))
+    assert "use mode 'refine'" in rows[0].unsuited and rows[0].seeds == ()
+    assert not rows[1].unsuited and len(rows[1].seeds) == 2
+    assert (report.captions, report.unsuited, report.filtered.candidates) == (2, 1, 2)
+    assert "1 of them do not suit the mode" in report.as_text()
+
+
+def test_filtering_later_equals_filtering_at_once(undisturbed, crew_of, tmp_path):
+    """Without a filter every picture is kept, and any thresholds can follow."""
+    everything = make_pairs(EDITS, tmp_path / "all", crew_of(replace(CONFIG, filter=None)), work=OFTEN)
+    assert everything.pairs == 6 and everything.filtered is None
+    report = refilter(tmp_path / "all", tmp_path / "later", LOOSE)
+    assert report.missing == () and report.filtered == undisturbed[1].filtered
+    assert verify(tmp_path / "later").digest == verify(undisturbed[0]).digest
+    assert list(read_candidates(tmp_path / "later")) == list(read_candidates(undisturbed[0]))
+
+
+def test_progress_counts_candidates(crew_of, tmp_path):
+    seen = []
+    make_pairs(EDITS[:2], tmp_path, crew_of(), work=Work(batch_pairs=1), on_progress=lambda *at: seen.append(at))
+    assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert "1 caption pairs done" in seen[2][2] and "of candidates kept" in seen[2][2]
+
+
+def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, crew_of, tmp_path):
+    """A margin of 2 drops nothing; none at all drops what the preview already dooms, and changes no other pair."""
+    patient = replace(CONFIG, early_reject=EarlyReject(margin=2.0))
+    make_pairs(EDITS, tmp_path / "patient", crew_of(patient), work=OFTEN)
+    assert contents(tmp_path / "patient") == contents(undisturbed[0])
+    hasty = replace(CONFIG, early_reject=EarlyReject(margin=0.0, measures=("sim_image", "sim_direction")))
+    report = make_pairs(EDITS, tmp_path / "hasty", crew_of(hasty), work=OFTEN)
+    rows, whole = list(read_candidates(tmp_path / "hasty")), list(read_candidates(undisturbed[0]))
+    dropped = sum(len(row.early) for row in rows)
+    assert 0 < dropped < 6 and report.filtered.early == dropped
+    assert report.filtered.candidates == 6 - dropped
+    assert f"{dropped} dropped unfinished" in report.as_text()
+    for row, full in zip(rows, whole, strict=True):
+        previews = dict(zip(row.seeds, row.scores, strict=True))
+        assert all(previews[seed].sim_image < 0.5 or previews[seed].sim_direction < 0 for seed in row.early)
+        finished = {seed: score for seed, score in zip(full.seeds, full.scores, strict=True) if seed not in row.early}
+        for seed, score in row.finished():
+            assert abs(score.sim_image - finished[seed].sim_image) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["self", "refine"])
+def test_early_survivors_equal_undisturbed_ones(tiny_pair_model, mode):
+    """Whoever is dropped beside them, and with a blend that remembers what it saw."""
+    import torch
+
+    from ip2p_engine.pairs import PairJob, Preview
+
+    config = PairConfig(steps=3, mode=mode, local_blend=mode == "refine")
+    generator = PairGenerator(tiny_pair_model(dtype=torch.float64), config)
+    texts = {"caption": EDITS[0].caption, "edited_caption": EDITS[0].edited_caption}
+    jobs = [PairJob(**texts, seed=seed) for seed in range(4)]
+    (whole,) = generator.batches(jobs, batch_pairs=4)
+    (few,) = generator.batches(jobs, batch_pairs=4, preview=Preview(at=0.5, judge=lambda jobs, z: [1, 3]))
+    assert [pair.seed for pair in few] == [1, 3]
+    for pair in few:
+        assert (pair.latents - whole[pair.seed].latents).abs().max() < 1e-9
+    assert list(generator.batches(jobs, batch_pairs=4, preview=Preview(at=0.5, judge=lambda jobs, z: []))) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: FactoryConfig(candidates=0), "candidates is 0"),
+        (lambda: FactoryConfig(picture_format="gif"), "picture format is 'gif'; choose one of png"),
+        (lambda: FactoryConfig(filter=None, early_reject=EarlyReject()), "there is no filter"),
+        (lambda: EarlyReject(at=1.0), "early reject at 1.0"),
+        (lambda: EarlyReject(margin=-0.1), "margin -0.1"),
+        (lambda: EarlyReject(measures=("beauty",)), "early reject by beauty; choose among sim_0"),
+    ],
+)
+def test_impossible_settings_are_refused(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        make()
+
+
+def test_runs_that_cannot_be_are_refused_before_anything_is_written(crew_of, tmp_path):
+    with pytest.raises(ConfigError, match="no caption pair"):
+        make_pairs([], tmp_path / "store", crew_of())
+    with pytest.raises(ConfigError, match="an early look after some of 2 steps of dpmpp_2m"):
+        crew_of(replace(CONFIG, early_reject=EarlyReject()), sampler="dpmpp_2m")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
+def test_every_picture_format_is_read_back(crew_of, tmp_path, kind, start):
+    make_pairs(EDITS[:1], tmp_path, crew_of(replace(CONFIG, filter=None, candidates=1, picture_format=kind)))
+    assert PairStore(tmp_path)[0].original_image.startswith(start) and verify(tmp_path).sound
