@@ -1,0 +1,44 @@
+"""Run inside ComfyUI's folder: one denoising step of a narrow SDXL or CosXL edit model by ComfyUI's own classes.
+
+usage: python narrow_step.py CHECKPOINT INPUTS.safetensors OUTPUTS.safetensors
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd()))
+checkpoint, inputs, outputs = sys.argv[1:4]
+sys.argv = sys.argv[:1]
+
+import comfy.cli_args  # noqa: E402
+
+comfy.cli_args.args.cpu = True
+
+import torch  # noqa: E402
+from comfy import model_detection, supported_models, utils  # noqa: E402
+from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+PREFIX, SIZE_ID_WIDTH = "model.diffusion_model.", 8
+
+given = load_file(inputs)
+state = utils.load_torch_file(checkpoint)
+config = supported_models.SDXL_instructpix2pix(model_detection.detect_unet_config(state, PREFIX))
+config.set_inference_dtype(torch.float32, None)
+with torch.inference_mode():
+    model = config.get_model(state, PREFIX, device="cpu")
+    model.load_model_weights(state, PREFIX)
+    model.embedder = Timestep(SIZE_ID_WIDTH)
+    height, width = (8 * side for side in given["x"].shape[-2:])
+    conditions = model.extra_conds(
+        noise=given["x"],
+        device=torch.device("cpu"),
+        cross_attn=given["text"],
+        pooled_output=given["pooled"],
+        concat_latent_image=given["latent"],
+        width=width,
+        height=height,
+    )
+    processed = {name: value.process_cond(1, area=None).cond for name, value in conditions.items()}
+    denoised = model.apply_model(given["x"], given["sigma"], **processed)
+    save_file({"denoised": denoised.contiguous()}, outputs, metadata={"type": model.model_type.name})
