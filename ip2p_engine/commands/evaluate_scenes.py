@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .options import add_command, add_guidance_options, add_model_options, check_positive, load_editor, progress_bar
+from .options import (
+    add_command,
+    add_guidance_options,
+    add_model_options,
+    check_positive,
+    edit_config,
+    load_editor,
+    progress_bar,
+)
 
 __all__ = ["add"]
 
@@ -24,6 +32,34 @@ def add(actions: Any) -> None:
     scenes.add_argument("--min-sim-image", type=float, help="keeps the picture (--auto; default: 0.45)")
     add_model_options(scenes)
     add_guidance_options(scenes)
+    _add_limits(actions)
+
+
+def _add_limits(actions: Any) -> None:
+    limits = add_command(actions, "limits", _limits, "zoom, move, colour one of two, swap: how often they fail")
+    limits.add_argument("--n", type=int, default=40, help="edits of each kind (default: 40)")
+    limits.add_argument("--seed", type=int, default=7)
+    limits.add_argument("--out", type=Path, required=True, help="the run's folder")
+    add_model_options(limits)
+    add_guidance_options(limits)
+
+
+def _limits(options: argparse.Namespace) -> None:
+    from ..evaluate.run_folder import save_run, text_of
+    from ..images import save_image
+    from ..scenes.limits import CASES, limit_sheet, limit_table, make_cases, outcomes
+
+    count, editor, found = check_positive("--n", options.n), load_editor(options), []
+    with progress_bar(len(CASES) * count, "edits") as bar:
+        for kind in CASES:
+            cases = make_cases(kind, count, seed=options.seed)
+            found += outcomes(editor, cases, seed=options.seed, config=edit_config(options))
+            bar(len(found), len(CASES) * count)
+    table = limit_table(found)
+    save_image(limit_sheet(found), options.out / "limits.png")
+    told = {"checkpoint": editor.name, "n": count, "seed": options.seed, **vars(edit_config(options))}
+    save_run(options.out, "limits", settings=told, tables=[table], pictures={"limits.png": "Before, after, asked"})
+    sys.stdout.write(text_of(table) + "\n")
 
 
 def _scenes(options: argparse.Namespace) -> None:

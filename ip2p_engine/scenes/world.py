@@ -117,6 +117,15 @@ def render(scene: Scene) -> Image.Image:
     return Image.fromarray(_painted(scene, backdrop, tint(np.array(COLOURS[scene.colour], dtype=np.float64))), "RGB")
 
 
+def render_two(left: Scene, right: Scene) -> Image.Image:
+    """Two small objects side by side on the left one's ground: no scene of the world, for what models cannot do."""
+    picture, tint = _backdrop(left.background, left.style)
+    for scene, shift in ((left, -WORLD_SIZE // 4), (right, WORLD_SIZE // 4)):
+        mask = np.roll(_coverage(scene.shape, "small"), shift, axis=1)[..., None]
+        picture = picture * (1 - mask) + tint(np.array(COLOURS[scene.colour], dtype=np.float64)) * mask
+    return Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8), "RGB")
+
+
 @cache
 def world_pixels() -> np.ndarray:
     """Every scene drawn as ``render`` does: uint8, shape (12960, 64, 64, 3), in the order of all_scenes()."""

@@ -1,0 +1,172 @@
+"""What InstructPix2Pix is known to fail at (the paper, section 5; docs/limits.md), as scenes, and what happens instead.
+
+Each case names the pictures that may come out. A result is the one it is nearest to, or none of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..edit import EditConfig, InstructPix2Pix
+from ..evaluate.run_folder import Table
+from ..images import strip
+from .grammar import scenes_of
+from .judge import CLEAR_OBJECT_PSNR
+from .world import COLOURS, PLACES, SHAPES, WORLD_SIZE, Scene, render, render_two
+
+__all__ = ["CASES", "Case", "Outcome", "limit_sheet", "limit_table", "make_cases", "outcomes"]
+
+ASKED, UNCHANGED, NONE = "as asked", "unchanged", "something else"
+ZOOM = 1.5
+REGION_PSNR = CLEAR_OBJECT_PSNR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A picture, what is asked, and what may come out, by name; "as asked" is among it."""
+
+    kind: str
+    source: Image.Image
+    instruction: str
+    results: dict[str, Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an edit of a case came out as."""
+
+    case: Case
+    picture: Image.Image
+    name: str
+
+
+def make_cases(kind: str, count: int, *, seed: int = 7) -> list[Case]:
+    """Cases of one kind, from held-out scenes of plain style."""
+    draw = random.Random(f"{kind} {seed}")
+    plain = [scene for scene in scenes_of(held_out=True) if scene.style == "plain"]
+    return [CASES[kind](draw.choice(plain), draw) for _ in range(count)]
+
+
+def outcomes(
+    editor: InstructPix2Pix, cases: Sequence[Case], *, seed: int = 7, config: EditConfig | None = None
+) -> list[Outcome]:
+    """Edit the cases, each with its own seed, and say what came out."""
+    results = editor.edit_each(
+        [case.source for case in cases],
+        [case.instruction for case in cases],
+        seeds=[seed + 1 + n for n in range(len(cases))],
+        config=config,
+    )
+    pictures = [result.image for result in results]
+    return [Outcome(case=c, picture=p, name=_nearest(c, p)) for c, p in zip(cases, pictures, strict=True)]
+
+
+def _nearest(case: Case, picture: Image.Image) -> str:
+    """The nearest result, if it is near where the results differ from each other: elsewhere all of them agree."""
+    values = {name: _pixels(result) for name, result in case.results.items()}
+    region = np.ptp(np.stack(list(values.values())), axis=0).max(axis=-1) > 0.02
+    errors = {name: ((value - _pixels(picture)) ** 2)[region].mean() for name, value in values.items()}
+    name = min(errors, key=lambda one: errors[one])
+    return name if -10 * np.log10(max(errors[name], 1e-10)) >= REGION_PSNR else NONE
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture, dtype=np.float64) / 255
+
+
+def _zoom(scene: Scene, draw: random.Random) -> Case:
+    scene = scene.with_(place="centre")
+    source, side, out = render(scene), round(WORLD_SIZE / ZOOM), draw.random() < 0.5
+    if out:
+        target = Image.new("RGB", source.size, source.getpixel((0, 0)))
+        target.paste(source.resize((side, side), Image.Resampling.LANCZOS), ((WORLD_SIZE - side) // 2,) * 2)
+    else:
+        edge = (WORLD_SIZE - side) // 2
+        target = source.resize(source.size, Image.Resampling.BICUBIC, (edge, edge, edge + side, edge + side))
+    words = "zoom out" if out else "zoom in"
+    return Case(kind="zoom", source=source, instruction=words, results={UNCHANGED: source, ASKED: target})
+
+
+def _move(scene: Scene, draw: random.Random) -> Case:
+    side = draw.choice(("left", "right"))
+    scene = scene.with_(place="centre")
+    names = {place: ASKED if place == f"middle {side}" else f"moved to the {place}" for place in PLACES}
+    names["centre"] = UNCHANGED
+    results = {name: render(scene.with_(place=place)) for place, name in names.items()}
+    instruction = f"move the {scene.shape} to the {side}"
+    return Case(kind="move", source=results[UNCHANGED], instruction=instruction, results=results)
+
+
+def _colour_one(scene: Scene, draw: random.Random) -> Case:
+    left, right = _two(scene, draw)
+    colour = draw.choice([name for name in COLOURS if name not in (left.colour, right.colour)])
+    results = {
+        UNCHANGED: render_two(left, right),
+        ASKED: render_two(left.with_(colour=colour), right),
+        "both coloured": render_two(left.with_(colour=colour), right.with_(colour=colour)),
+        "the other coloured": render_two(left, right.with_(colour=colour)),
+    }
+    instruction = f"make the {left.shape} {colour}"
+    return Case(kind="colour one of two", source=results[UNCHANGED], instruction=instruction, results=results)
+
+
+def _swap(scene: Scene, draw: random.Random) -> Case:
+    left, right = _two(scene, draw)
+    results = {
+        UNCHANGED: render_two(left, right),
+        ASKED: render_two(right, left),
+        "two of one": render_two(left, left),
+        "two of the other": render_two(right, right),
+    }
+    instruction = f"swap the {left.shape} and the {right.shape}"
+    return Case(kind="swap places", source=results[UNCHANGED], instruction=instruction, results=results)
+
+
+def _two(scene: Scene, draw: random.Random) -> tuple[Scene, Scene]:
+    """Two objects that differ in shape and colour."""
+    shape = draw.choice([name for name in SHAPES if name != scene.shape])
+    colour = draw.choice([name for name in COLOURS if name != scene.colour])
+    return scene, scene.with_(shape=shape, colour=colour)
+
+
+CASES: dict[str, Callable[[Scene, random.Random], Case]] = {
+    "zoom": _zoom,
+    "move": _move,
+    "colour one of two": _colour_one,
+    "swap places": _swap,
+}
+
+
+def limit_table(results: Sequence[Outcome]) -> Table:
+    """How often each kind did what was asked, and what came out instead."""
+    rows = []
+    for kind in dict.fromkeys(one.case.kind for one in results):
+        names = Counter(one.name for one in results if one.case.kind == kind)
+        count = sum(names.values())
+        failed = f"{100 * (count - names[ASKED]) / count:.0f} %"
+        instead = ", ".join(f"{name} {number}" for name, number in names.most_common() if name != ASKED)
+        rows.append((kind, count, failed, instead))
+    return Table(title="What fails", columns=("asked", "n", "failed", "what came out instead"), rows=rows)
+
+
+def limit_sheet(results: Sequence[Outcome], *, each: int = 4) -> Image.Image:
+    """Some of each kind: before, after, what was asked."""
+    kinds = list(dict.fromkeys(one.case.kind for one in results))
+    rows = [[_cell(one) for one in results if one.case.kind == kind][:each] for kind in kinds]
+    width, height = (max(getattr(cell, side) for row in rows for cell in row) for side in ("width", "height"))
+    sheet = Image.new("RGB", (each * width, len(rows) * height), "white")
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            sheet.paste(cell, (x * width, y * height))
+    return sheet
+
+
+def _cell(one: Outcome) -> Image.Image:
+    pictures = [one.case.source, one.picture, one.case.results[ASKED]]
+    return strip(pictures, [one.case.instruction, one.name, "asked"], height=96)
