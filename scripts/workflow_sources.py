@@ -205,10 +205,111 @@ another seed for more; what is there already is skipped. Cancelled, it goes on w
     return graph.add(5, "PreviewImage", title="Kept: before and after", images=grid["grid"])
 
 
+def train_on_it(graph: Graph) -> Node:
+    graph.note(
+        0,
+        """
+# Train an InstructPix2Pix
+Pairs go in, a checkpoint comes out: in `ComfyUI/models/checkpoints/ip2p`, ready for *IP2P Load Checkpoint*, and loaded here
+for a first try. **Cancel saves; Run goes on.** More **steps** go on from a finished run.
+
+This runs as it is in about a minute: a few steps on true edits of scenes, from the embedded model. It shows the way, and
+the model stays about as good as it was.
+
+**For your own skill** choose a data set of workflow 5 in *IP2P Load Data Set*, a full checkpoint as **base**, and the preset
+**lora** (a few GB) or **one-gpu** (24 GB), with **steps** 0 for the preset's own. Training SD1.5 from the paper's data takes
+days on one GPU.""",
+    )
+    data = graph.add(1, "IP2P_LoadDataset", count=64, preview=4)
+    train = graph.add(2, "IP2P_Train", pairs=data["pairs"], steps=10, batch_size=8, learning_rate=0.0001)
+    scene = graph.add(2, "IP2P_RenderScene", shape="square", colour="green", background="grey", place="bottom right")
+    edit = graph.add(
+        3,
+        "IP2P_Sample",
+        model=train["model"],
+        clip=train["clip"],
+        vae=train["vae"],
+        image=scene["image"],
+        instruction="make it night",
+        text_cfg=4.0,
+        seed=2,
+    )
+    graph.add(3, "PreviewAny", title="Where it is", source=train["checkpoint"])
+    graph.add(4, "SaveImage", title="First edit", images=edit["image"], filename_prefix="ip2p/trained")
+    return graph.add(4, "SaveImage", title="Loss", images=train["loss_curve"], filename_prefix="ip2p/loss")
+
+
+def evaluate_and_plot(graph: Graph) -> Node:
+    graph.note(
+        0,
+        f"""
+# Evaluate and plot
+The paper's figure 8: each point is one **image_cfg**. To the right, the change fits the change of caption better; up, more of
+the picture is kept. A better checkpoint lies further up and to the right. The copied input and the true edits are the ends.
+
+{EMBEDDED} Only eight pairs are measured, so the intervals are wide: raise **count**.
+**For a full checkpoint** choose it, your test pairs, ViT-L-14/openai, text_cfg 7.5, and 100 or more pairs.""",
+    )
+    loader = graph.add(1, "IP2P_LoadCheckpoint")
+    data = graph.add(1, "IP2P_LoadDataset", count=8, seed=11, preview=4)
+    result = graph.add(
+        2,
+        "IP2P_Evaluate",
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        pairs=data["pairs"],
+        text_cfg=4.0,
+        image_cfgs="1, 1.5, 3",
+        steps=10,
+        count=8,
+        label="embedded model",
+    )
+    graph.add(3, "PreviewAny", title="Numbers", source=result["table"])
+    return graph.add(3, "SaveImage", images=result["plot"], filename_prefix="ip2p/curve")
+
+
+def sdxl_and_cosxl(graph: Graph) -> Node:
+    graph.note(
+        0,
+        """
+# SDXL and CosXL-Edit
+The same nodes; the settings follow the checkpoint. *IP2P Load Checkpoint* says which text_cfg and image_cfg its authors
+recommend, and they are wired; **resolution** 0 takes the checkpoint's own; v-prediction, EDM noise levels and the scaled
+picture of CosXL-Edit are found in the file.
+
+**Load one of these instead of embedded**, from `ComfyUI/models/checkpoints`:
+- `cosxl_edit.safetensors` ([download, 6.9 GB](https://huggingface.co/stabilityai/cosxl)): 1024 px, text 5, image 1.5
+- SDXL InstructPix2Pix, a diffusers folder in `ComfyUI/models/diffusers`
+  ([download](https://huggingface.co/diffusers/sdxl-instructpix2pix-768)): 768 px
+
+There is no embedded SDXL. Until you load one, this runs on the embedded miniature of SD1.5, which knows only scenes.""",
+    )
+    loader = graph.add(1, "IP2P_LoadCheckpoint")
+    scene = graph.add(1, "IP2P_RenderScene", shape="triangle", colour="orange", background="lavender")
+    edit = graph.add(
+        2,
+        "IP2P_Sample",
+        model=loader["model"],
+        clip=loader["clip"],
+        vae=loader["vae"],
+        image=scene["image"],
+        instruction="make the triangle green",
+        text_cfg=loader["text_cfg"],
+        image_cfg=loader["image_cfg"],
+        seed=5,
+    )
+    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"])
+    return graph.add(3, "SaveImage", images=edit["image"], filename_prefix="ip2p/xl")
+
+
 WORKFLOWS: dict[str, Callable[[Graph], Node]] = {
     "1 Edit an image": edit_an_image,
     "2 Edit with the guider and stock samplers": edit_with_stock_samplers,
     "3 Sweep the two guidances": sweep_the_guidances,
     "4 Make a pair with Prompt-to-Prompt": make_a_pair,
     "5 Generate, filter and save a data set": save_a_data_set,
+    "6 Train on it": train_on_it,
+    "7 Evaluate and plot": evaluate_and_plot,
+    "9 SDXL and CosXL": sdxl_and_cosxl,
 }

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PACK = "instruct-pix2pix"
 SHIPPED = ("__init__.py", "pyproject.toml", "requirements.txt", "nodes", "ip2p_engine", "web", "workflows")
-START_SECONDS, RUN_SECONDS = 180, 600
+START_SECONDS, RUN_SECONDS = 600, 900
 
 
 @dataclass
@@ -193,3 +194,14 @@ def install(pack: Path, base: Path) -> Path:
         elif source.exists():
             shutil.copy(source, target / name)
     return target
+
+
+def succeed(run: Run) -> Run:
+    """The run, if it ended well."""
+    assert run.status == "success", run.message
+    return run
+
+
+def difference(one: Image.Image, two: Image.Image) -> float:
+    """Mean absolute difference in levels of 255."""
+    return float(np.abs(np.asarray(one.convert("RGB"), float) - np.asarray(two.convert("RGB"), float)).mean())

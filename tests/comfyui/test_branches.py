@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from prompts import edit, guided, node
+from comfy_prompts import edit, guided, node
+from comfy_server import difference, succeed
 from safetensors.torch import save_file
-from test_editing import difference, succeed
 
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.world import render
@@ -59,11 +59,11 @@ def test_a_lora_counts_by_its_strength(server, scene):
     folder = server.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
-    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_v"
     save_file(
         {
-            f"{name}.lora_up.weight": torch.randn(128, 4, generator=generator),
-            f"{name}.lora_down.weight": torch.randn(4, 128, generator=generator),
+            f"{name}.lora_up.weight": torch.randn(64, 4, generator=generator),
+            f"{name}.lora_down.weight": torch.randn(4, 64, generator=generator),
         },
         folder / "random.safetensors",
     )

@@ -7,9 +7,9 @@ import time
 import uuid
 
 import pytest
-from prompts import node
-from test_editing import difference, succeed
-from websocket import Listener
+from comfy_events import Listener
+from comfy_prompts import node
+from comfy_server import difference, succeed
 
 from ip2p_engine.pairs import PairConfig, PairGenerator
 from ip2p_engine.scenes.judge import read_scenes
@@ -153,9 +153,8 @@ def test_a_cancelled_run_goes_on_where_it_was(server):
 
 def filtered(**changes):
     prompt = pairs()
-    prompt["filter"] = node(
-        "IP2P_ClipFilter", pairs=["pairs", 0], clip_model="embedded", keep=1, **{**FLOORS, **changes}
-    )
+    values = {"keep": 1, **FLOORS, **changes}
+    prompt["filter"] = node("IP2P_ClipFilter", pairs=["pairs", 0], clip_model="embedded", **values)
     prompt["scores"] = node("PreviewAny", source=["filter", 3])
     prompt["kept"] = node("PreviewImage", images=["filter", 1])
     return prompt

@@ -1,6 +1,8 @@
 """Nodes for tests only: they look at what a MODEL is asked for, and make ComfyUI evaluate conditions one by one."""
 
 import json
+import logging
+import sys
 
 SEEN = {}
 
@@ -41,4 +43,30 @@ class Seen:
         return (json.dumps(SEEN[name]),)
 
 
-NODE_CLASS_MAPPINGS = {"Test_Watch": Watch, "Test_Seen": Seen}
+class Hook:
+    """A clone of a MODEL with a patch on its guidance, as other packs set them."""
+
+    KINDS = ("none", "pre: nothing", "pre: text like no text", "post: nothing", "post: zero")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "kind": (cls.KINDS,)}}
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "hook", "tests"
+
+    def hook(self, model, kind):
+        clone, (when, _, what) = model.clone(), kind.partition(": ")
+        if when == "pre":
+            change = (lambda out: out) if what == "nothing" else (lambda out: [out[1], out[1]])
+            clone.set_model_sampler_pre_cfg_function(lambda given: change(given["conds_out"]))
+        if when == "post":
+            factor = 1.0 if what == "nothing" else 0.0
+            clone.set_model_sampler_post_cfg_function(lambda given: given["denoised"] * factor)
+        return (clone,)
+
+
+NODE_CLASS_MAPPINGS = {"Test_Watch": Watch, "Test_Seen": Seen, "Test_Hook": Hook}
+
+# ComfyUI loads packs in the order of their names, so ours is loaded when this runs.
+HEAVY = ("diffusers", "open_clip", "pyarrow", "matplotlib", "accelerate", "peft", "datasets", "ray", "tqdm.notebook")
+logging.info("heavy modules: %s", ", ".join(name for name in HEAVY if name in sys.modules) or "none")

@@ -1,0 +1,88 @@
+"""What can be checked of the pack without running it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PINNED = json.loads((Path(__file__).parent / "nodes.json").read_text())
+PAGES = sorted((ROOT / "workflows").glob("*.json"))
+SOURCES = [ROOT / "__init__.py", *sorted((ROOT / "nodes").glob("*.py"))]
+READ_ONLY = {"PreviewAny", "PreviewImage", "SaveImage", "MarkdownNote"}
+
+
+def nodes_of(page: Path) -> list[dict]:
+    return json.loads(page.read_text())["nodes"]
+
+
+def test_every_node_is_in_a_workflow_and_has_a_page():
+    used = {node["type"] for page in PAGES for node in nodes_of(page)}
+    assert set(PINNED) - used == set()
+    for name in PINNED:
+        text = (ROOT / "web" / "docs" / f"{name}.md").read_text()
+        assert text.startswith("# IP2P ") and len(text.split()) > 30
+    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == set(PINNED)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_workflow_is_whole(page):
+    assert page.with_suffix(".jpg").stat().st_size > 1000
+    twin = json.loads((page.parent / "api" / page.name).read_text())
+    nodes = {str(node["id"]): node for node in nodes_of(page)}
+    assert {name for name, node in nodes.items() if node["type"] != "MarkdownNote"} == set(twin)
+    assert all(nodes[name]["type"] == node["class_type"] for name, node in twin.items())
+    note = next(node["widgets_values"][0] for node in nodes.values() if node["type"] == "MarkdownNote")
+    assert "ComfyUI/" in note and ("https://huggingface.co/" in note or "full checkpoint" in note)
+    names = {node["properties"].get("cnr_id") for node in nodes.values() if node["type"] != "MarkdownNote"}
+    assert names <= {"comfy-core", "instruct-pix2pix"}
+    links = {link[0]: link for link in json.loads(page.read_text())["links"]}
+    for node in nodes.values():
+        for slot, socket in enumerate(node["inputs"]):
+            if socket["link"] is not None:
+                assert links[socket["link"]][3:5] == [node["id"], slot]
+
+
+def test_there_are_the_workflows_that_the_readme_promises():
+    assert [page.stem[0] for page in PAGES] == [str(number) for number in range(1, 10)]
+
+
+def test_requirements_are_the_dependencies():
+    wanted = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    assert (ROOT / "requirements.txt").read_text().split() == re.findall(r'"(.+?)"', wanted[1])
+
+
+def test_the_registry_finds_what_it_asks_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r'^version = "\d+\.\d+\.\d+"$', text, re.MULTILINE)
+    assert 'requires-comfyui = ">=0.3.75"' in text and "PublisherId" in text
+    icon = re.search(r'^Icon = "(.+)"', text, re.MULTILINE)[1]
+    assert (ROOT / icon).exists()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_source_does_what_the_registry_forbids(path):
+    tree = ast.parse(path.read_text())
+    called = {getattr(n.func, "id", "") for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    assert not called & {"eval", "exec", "print", "__import__"}
+    imported = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
+    assert not imported & {"subprocess", "pickle", "nodes", "ip2p_engine", "sys"}
+
+
+def test_ruff_finds_nothing_of_the_registry_s():
+    checks = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "S102,S307,E702", "."]
+    run = subprocess.run(checks, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def test_the_door_is_small_and_imports_nothing():
+    source = (ROOT / "__init__.py").read_text()
+    assert len(source.splitlines()) <= 20
+    assert not [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -1,0 +1,106 @@
+"""Every shipped workflow runs as it is installed, and its pictures are true: judged by the world they show."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from comfy_server import succeed
+from PIL import Image
+
+from ip2p_engine.scenes.grammar import Edit
+from ip2p_engine.scenes.judge import judge_edit, read_scenes
+from ip2p_engine.scenes.world import Scene
+
+pytestmark = pytest.mark.comfy
+FOLDER = Path(__file__).parents[2] / "workflows"
+PAGES = sorted(FOLDER.glob("*.json"))
+
+
+def edited(source: dict, **changes: str):
+    scene = Scene(**{"size": "large", **source})
+    return Edit(kind="", source=scene, target=scene.with_(**changes), instruction="")
+
+
+TRUTHS = {
+    "1": edited({"shape": "heart", "colour": "red", "background": "sky"}, style="snow"),
+    "2": edited({"shape": "circle", "colour": "yellow", "background": "mint", "place": "top left"}, shape="star"),
+    "6": edited({"shape": "square", "colour": "green", "background": "grey", "place": "bottom right"}, style="night"),
+    "9": edited({"shape": "triangle", "colour": "orange", "background": "lavender"}, colour="green"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(server):
+    """Each workflow posted once, as its page would post it."""
+    done = {}
+
+    def run(number):
+        if number not in done:
+            page = next(page for page in PAGES if page.stem.startswith(number))
+            prompt = json.loads((FOLDER / "api" / page.name).read_text())
+            done[number] = prompt, succeed(server.run(prompt, json.loads(page.read_text())))
+        return done[number]
+
+    return run
+
+
+def pictures(runs, number, title):
+    prompt, run = runs(number)
+    node = next(name for name, entry in prompt.items() if entry["_meta"]["title"] == title)
+    return run.pictures[node]
+
+
+@pytest.mark.parametrize("number", sorted(TRUTHS))
+def test_the_edit_is_the_true_one(runs, number):
+    title = {"6": "First edit"}.get(number, "Save Image")
+    picture = pictures(runs, number, title)[0]
+    assert judge_edit(TRUTHS[number], picture).success
+
+
+def test_the_sweep_shows_what_the_guidances_do(runs):
+    cells = read_scenes(pictures(runs, "3", "One by one"))
+    by_row = [cells[start : start + 3] for start in (0, 3, 6)]  # text_cfg 0, 2, 8
+    assert all(reading.scene.style == "sketch" and reading.scene.shape == "star" for reading in by_row[2])
+    assert any(reading.scene.style != "sketch" for reading in by_row[0])
+    assert pictures(runs, "3", "Save Image")[0].width > 3 * 128
+
+
+def test_pairs_differ_in_their_captions_words_alone(runs):
+    before, after = (read_scenes(pictures(runs, "4", title)) for title in ("Before", "After"))
+    assert [reading.scene.colour for reading in before] == ["red"] * 4
+    assert sum(a.scene == b.scene.with_(colour="blue") for a, b in zip(after, before, strict=True)) >= 3
+
+
+def test_the_data_set_is_saved_and_told_about(runs, server):
+    _, run = runs("5")
+    report = next(texts["text"][0] for texts in run.outputs.values() if "MiB" in str(texts.get("text")))
+    assert "my-pairs: " in report and "pairs of" in report
+    assert (server.base / "output" / "datasets" / "my-pairs" / "workflow.json").exists()
+
+
+def test_training_leaves_a_checkpoint_that_loads(runs, server):
+    prompt, run = runs("6")
+    told = next(texts["text"][0] for texts in run.outputs.values() if "text" in texts)
+    assert told == str(Path("ip2p") / "my-edits.safetensors")
+    offered = server.get("/object_info/IP2P_LoadCheckpoint")["IP2P_LoadCheckpoint"]["input"]["required"]["checkpoint"]
+    assert told in offered[1]["options"]
+    assert pictures(runs, "6", "Loss")[0].width > 300
+
+
+def test_the_curve_is_drawn_and_told(runs):
+    _, run = runs("7")
+    table = next(texts["text"][0] for texts in run.outputs.values() if "text" in texts)
+    assert "embedded model" in table and table.count("\n") >= 3
+    assert pictures(runs, "7", "Save Image")[0].width > 500
+
+
+def test_a_saved_picture_opens_as_its_workflow(runs, server):
+    prompt, run = runs("1")
+    node = next(name for name, entry in prompt.items() if entry["class_type"] == "SaveImage")
+    data = server.raw_picture(run.outputs[node]["images"][0])
+    with Image.open(io.BytesIO(data)) as picture:
+        assert json.loads(picture.info["prompt"]) == prompt
+        assert json.loads(picture.info["workflow"]) == json.loads(PAGES[0].read_text())
