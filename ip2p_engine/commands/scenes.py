@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import (
+    SAMPLER_NAMES,
     add_command,
     add_guidance_options,
     add_model_options,
@@ -18,10 +19,12 @@ from .options import (
     load_editor,
     progress_bar,
 )
+from .pairs import add_thresholds, thresholds
+from .stopping import stop_signals
 
 __all__ = ["add"]
 
-STAGE_NAMES = ("autoencoder", "decoder", "clip", "text-to-image", "edit")
+STAGE_NAMES = ("autoencoder", "decoder", "clip", "clip-text", "text-to-image", "edit")
 
 
 def add(commands: Any) -> None:
@@ -31,9 +34,11 @@ def add(commands: Any) -> None:
     judge.add_argument("--n", type=int, default=1000, help="edits (default: 1000)")
     judge.add_argument("--seed", type=int, default=7)
     judge.add_argument("--sheet", type=Path, help="also write a picture of the worst results")
+    judge.add_argument("--first", type=Path, help="also write a picture of the first twelve results")
     judge.add_argument("--json", action="store_true")
     add_model_options(judge)
     add_guidance_options(judge)
+    _add_pairs(actions)
     train = add_command(actions, "train", _scenes_train, "train the embedded models from nothing; resumes")
     train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
     train.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints and logs")
@@ -44,9 +49,32 @@ def add(commands: Any) -> None:
     export.add_argument("--out", type=Path, required=True)
 
 
+def _add_pairs(actions: Any) -> None:
+    pairs = add_command(actions, "pairs", _scenes_pairs, "make pairs of the grammar's captions and judge them by truth")
+    pairs.add_argument("folder", type=Path, help="a data set with every candidate; an unfinished one goes on")
+    pairs.add_argument("--judge-only", action="store_true", help="judge the pairs that the folder has")
+    pairs.add_argument("--n", type=int, default=300, help="caption pairs (default: 300)")
+    pairs.add_argument("--candidates", type=int, default=20, help="of each (default: 20)")
+    pairs.add_argument("--seed", type=int, default=7)
+    pairs.add_argument("--training", action="store_true", help="captions of the training split, not the held-out ones")
+    group = pairs.add_argument_group("generation (defaults: what suits the embedded model, see docs/pairs.md)")
+    group.add_argument("--steps", type=int)
+    group.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLER_NAMES))
+    group.add_argument("--p", dest="p2p_range", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    group.add_argument("--cfg", dest="cfg_range", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    group.add_argument("--edited-prompt-start", type=float, metavar="F", help="the fraction of the steps without it")
+    group = pairs.add_argument_group("the CLIP filter")
+    group.add_argument("--clip", default="embedded", help="embedded, a folder, or architecture/weights of open_clip")
+    add_thresholds(group)
+    pairs.add_argument("--plot", type=Path, metavar="PNG", help="draw the fraction of right pairs over p")
+    pairs.add_argument("--beside", type=Path, nargs="+", default=[], metavar="FOLDER", help="judged ones to draw too")
+    pairs.add_argument("--sheet", type=Path, metavar="PNG", help="a contact sheet of right and wrong pairs")
+    pairs.add_argument("--json", action="store_true")
+
+
 def _scenes_judge(options: argparse.Namespace) -> None:
     from ..scenes.exam import examine
-    from ..scenes.report import as_text, worst_sheet
+    from ..scenes.report import as_text, first_sheet, worst_sheet
 
     count, config = check_positive("--n", options.n), edit_config(options)
     editor = load_editor(options)
@@ -54,7 +82,58 @@ def _scenes_judge(options: argparse.Namespace) -> None:
         result = examine(editor, count=count, seed=options.seed, config=config, on_progress=bar)
     if options.sheet:
         worst_sheet(result).save(options.sheet)
+    if options.first:
+        first_sheet(result).save(options.first)
     sys.stdout.write((json.dumps(result.figures()) if options.json else as_text(result)) + "\n")
+
+
+def _scenes_pairs(options: argparse.Namespace) -> None:
+    from ..clip_similarity import ClipSimilarity
+    from ..scenes.pair_exam import examine_pairs, judge_store, kept_pairs
+    from ..scenes.pair_report import as_text, draw_curves, pair_sheet
+    from ..store import PairStore
+
+    config = thresholds(options, options.clip)
+    if not options.judge_only:
+        _make_candidates(options)
+    clip = ClipSimilarity.load(options.clip)
+    judged = {}
+    for folder in (options.folder, *options.beside):
+        with progress_bar(0, "judged") as bar:
+            judged[folder] = judge_store(folder, clip, on_progress=bar)
+    results = {folder.name: examine_pairs(pairs, config) for folder, pairs in judged.items()}
+    if options.plot:
+        draw_curves(results, options.plot)
+    if options.sheet:
+        pairs = judged[options.folder]
+        pair_sheet(PairStore(options.folder), pairs, kept_pairs(pairs, config)).save(options.sheet)
+    result = results[options.folder.name]
+    sys.stdout.write((json.dumps(result.figures()) if options.json else as_text(result)) + "\n")
+
+
+def _make_candidates(options: argparse.Namespace) -> None:
+    """Every candidate of some caption pairs of the grammar, unfiltered; what the folder has is not made again."""
+    from dataclasses import replace
+
+    from ..candidate_maker import FactoryConfig
+    from ..crew import CrewPlan, local_crew
+    from ..pair_factory import make_pairs
+    from ..scenes.pair_exam import sample_caption_edits
+    from ..scenes.presets import EMBEDDED_PAIRS
+
+    names = ("steps", "sampler", "p2p_range", "cfg_range", "edited_prompt_start")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given |= {name: tuple(value) for name, value in given.items() if name.endswith("_range")}
+    factory = FactoryConfig(
+        candidates=check_positive("--candidates", options.candidates),
+        seed=options.seed,
+        clip=options.clip,
+        filter=None,
+    )
+    plan = CrewPlan(pairs=replace(EMBEDDED_PAIRS, **given), factory=factory)
+    edits = sample_caption_edits(check_positive("--n", options.n), seed=options.seed, held_out=not options.training)
+    with local_crew(plan) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
+        make_pairs(edits, options.folder, crew, on_progress=bar, should_stop=should_stop)
 
 
 def _scenes_train(options: argparse.Namespace) -> None:

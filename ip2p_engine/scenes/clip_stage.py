@@ -1,32 +1,38 @@
-"""Stage 2 of the embedded models: a small CLIP that sees layout.
+"""The embedded CLIP, which sees layout: both towers together, then the text tower alone in every wording.
 
-Each batch holds scenes beside near misses of themselves (another place, another shape, another attribute), so that
-the contrast between right and almost right is what it learns.
+Together: each batch holds scenes beside near misses of themselves (another place, another shape, another attribute),
+so that the contrast between right and almost right is what it learns. Alone: the pictures' features are fixed, so a
+text can be compared with all of the world at once; a caption that does not say where means every place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from open_clip import CLIP
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from .grammar import caption_of, scenes_of
 from .stage import StageConfig
-from .tables import text_table, words_in_use
+from .tables import caption_rows, text_table, words_in_use
 from .world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, all_scenes, world_pixels
 
-__all__ = ["CLIP_CONFIG", "CLIP_MEAN", "CLIP_STD", "ClipStage", "make_clip"]
+__all__ = ["CLIP_CONFIG", "CLIP_MEAN", "CLIP_STD", "ClipStage", "ClipTextStage", "make_clip", "with_text_tower"]
 
 CLIP_MEAN = CLIP_STD = (0.5, 0.5, 0.5)
-CLIP_CONFIG = {
+CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 96, "layers": 4, "head_width": 24},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
+THRESHOLDS = {"min_sim_0": 0.6, "min_sim_1": 0.6, "min_sim_direction": 0.75, "min_sim_image": 0.45}
+"""Where the filter's thresholds belong for this CLIP: calibrated on training scenes, see docs/pairs.md."""
 AXES = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),
@@ -57,17 +63,14 @@ class ClipStage:
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed + 2)
-        self.trained: nn.Module = make_clip(len(words_in_use()))
+        self.trained: Any = make_clip(len(words_in_use()))
 
     @cached_property
     def _world(self) -> tuple[Tensor, Tensor, dict]:
         """(pixels, caption tokens, row of each scene) of the training scenes."""
         scenes = scenes_of(held_out=False)
-        position = {scene: n for n, scene in enumerate(all_scenes())}
-        pixels = world_pixels()[[position[scene] for scene in scenes]]
         tokens = text_table([caption_of(scene) for scene in scenes]).tokens
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        return pixels, tokens, {scene: n for n, scene in enumerate(scenes)}
+        return _scene_pixels(), tokens, {scene: n for n, scene in enumerate(scenes)}
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pixels, tokens, rows = self._world
@@ -102,6 +105,83 @@ class ClipStage:
         return loss, {"top1": right.item()}
 
 
+class ClipTextStage:
+    """The text tower on fixed features of the pictures: each wording against every training scene.
+
+    The cross entropy of CLIP from text to image, whose right answers are all scenes that the caption describes.
+    """
+
+    config = StageConfig(steps=300, batch=128, learning_rate=1e-3)
+
+    def __init__(self, clip: Mapping[str, Tensor]) -> None:
+        """``clip`` holds the weights of the finished first stage, which this one goes on from."""
+        network = make_clip(len(words_in_use()))
+        network.load_state_dict(dict(clip))
+        self._features = _scene_features(network.eval())
+        self._scale = network.logit_scale.exp().clamp(max=100).item()
+        captions, self._rows = caption_rows()
+        tokens = text_table(captions).tokens
+        # A text is read up to its end, so places behind the longest text neither learn nor cost.
+        self._tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+        self._meant = _meant_scenes(self._rows, len(captions))
+        self.trained: Any = _text_tower(network, self._tokens.shape[1])
+
+    def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        scenes = torch.randint(len(self._rows), (self.config.batch,), generator=generator)
+        wordings = torch.randint(self._rows.shape[1], (self.config.batch,), generator=generator)
+        return {"texts": self._rows[scenes, wordings]}
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        texts = batch["texts"]
+        encoded = self.trained.encode_text(self._tokens[texts].long(), normalize=True)
+        logits = self._scale * encoded @ self._features.T
+        meant = self._meant[texts]
+        target = torch.zeros_like(logits).scatter_add_(1, meant.clamp(min=0), (meant >= 0).float())
+        loss = -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+        return loss, {"top1": target.gather(1, logits.argmax(1, keepdim=True)).mean().item()}
+
+
+def with_text_tower(clip: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP with the text tower of ClipTextStage, whose positions are the first of the standard 77."""
+    positions = clip["positional_embedding"].clone()
+    learnt = text["positional_embedding"]
+    positions[: len(learnt)] = learnt
+    return {**clip, **text, "positional_embedding": positions}
+
+
+def _scene_pixels() -> Tensor:
+    """Every training scene as uint8, (scenes, 3, 64, 64)."""
+    position = {scene: n for n, scene in enumerate(all_scenes())}
+    pixels = world_pixels()[[position[scene] for scene in scenes_of(held_out=False)]]
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def _text_tower(network: CLIP, length: int) -> CLIP:
+    """The CLIP without its picture tower, for texts of at most ``length`` tokens."""
+    del network.visual
+    network.positional_embedding = nn.Parameter(network.positional_embedding.detach()[:length].clone())
+    network.attn_mask = network.attn_mask[:length, :length].clone()
+    return network
+
+
+@torch.no_grad()
+def _scene_features(network: CLIP) -> Tensor:
+    """Unit features of every training scene, (scenes, 64)."""
+    encoded = [network.encode_image(part.float() / 127.5 - 1) for part in _scene_pixels().split(256)]
+    return normalize(torch.cat(encoded), dim=-1)
+
+
+def _meant_scenes(rows: Tensor, count: int) -> Tensor:
+    """The training scenes that each caption describes, (captions, 9), filled up with -1."""
+    meant: list[list[int]] = [[] for _ in range(count)]
+    for scene, captions in enumerate(rows.tolist()):
+        for caption in captions:
+            meant[caption].append(scene)
+    return torch.tensor([(scenes + [-1] * len(PLACES))[: len(PLACES)] for scenes in meant])
+
+
 def clip_config_json() -> dict:
     """What the exported file says of itself."""
-    return CLIP_CONFIG | {"preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}, "training": asdict(ClipStage.config)}
+    training = {"together": asdict(ClipStage.config), "text": asdict(ClipTextStage.config)}
+    seen = {"preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}, "thresholds": THRESHOLDS}
+    return CLIP_CONFIG | seen | {"training": training}

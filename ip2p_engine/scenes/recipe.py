@@ -1,4 +1,4 @@
-"""How the embedded models are made from nothing: five stages, each resumable, then the files that ship."""
+"""How the embedded models are made from nothing: six stages, each resumable, then the files that ship."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError
+from .clip_stage import with_text_tower
 from .export import export_autoencoder, export_clip, export_settings, export_text_encoder, export_unet
 from .stage import run_stage
 
@@ -22,7 +23,7 @@ __all__ = ["STAGES", "export_embedded", "train_in_processes", "train_stage"]
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("autoencoder", "decoder", "clip", "text-to-image", "edit")
+STAGES = ("autoencoder", "decoder", "clip", "clip-text", "text-to-image", "edit")
 
 
 def train_in_processes(stages: Sequence[str], runs: Path, *, processes: int, device: str) -> None:
@@ -31,7 +32,7 @@ def train_in_processes(stages: Sequence[str], runs: Path, *, processes: int, dev
     Two processes of one thread beat one process of two: these networks are too small to share a matrix product.
     """
     for stage in stages:
-        count = 1 if stage == "clip" else processes  # a contrastive batch is compared as a whole
+        count = 1 if stage.startswith("clip") else processes  # a contrastive batch is compared as a whole
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
         command = ["-m", __package__.split(".")[0], "scenes", "train", stage, "--runs", str(runs), "--device", device]
         threads = {} if device != "cpu" else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -50,6 +51,7 @@ def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
         "autoencoder": _autoencoder_stage,
         "decoder": _decoder_stage,
         "clip": _clip_stage,
+        "clip-text": _clip_text_stage,
         "text-to-image": _text_to_image_stage,
         "edit": _edit_stage,
     }[name]
@@ -62,11 +64,11 @@ def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
 def export_embedded(runs: Path, folder: Path) -> None:
     """Write the shipped files from the stages' weights."""
     for name, export in {
-        "clip": export_clip,
         "text-to-image": _export_text_to_image,
         "edit": partial(export_unet, in_channels=8),
     }.items():
         export(_finished(runs, name), folder)
+    export_clip(with_text_tower(_finished(runs, "clip"), _finished(runs, "clip-text")), folder)
     export_autoencoder(_finished(runs, "autoencoder") | _finished(runs, "decoder"), folder)
     export_settings(folder)
 
@@ -92,6 +94,12 @@ def _clip_stage(runs: Path):
     from .clip_stage import ClipStage
 
     return ClipStage()
+
+
+def _clip_text_stage(runs: Path):
+    from .clip_stage import ClipTextStage
+
+    return ClipTextStage(_finished(runs, "clip"))
 
 
 def _text_to_image_stage(runs: Path):

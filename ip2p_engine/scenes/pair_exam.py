@@ -1,0 +1,278 @@
+"""An examination of pairs of pictures: does a pair show what its captions say, and nothing else changed?
+
+The truth is the world's judge, which reads every attribute back from the pixels; CLIP has no say. So it tells how many
+pairs are right before the CLIP filter and after it, and where the filter's thresholds belong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..captions.edits import CaptionEdit
+from ..clip_similarity import ClipSimilarity, PairScores
+from ..errors import DatasetError
+from ..files import AppendLog, json_lines
+from ..filtering import FilterConfig, filter_candidates
+from ..images import open_image
+from ..store import PairRecord, PairStore
+from .caption_source import parse_caption
+from .grammar import captions_of, edits_from, sample_edits
+from .judge import Reading, read_scenes
+from .world import Scene, all_scenes, render
+
+__all__ = [
+    "JudgedPair",
+    "PairExamination",
+    "Rates",
+    "examine_pairs",
+    "judge_pair",
+    "judge_store",
+    "kept_pairs",
+    "read_judged",
+    "sample_caption_edits",
+]
+
+TOGETHER = 256
+BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedPair:
+    """One pair with what is seen in it; one line of the file of judged pairs."""
+
+    key: str
+    kind: str
+    says_where: bool
+    """Whether the captions say where the object is; where they do not, it must stay where it came to be."""
+    p: float | None
+    cfg: float | None
+    scores: PairScores
+    before: dict[str, str]
+    """The attributes read in the source picture."""
+    after: dict[str, str]
+    before_right: bool
+    """The source picture is clear and shows its caption."""
+    after_right: bool
+    """The edited picture is clear and shows its caption."""
+    stays: bool
+    """Every attribute that no caption changes is the same in both, the place included."""
+
+    @property
+    def right(self) -> bool:
+        return self.before_right and self.after_right and self.stays
+
+    @property
+    def caption(self) -> str:
+        """What the candidates of one caption pair have in common."""
+        return self.key.partition("/")[0]
+
+    def to_row(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> JudgedPair:
+        """Raises TypeError or KeyError for a row that is none of ours."""
+        return cls(**{**row, "scores": PairScores(**row["scores"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Fractions of some pairs, 0 to 1; all 0 for none."""
+
+    count: int
+    right: float
+    before_right: float
+    after_right: float
+    stays: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[JudgedPair]) -> Rates:
+        names = [field.name for field in fields(cls)][1:]
+        return cls(
+            count=len(pairs),
+            **{name: sum(getattr(pair, name) for pair in pairs) / max(1, len(pairs)) for name in names},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairExamination:
+    """How many pairs are right: all candidates, and those that a filter keeps."""
+
+    before: Rates
+    after: Rates
+    by_kind: dict[str, tuple[Rates, Rates]]
+    by_wording: dict[str, tuple[Rates, Rates]]
+    by_p: dict[str, tuple[Rates, Rates]]
+    """In ten bins of p; the key is the bin's lower end."""
+    interval: tuple[float, float]
+    """95 % of ``before.right``, by drawing caption pairs with replacement."""
+    interval_after: tuple[float, float]
+    captions: int
+    captions_kept: int
+    """Caption pairs of which at least one candidate is kept."""
+    floors: dict[str, float]
+    keep: int
+
+    def figures(self) -> dict[str, Any]:
+        """As JSON takes it; each pair of rates is (before, after) the filter."""
+        return asdict(self)
+
+
+def sample_caption_edits(count: int, *, seed: int, held_out: bool) -> list[CaptionEdit]:
+    """Caption pairs of the grammar, kinds in turn, in any wording, of one split; the split's phrasings too."""
+    draw = random.Random(seed)
+    return [_in_some_wording(edit, draw) for edit in sample_edits(count, seed=seed, held_out=held_out)]
+
+
+def _in_some_wording(edit: Any, draw: random.Random) -> CaptionEdit:
+    caption, edited_caption = draw.choice(list(zip(captions_of(edit.source), captions_of(edit.target), strict=True)))
+    return CaptionEdit(caption=caption, instruction=edit.instruction, edited_caption=edited_caption)
+
+
+def judge_store(
+    folder: Path | str,
+    clip: ClipSimilarity,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[JudgedPair]:
+    """Judge and score every pair of a data set that was made from the grammar's captions.
+
+    The judged pairs are also lines of a file in the folder, one file a CLIP, so that thresholds can be studied without
+    the pictures; what is there is not judged again. Raises DatasetError.
+    """
+    path = Path(folder) / f"judged-{_fingerprint(clip)}.jsonl"
+    log = AppendLog(path, DatasetError)
+    known = {pair.key: pair for pair in read_judged(path)}
+    store = PairStore(folder)
+    waiting = (record for record in store if record.key not in known)
+    while records := list(islice(waiting, TOGETHER)):
+        found = _judge_records(records, clip)
+        log.append(*(pair.to_row() for pair in found))
+        known.update((pair.key, pair) for pair in found)
+        if on_progress is not None:
+            on_progress(len(known), len(store))
+    return [known[key] for key in store.columns("key")["key"]]
+
+
+def _fingerprint(clip: ClipSimilarity) -> str:
+    """Eight digits that another CLIP does not have: of its features of one scene and its caption."""
+    scene = all_scenes()[0]
+    features = torch.cat([clip.text_features(captions_of(scene)), clip.image_features([render(scene)])])
+    return hashlib.blake2b(features.mul(1000).round().short().numpy().tobytes(), digest_size=4).hexdigest()
+
+
+def read_judged(path: Path) -> Iterator[JudgedPair]:
+    """Judged pairs of a file; raises DatasetError for a line that is none."""
+    for row in json_lines(path, DatasetError):
+        try:
+            yield JudgedPair.from_row(row)
+        except (KeyError, TypeError) as error:
+            raise DatasetError(f"{path} has a line that is no judged pair ({error!r}); delete the file") from error
+
+
+def _judge_records(records: Sequence[PairRecord], clip: ClipSimilarity) -> list[JudgedPair]:
+    before = [open_image(record.original_image) for record in records]
+    after = [open_image(record.edited_image) for record in records]
+    captions, edited = [r.original_prompt for r in records], [r.edited_prompt for r in records]
+    scores = clip.score(before, after, captions, edited)
+    readings = read_scenes([*before, *after])
+    both = zip(readings[: len(records)], readings[len(records) :], strict=True)
+    return [judge_pair(r, b, a, s) for r, (b, a), s in zip(records, both, scores, strict=True)]
+
+
+def judge_pair(record: PairRecord, before: Reading, after: Reading, scores: PairScores) -> JudgedPair:
+    """Compare what is seen in both pictures with what the captions say; DatasetError for foreign captions."""
+    kind, source, target, says_where = _meaning(record)
+    said = [name for name in vars(source) if says_where or name != "place"]
+    changed = [name for name in vars(source) if getattr(source, name) != getattr(target, name)]
+    return JudgedPair(
+        key=record.key,
+        kind=kind,
+        says_where=says_where,
+        p=record.p,
+        cfg=record.cfg,
+        scores=scores,
+        before=vars(before.scene),
+        after=vars(after.scene),
+        before_right=before.clear and _agree(before.scene, source, said),
+        after_right=after.clear and _agree(after.scene, target, said),
+        stays=_agree(before.scene, after.scene, [name for name in vars(source) if name not in changed]),
+    )
+
+
+def _agree(one: Scene, other: Scene, names: Iterable[str]) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _meaning(record: PairRecord) -> tuple[str, Scene, Scene, bool]:
+    """(kind, source, target, whether the captions say where)."""
+    source, target = parse_caption(record.original_prompt), parse_caption(record.edited_prompt)
+    if source is not None and target is not None:
+        kinds = [kind for kind, scene in edits_from(source[0]) if scene == target[0]]
+        if kinds:
+            return kinds[0], source[0], target[0], source[1] > 0
+    captions = f"{record.original_prompt!r} and {record.edited_prompt!r}"
+    raise DatasetError(f"pair {record.key!r} has captions that are no edit of the scenes grammar: {captions}")
+
+
+def examine_pairs(judged: Sequence[JudgedPair], config: FilterConfig) -> PairExamination:
+    """The rates of all candidates, and of those that the filter keeps of each caption pair."""
+    kept = kept_pairs(judged, config)
+
+    def split(group: Callable[[JudgedPair], str]) -> dict[str, tuple[Rates, Rates]]:
+        names = sorted({group(pair) for pair in judged})
+        return {
+            name: (Rates.of([q for q in judged if group(q) == name]), Rates.of([q for q in kept if group(q) == name]))
+            for name in names
+        }
+
+    return PairExamination(
+        before=Rates.of(judged),
+        after=Rates.of(kept),
+        by_kind=split(lambda pair: pair.kind),
+        by_wording=split(lambda pair: "says where" if pair.says_where else "does not say where"),
+        by_p=split(_bin_of) if all(pair.p is not None for pair in judged) else {},
+        interval=_interval(judged),
+        interval_after=_interval(kept),
+        captions=len({pair.caption for pair in judged}),
+        captions_kept=len({pair.caption for pair in kept}),
+        floors=config.floors(),
+        keep=config.keep,
+    )
+
+
+def kept_pairs(judged: Sequence[JudgedPair], config: FilterConfig) -> list[JudgedPair]:
+    """What the filter keeps, caption pair by caption pair."""
+    groups: dict[str, list[JudgedPair]] = {}
+    for pair in judged:
+        groups.setdefault(pair.caption, []).append(pair)
+    return [g[n] for g in groups.values() for n in filter_candidates([pair.scores for pair in g], config).kept]
+
+
+def _bin_of(pair: JudgedPair) -> str:
+    return f"{min(BINS - 1, int((pair.p or 0.0) * BINS)) / BINS:.1f}"
+
+
+def _interval(pairs: Sequence[JudgedPair], draws: int = 1000) -> tuple[float, float]:
+    """95 % of the fraction right: candidates of one caption pair are alike, so whole caption pairs are drawn."""
+    groups: dict[str, list[bool]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.caption, []).append(pair.right)
+    if not groups:
+        return 0.0, 0.0
+    tallies, draw = [(sum(group), len(group)) for group in groups.values()], random.Random(0)
+    rates = []
+    for _ in range(draws):
+        chosen = draw.choices(tallies, k=len(tallies))
+        rates.append(sum(right for right, _ in chosen) / sum(count for _, count in chosen))
+    rates.sort()
+    return rates[round(0.025 * draws)], rates[round(0.975 * draws) - 1]
