@@ -1,0 +1,224 @@
+"""Numbers of edited pictures: formulas, other libraries' values, and the benchmarks' own transforms."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torchvision import transforms
+
+from ip2p_engine.clip_similarity import ClipSimilarity
+from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from ip2p_engine.evaluate.features import Dino, centre, clip_features, lpips
+from ip2p_engine.evaluate.pairs import EditedPicture, measure_picture, pair_tables, read_table
+from ip2p_engine.evaluate.pixels import background, distances, evaluate_extra
+
+
+def noise(size=(48, 40), seed=0):
+    draw = np.random.default_rng(seed)
+    return Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def flat(level, size=(48, 40)):
+    return Image.new("RGB", size, (level,) * 3)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return ClipSimilarity.load("embedded")
+
+
+@pytest.fixture(scope="module")
+def dino_folder(tmp_path_factory):
+    """A ViT of DINO's kind, untrained: its published weights cannot be part of a test."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    config = ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, patch_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def test_distances_of_flat_pictures():
+    found = distances(flat(51), flat(102))
+    assert found["l1"] == pytest.approx(0.2) and found["l2"] == pytest.approx(0.04)
+    assert found["psnr"] == pytest.approx(-10 * math.log10(0.04))
+    assert distances(flat(9), flat(9)) == {"l1": 0, "l2": 0, "psnr": math.inf, "ssim": pytest.approx(1, abs=1e-5)}
+
+
+def test_ssim_is_skimage_s():
+    a, b = noise(), noise(seed=1)
+    blend = Image.blend(a, b, 0.3)
+    kinds = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 255,
+        "channel_axis": 2,
+    }
+    expected = structural_similarity(np.asarray(a), np.asarray(blend), **kinds)
+    assert distances(a, blend)["ssim"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_edit_of_another_size_is_brought_to_the_target_s():
+    edited, target = noise((96, 80)), noise(seed=1)
+    by_hand = np.asarray(edited.resize(target.size, Image.Resampling.BICUBIC), float) - np.asarray(target, float)
+    assert distances(edited, target)["l1"] == pytest.approx(np.abs(by_hand).mean() / 255, abs=1e-6)
+
+
+def half_mask(level=255):
+    """White on the left half."""
+    mask = Image.new("L", (48, 40), 0)
+    mask.paste(level, (0, 0, 24, 40))
+    return mask
+
+
+def test_only_what_lies_outside_the_mask_counts():
+    source = noise()
+    inside, outside = source.copy(), source.copy()
+    inside.paste((0, 0, 0), (0, 0, 24, 40))
+    outside.paste((0, 0, 0), (24, 0, 48, 40))
+    kept = background(source, inside, half_mask())
+    assert kept["background_l2"] == 0 and kept["background_psnr"] == math.inf
+    by_hand = (np.asarray(source, float)[:, 24:] ** 2).mean() / 255**2
+    lost = background(source, outside, half_mask())
+    assert lost["background_l2"] == pytest.approx(by_hand) and lost["background_ssim"] < 0.2
+
+
+def test_both_sides_of_the_mask_s_threshold():
+    edited = noise(seed=1)
+    assert background(noise(), edited, half_mask(128)) == background(noise(), edited, half_mask(255))
+    assert background(noise(), edited, half_mask(127)) == background(noise(), edited, half_mask(0))
+    with pytest.raises(ImageError, match="white everywhere"):
+        background(noise(), edited, Image.new("L", (48, 40), 128))
+
+
+def test_the_transforms_are_the_benchmarks_own(clip):
+    """CLIP's published preprocessing, and DINO's as MagicBrush writes it."""
+    picture = noise((90, 60))
+    mean, std = clip._mean, clip._std
+    published = open_clip.image_transform(clip.size, is_train=False, mean=tuple(mean), std=tuple(std))
+    with torch.no_grad():
+        expected = clip.network.encode_image(published(picture)[None], normalize=True)
+    assert (clip_features(clip, [picture]) - expected).abs().max() < 1e-5
+    written = transforms.Compose([transforms.Resize(256, interpolation=3), transforms.CenterCrop(224)])
+    assert centre(picture, 256, 224).tobytes() == written(picture).tobytes()
+
+
+def test_dino_s_features_are_the_class_token_s(dino_folder):
+    dino, picture = Dino.load(dino_folder), noise((300, 260))
+    normal = transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=3),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    with torch.no_grad():
+        token = dino._network(pixel_values=normal(picture)[None]).last_hidden_state[0, 0]
+    together = dino.features([noise(seed=2), picture])
+    assert (together[1] - token / token.norm()).abs().max() < 1e-5
+    assert (dino.features([picture])[0] - together[1]).abs().max() < 1e-5
+
+
+def test_no_dino(tmp_path):
+    with pytest.raises(CheckpointError, match="is no DINO that can be loaded"):
+        Dino.load(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A source, an edit, a target and a mask as files."""
+    pictures = {"source": noise((64, 64)), "edited": noise((64, 64), 1), "target": noise((64, 64), 2)}
+    for name, picture in {**pictures, "mask": half_mask().resize((64, 64))}.items():
+        picture.save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+ALL = {"caption": "a red heart", "edited_caption": "a blue star"} | {
+    name: f"{name}.png" for name in ("source", "edited", "target", "mask")
+}
+
+
+def test_the_numbers_by_their_formulas(folder, clip, dino_folder):
+    (folder / "t.jsonl").write_text(json.dumps(ALL) + "\n")
+    (row,) = read_table(folder / "t.jsonl")
+    found = measure_picture(row, clip, Dino.load(dino_folder))
+    source, edited, target = clip_features(
+        clip, [Image.open(folder / f"{n}.png") for n in ("source", "edited", "target")]
+    )
+    before, after = clip.text_features(["a red heart", "a blue star"])
+    assert found["clip_i"] == pytest.approx(float(edited @ target), abs=1e-5)
+    assert found["clip_im"] == pytest.approx(float(edited @ source), abs=1e-5)
+    assert found["clip_t"] == found["clip_out"] == pytest.approx(float(edited @ after), abs=1e-5)
+    change, wanted = edited - source, after - before
+    assert found["clip_dir"] == pytest.approx(float(change @ wanted / change.norm() / wanted.norm()), abs=1e-5)
+    assert found["l1"] == pytest.approx(distances(noise((64, 64), 1), noise((64, 64), 2))["l1"])
+    assert found["source_l1"] == pytest.approx(distances(noise((64, 64), 1), noise((64, 64)))["l1"])
+    assert -1 <= found["dino"] <= 1 and found["dino"] != found["source_dino"]
+
+
+def test_equal_pictures_are_perfect(folder, clip):
+    same = dict.fromkeys(("source", "edited", "target"), folder / "source.png")
+    found = measure_picture(EditedPicture(name="same", **same), clip)
+    assert found["l1"] == found["l2"] == 0 and found["clip_i"] == pytest.approx(1, abs=1e-6)
+    assert "clip_t" not in found and "background_psnr" not in found and "dino" not in found
+
+
+def test_tables_say_of_how_many_rows_a_mean_is():
+    tables = pair_tables([{"l1": 0.1, "psnr": math.inf, "source_l1": 0.3}, {"l1": 0.3, "psnr": 20.0}])
+    shown = {
+        row[0]: row[1:] for table in tables for row in table.rows if "target" in table.title or "kept" in table.title
+    }
+    assert shown == {"L1": ("0.2000", 2), "PSNR to target": ("20.0000", 1)}
+
+
+def test_csv_says_the_same_as_jsonl(folder):
+    (folder / "t.csv").write_text(",".join(ALL) + "\n" + ",".join(ALL.values()) + "\n")
+    (folder / "t.jsonl").write_text(json.dumps(ALL) + "\n")
+    assert read_table(folder / "t.csv") == read_table(folder / "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("t.csv", "source,target\na,b\n", "row 1, has no edited"),
+        ("t.csv", "source,edited\n", "no rows"),
+        ("t.jsonl", '{"source": "a"}\n', "row 1, has no edited"),
+        ("t.jsonl", "{", "line 1, is no JSON"),
+        ("t.txt", "", "neither .csv nor .jsonl"),
+    ],
+)
+def test_tables_that_cannot_be_measured(tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DatasetError, match=sentence):
+        read_table(tmp_path / name)
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(ConfigError, match=r"needs torchmetrics_absent, which is missing; pip install .*evaluate"):
+        evaluate_extra("torchmetrics_absent.functional")
+
+
+def test_lpips_looks_outside_the_mask(tmp_path, monkeypatch):
+    """torchvision's SqueezeNet, untrained, where its download would lie."""
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(squeezenet1_1().state_dict(), tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = noise((64, 64))
+    inside, outside, mask = source.copy(), source.copy(), half_mask().resize((64, 64))
+    inside.paste((0, 0, 0), (0, 0, 32, 64))
+    outside.paste((0, 0, 0), (32, 0, 64, 64))
+    assert lpips(source, inside, mask) == pytest.approx(0, abs=1e-7)
+    assert lpips(source, outside, mask) > 1e-4
