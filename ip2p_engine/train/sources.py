@@ -185,7 +185,7 @@ def _from_hub(data: Path | str, config: TrainConfig) -> Any:
 def _check_columns(found: Any, data: Any, config: TrainConfig) -> None:
     names = found.column_names
     for column in config.columns:
-        if names is not None and column.partition(".")[0] not in names:
+        if names is not None and not {column, column.partition(".")[0]} & set(names):
             raise DatasetError(f"{data} has the columns {', '.join(names)} and no {column!r}; name three with columns")
 
 

@@ -1,0 +1,284 @@
+"""Where pairs come from, which of them a step sees, and how they are cut."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ip2p_engine.dataset import export_dataset
+from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.train import TrainConfig
+from ip2p_engine.train.batches import PictureReader, Share, batches
+from ip2p_engine.train.crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
+from ip2p_engine.train.draws import draw, stream
+from ip2p_engine.train.order import make_order
+from ip2p_engine.train.sources import Example, open_pair, open_source
+
+SMALL = TrainConfig(steps=6, batch_size=4, resolution=64, resize=(64, 72), workers=0)
+WHOLE = Share(rank=0, world=1, micro=4)
+
+
+def seen(source, config=SMALL, *, share=WHOLE, first=0):
+    """All micro-batches of a process."""
+    return list(batches(PictureReader(source, config), make_order(source, config), config, share, first))
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Sources
+
+
+def texts(source):
+    """Instructions and pictures of the first rows."""
+    examples = list(islice(source.epoch(0), 10)) if hasattr(source, "epoch") else [source[n] for n in range(10)]
+    pairs = [open_pair(example) for example in examples]
+    return sorted((pair.instruction, pair.original.tobytes(), pair.edited.tobytes()) for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, store, records):
+    """The same ten pairs in foreign layouts."""
+    home = tmp_path_factory.mktemp("layouts")
+    export_dataset(store, home / "original")
+    (home / "pictures").mkdir()
+    rows = []
+    for number, pair in enumerate(records):
+        names = [f"pictures/{number}{suffix}.png" for suffix in "ab"]
+        for name, data in zip(names, (pair.original_image, pair.edited_image), strict=True):
+            (home / name).write_bytes(data)
+        rows.append({"input": names[0], "text": pair.edit_prompt, "output": names[1]})
+    (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with tarfile.open(home / "shard.tar", "w") as tar:
+        for number, pair in enumerate(records):
+            parts = {"a.png": pair.original_image, "b.png": pair.edited_image, "json": _json(pair)}
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    _parquet(home / "mine.parquet", records)
+    return home
+
+
+def _json(pair):
+    return json.dumps({"edit": {"instruction": pair.edit_prompt}}).encode()
+
+
+def _parquet(path, records):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "before": [{"bytes": pair.original_image, "path": None} for pair in records],
+        "say": [pair.edit_prompt for pair in records],
+        "after": [{"bytes": pair.edited_image, "path": None} for pair in records],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mine.parquet", {"columns": ("before", "say", "after")}),
+        ("mine.parquet", {"columns": ("before", "say", "after"), "streaming": True}),
+        ("pairs.jsonl", {"columns": ("input", "text", "output")}),
+        ("shard.tar", {"columns": ("a.png", "json.edit.instruction", "b.png"), "streaming": True}),
+    ],
+    ids=["parquet", "parquet, streamed", "JSON lines", "webdataset"],
+)
+def test_foreign_data_sets_give_the_same_pairs(folder, store, name, settings):
+    source = open_source(folder / name, TrainConfig(**settings))
+    assert texts(source) == texts(open_source(store, TrainConfig()))
+
+
+def test_the_original_layout(folder, store):
+    """Its pictures are JPEGs, so they are near and not equal."""
+    ours, theirs = (texts(open_source(path, TrainConfig())) for path in (store, folder / "original"))
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    gap = np.frombuffer(ours[0][1], np.uint8).astype(int) - np.frombuffer(theirs[0][1], np.uint8)
+    assert abs(gap).mean() < 3
+
+
+def test_a_sequence_of_pairs(records, store):
+    assert texts(open_source(records, TrainConfig())) == texts(open_source(store, TrainConfig()))
+
+
+def test_a_column_that_is_missing_is_named(folder):
+    with pytest.raises(DatasetError, match="has the columns .*before.* and no 'picture'"):
+        open_source(folder / "mine.parquet", TrainConfig(columns=("picture", "say", "after")))
+
+
+def test_no_data_set(tmp_path):
+    with pytest.raises(DatasetError, match="cannot be opened as a data set"):
+        open_source(tmp_path, TrainConfig())
+    (tmp_path / "notes.md").write_text("?")
+    with pytest.raises(DatasetError, match="ends in '.md'"):
+        open_source(tmp_path / "notes.md", TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"instruction": None}, "row 7: the instruction is NoneType"),
+        ({"original": None}, "row 7: a picture is missing"),
+        ({"edited": b"GIF"}, "row 7: .* is not a picture"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_named(records, change, message):
+    whole = {"original": records[0].original_image, "instruction": "x", "edited": records[0].edited_image}
+    with pytest.raises(DatasetError, match=message):
+        open_pair(Example(name="row 7", **{**whole, **change}))
+
+
+def test_broken_rows_are_replaced_alike_however_a_stream_is_cut(folder, records):
+    import pyarrow.parquet
+
+    path = folder / "broken.parquet"
+    _parquet(path, [replace(pair, edited_image=b"") if n in (2, 3) else pair for n, pair in enumerate(records)])
+    settings = replace(SMALL, columns=("before", "say", "after"), streaming=True, shuffle_buffer=3)
+    one = seen(open_source(path, settings), settings)
+    two = [seen(open_source(path, settings), settings, share=Share(rank=r, world=2, micro=2)) for r in (0, 1)]
+    assert any(batch.broken for batch in one)
+    for step, batch in enumerate(one):
+        for rank in (0, 1):
+            assert two[rank][step].instructions == batch.instructions[rank::2]
+    assert len(pyarrow.parquet.read_table(path)) == 10
+
+
+# Order
+
+
+def test_every_pair_is_seen_once_an_epoch(store):
+    source = open_source(store, SMALL)
+    orders = [place for places in islice(make_order(source, SMALL).walk(0), 5) for place in places]
+    rows = [place.candidates[0] for place in orders]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10] != rows[10:]
+
+
+def test_the_order_is_a_function_of_the_seed_and_the_step(store):
+    source = open_source(store, SMALL)
+    straight = list(islice(make_order(source, SMALL).walk(0), 5))
+    assert list(islice(make_order(source, SMALL).walk(3), 2)) == straight[3:]
+    assert list(islice(make_order(source, replace(SMALL, seed=1)).walk(0), 5)) != straight
+
+
+def test_a_stream_goes_on_where_it_was(folder):
+    settings = replace(SMALL, columns=("before", "say", "after"), streaming=True, shuffle_buffer=4)
+    straight = seen(open_source(folder / "mine.parquet", settings), settings)
+    rest = seen(open_source(folder / "mine.parquet", settings), settings, first=4)
+    assert [batch.instructions for batch in rest] == [batch.instructions for batch in straight[4:]]
+    assert torch.equal(rest[0].tensors["pixels"], straight[4].tensors["pixels"])
+
+
+def test_workers_change_nothing(store):
+    settings = replace(SMALL, steps=3)
+    source = open_source(store, settings)
+    alone, helped = (seen(source, replace(settings, workers=count), share=replace(WHOLE, micro=3)) for count in (0, 2))
+    for a, b in zip(alone, helped, strict=True):
+        assert a.instructions == b.instructions
+        assert torch.equal(a.tensors["pixels"], b.tensors["pixels"])
+        assert torch.equal(a.draws.noise, b.draws.noise)
+
+
+def test_buckets_keep_aspects_and_each_step_has_one_shape(records):
+    wide = [
+        replace(r, original_image=_stretched(r.original_image), edited_image=_stretched(r.edited_image))
+        for r in records[:3]
+    ]
+    data = [*wide, *records[3:]]
+    settings = replace(SMALL, buckets=True, steps=8, batch_size=2)
+    source = open_source(data, settings)
+    shapes = [
+        tuple(batch.tensors["pixels"].shape[-2:]) for batch in seen(source, settings, share=replace(WHOLE, micro=2))
+    ]
+    assert set(shapes) == {(64, 64), (48, 80)}
+    places = islice(make_order(source, settings).walk(0), 6)
+    epoch = [place.candidates[0] for step in places for place in step]
+    assert set(epoch) == set(range(10))
+
+
+def _stretched(data):
+    return png(Image.open(io.BytesIO(data)).resize((128, 72)))
+
+
+def test_bucket_shapes():
+    shapes = bucket_shapes(512)
+    assert (512, 512) in shapes
+    assert all(w % 64 == h % 64 == 0 and w * h <= 512**2 and max(w, h) <= 2 * min(w, h) for w, h in shapes)
+    assert shapes[nearest_shape((1600, 900), shapes)] == (640, 384)
+    assert shapes[nearest_shape((900, 1600), shapes)][0] < 512
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ConfigError, match="batch_size is 4 and 3 processes share it"):
+        Share.of(SMALL, 0, 3)
+
+
+# Crops
+
+
+def ramp(width, height):
+    """A picture whose red and green say where a pixel was."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(300, 300), (640, 400), (64, 200), (256, 256)])
+def test_crops_cover_and_keep_the_aspect(size):
+    settings = TrainConfig()
+    for n in range(20):
+        crop = draw_crop(size, (256, 256), settings, stream(0, "crop", n))
+        assert 256 <= min(crop.resized) <= 288
+        assert crop.resized[0] / crop.resized[1] == pytest.approx(size[0] / size[1], rel=0.01)
+        assert 0 <= crop.left <= crop.resized[0] - 256
+        assert 0 <= crop.top <= crop.resized[1] - 256
+
+
+def test_both_pictures_get_the_same_crop():
+    picture = ramp(100, 80)
+    for n in range(6):
+        crop = draw_crop(picture.size, (64, 64), SMALL, stream(0, "crop", n))
+        before, after = crop_pair((picture, picture), crop)
+        assert torch.equal(before, after)
+        assert (before[0, 0, 0] > before[0, 0, -1]) == crop.mirrored
+
+
+def test_size_ids_say_what_was_cut():
+    crop = draw_crop((640, 400), (256, 256), TrainConfig(), stream(0, "crop", 3))
+    assert size_ids(crop).tolist() == [400, 640, crop.top, crop.left, 256, 256]
+
+
+# Draws
+
+
+def test_draws_do_not_depend_on_the_batch_they_are_made_in():
+    together = draw(0, 5, [0, 1, 2, 3], (4, 8, 8))
+    alone = draw(0, 5, [2], (4, 8, 8))
+    for name, value in vars(alone).items():
+        assert torch.equal(value[0], getattr(together, name)[2])
+
+
+def test_draws_have_the_right_distribution():
+    chance = draw(0, 0, range(3000), (1, 2, 2))
+    for uniform in (chance.drop, chance.level):
+        assert abs(uniform.double().mean() - 0.5) < 0.02
+        assert uniform.min() >= 0
+        assert uniform.max() < 1
+    for normal in (chance.noise, chance.posterior, chance.offset):
+        assert abs(normal.mean()) < 0.06
+        assert abs(normal.std() - 1) < 0.04
+    others = (chance.noise[:, 0, 0, 0], chance.posterior[:, 0, 0, 0], chance.level.float())
+    correlation = torch.corrcoef(torch.stack([chance.drop, *others]))
+    assert (correlation - torch.eye(4)).abs().max() < 0.08
