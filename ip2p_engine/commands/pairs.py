@@ -118,6 +118,7 @@ def _pairs(options: argparse.Namespace) -> None:
 
 
 def _crew(options: argparse.Namespace) -> Any:
+    from ..cluster import ray_crew
     from ..crew import CrewPlan, local_crew
 
     clip = options.clip or ("embedded" if options.checkpoint == "embedded-sd" else None)
@@ -129,7 +130,7 @@ def _crew(options: argparse.Namespace) -> Any:
         pairs=_pair_config(options),
         factory=_factory_config(options, clip),
     )
-    return local_crew(plan)
+    return ray_crew(plan, options.cluster) if options.cluster else local_crew(plan)
 
 
 def _work(options: argparse.Namespace) -> Any:

@@ -17,17 +17,15 @@ from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
 from ip2p_engine.filtering import FilterConfig, filter_candidates
 from ip2p_engine.pair_factory import Work, make_pairs
 from ip2p_engine.pairs import PairConfig, PairGenerator, draw_settings
-from ip2p_engine.refilter import refilter
-from ip2p_engine.store import PairStore
+from ip2p_engine.refilter import refilter, rescored
+from ip2p_engine.store import PairStore, PairWriter
 
 COLOURS = ("red", "green", "blue", "yellow")
 EDITS = [
     CaptionEdit(caption=f"a large {old} heart", instruction=f"paint it {new}", edited_caption=f"a large {new} heart")
     for old, new in zip(COLOURS, COLOURS[1:], strict=False)
 ]
-# An untrained network's pictures pass no threshold of the paper's; these let about half of them through.
-LOOSE = FilterConfig(min_sim_0=-1, min_sim_1=-1, min_sim_direction=0.0, min_sim_image=0.5, keep=2)
-CONFIG = FactoryConfig(candidates=2, clip="embedded", filter=LOOSE)
+KEEP_ALL = FactoryConfig(candidates=2, clip="embedded", filter=None)
 OFTEN = Work(batch_pairs=2, save_seconds=0, rows_per_shard=2)
 
 
@@ -37,14 +35,38 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def crew_of(tiny_pair_model, clip):
-    """Makes a crew of an untrained model and the embedded CLIP."""
+def crew_with(tiny_pair_model, clip):
+    """Makes a crew of an untrained model and the embedded CLIP: (config, settings of the pairs)."""
     model = tiny_pair_model()
+    return lambda config, **pairs: LocalCrew(
+        CandidateMaker(PairGenerator(model, PairConfig(steps=2, **pairs)), clip, config)
+    )
 
-    def make(config=CONFIG, **pairs):
-        return LocalCrew(CandidateMaker(PairGenerator(model, PairConfig(steps=2, **pairs)), clip, config))
 
-    return make
+@pytest.fixture(scope="module")
+def everything(crew_with, tmp_path_factory):
+    """A run without a filter: every candidate's pictures and scores."""
+    folder = tmp_path_factory.mktemp("everything") / "store"
+    return folder, make_pairs(EDITS, folder, crew_with(KEEP_ALL), work=OFTEN)
+
+
+@pytest.fixture(scope="module")
+def loose(everything):
+    """An untrained network's pictures pass no threshold of the paper's; of one caption none passes these."""
+    best = sorted(max(one.sim_direction for one in row.scores) for row in read_candidates(everything[0]))
+    middle = (best[0] + best[1]) / 2
+    return FilterConfig(min_sim_0=-1, min_sim_1=-1, min_sim_image=-1, min_sim_direction=middle, keep=1)
+
+
+@pytest.fixture(scope="module")
+def filtering(loose):
+    return replace(KEEP_ALL, filter=loose)
+
+
+@pytest.fixture(scope="module")
+def crew_of(crew_with, filtering):
+    """Makes a crew that filters, by default."""
+    return lambda config=filtering, **pairs: crew_with(config, **pairs)
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +85,18 @@ def stopping_after(calls):
     return lambda: next(left, None) is None
 
 
-def test_a_run_keeps_what_the_filter_keeps_and_the_scores_of_all(undisturbed):
+def test_a_run_keeps_what_the_filter_keeps_and_the_scores_of_all(undisturbed, loose):
     folder, report = undisturbed
     assert verify(folder).sound
     pairs, rows = list(PairStore(folder)), list(read_candidates(folder))
     assert [row.caption for row in rows] == [0, 1, 2]
     for row in rows:
         assert row.seeds == tuple(candidate_seed(0, row.caption, n) for n in range(2))
-        assert row.kept == tuple(row.seeds[n] for n in filter_candidates(row.scores, LOOSE).kept)
+        assert row.kept == tuple(row.seeds[n] for n in filter_candidates(row.scores, loose).kept)
         assert [pair.key for pair in pairs if pair.key.startswith(f"{row.caption:07d}/")] == [
             f"{row.caption:07d}/{seed}" for seed in row.kept
         ]
-    assert 0 < len(pairs) < 6 and any(not row.kept for row in rows)
+    assert [len(row.kept) for row in rows].count(0) == 1 and len(pairs) == 2
     assert (report.pairs, report.captions, report.filtered.candidates) == (len(pairs), 3, 6)
     assert report.filtered.kept == len(pairs)
     assert json.loads(json.dumps(report.to_dict()))["filtered"]["kept"] == len(pairs)
@@ -90,7 +112,7 @@ def test_a_row_says_how_its_pair_was_made(undisturbed):
     score = rows[number].scores[rows[number].seeds.index(seed)]
     assert (pair.sim_0, pair.sim_image) == (score.sim_0, score.sim_image)
     manifest = PairStore(folder).manifest
-    assert manifest["config"]["factory"]["filter"]["min_sim_image"] == 0.5
+    assert manifest["config"]["factory"]["filter"]["keep"] == 1
     assert manifest["config"]["pairs"]["p2p_range"] == [0.1, 0.9]
     assert manifest["work"] == {"batch_pairs": 2}
 
@@ -132,13 +154,13 @@ def test_a_kill_between_pictures_and_ledger_doubles_nothing(undisturbed, crew_of
     assert contents(tmp_path / "store") == contents(undisturbed[0])
 
 
-def test_what_is_in_the_data_set_counts(crew_of, tmp_path):
+def test_what_is_in_the_data_set_counts(crew_of, filtering, loose, tmp_path):
     """Rounding may decide otherwise the second time: then the ledger follows the pictures that are there."""
     make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
     ledger = tmp_path / "store" / "candidates" / "00000-of-00001.jsonl"
     rows = list(read_candidates(tmp_path / "store"))
     ledger.write_bytes(b"")
-    stricter = crew_of(replace(CONFIG, filter=replace(LOOSE, keep=1)))
+    stricter = crew_of(replace(filtering, filter=replace(loose, min_sim_direction=0.99999)))
     stricter.describe = crew_of().describe
     make_pairs(EDITS, tmp_path / "store", stricter, work=OFTEN)
     again = list(read_candidates(tmp_path / "store"))
@@ -165,7 +187,7 @@ def test_later_runs_take_the_first_run_s_batches(crew_of, tmp_path, caplog):
     assert "begun in batches of 2" in caplog.text
 
 
-def test_edits_may_be_appended_and_not_changed(undisturbed, crew_of, tmp_path):
+def test_edits_may_be_appended_and_not_changed(undisturbed, crew_of, filtering, tmp_path):
     make_pairs(EDITS[:2], tmp_path / "store", crew_of(), work=OFTEN)
     make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
     assert contents(tmp_path / "store") == contents(undisturbed[0])
@@ -173,7 +195,7 @@ def test_edits_may_be_appended_and_not_changed(undisturbed, crew_of, tmp_path):
     with pytest.raises(DatasetError, match="row 2 has changed; append new edits at the end"):
         make_pairs(changed, tmp_path / "store", crew_of(), work=OFTEN)
     with pytest.raises(DatasetError, match="another run: its config.factory.candidates is 2"):
-        make_pairs(EDITS, tmp_path / "store", crew_of(replace(CONFIG, candidates=5)), work=OFTEN)
+        make_pairs(EDITS, tmp_path / "store", crew_of(replace(filtering, candidates=5)), work=OFTEN)
     assert contents(tmp_path / "store") == contents(undisturbed[0])
 
 
@@ -187,14 +209,39 @@ def test_captions_that_do_not_suit_the_mode_are_noted_and_passed_over(crew_of, t
     assert "1 of them do not suit the mode" in report.as_text()
 
 
-def test_filtering_later_equals_filtering_at_once(undisturbed, crew_of, tmp_path):
+def test_filtering_later_equals_filtering_at_once(undisturbed, everything, loose, tmp_path):
     """Without a filter every picture is kept, and any thresholds can follow."""
-    everything = make_pairs(EDITS, tmp_path / "all", crew_of(replace(CONFIG, filter=None)), work=OFTEN)
-    assert everything.pairs == 6 and everything.filtered is None
-    report = refilter(tmp_path / "all", tmp_path / "later", LOOSE)
+    assert everything[1].pairs == 6 and everything[1].filtered is None
+    for _ in range(2):  # the second call finds everything done
+        report = refilter(everything[0], tmp_path / "later", loose)
     assert report.missing == () and report.filtered == undisturbed[1].filtered
     assert verify(tmp_path / "later").digest == verify(undisturbed[0]).digest
     assert list(read_candidates(tmp_path / "later")) == list(read_candidates(undisturbed[0]))
+
+
+def test_lower_thresholds_name_the_pairs_whose_pictures_are_gone(undisturbed, loose):
+    report = refilter(undisturbed[0], None, replace(loose, min_sim_direction=-1, keep=9))
+    assert report.filtered.kept == 6 and len(report.missing) == 4
+    assert "4 of them have no pictures" in report.as_text()
+    assert len(report.to_dict()["missing"]) == 4
+
+
+def test_data_sets_without_a_ledger_are_filtered_by_their_rows(everything, loose, clip, tmp_path):
+    """By the scores in them, or by new ones; a caption pair is what has the same texts."""
+    foreign = [replace(pair, key=f"foreign/{n}") for n, pair in enumerate(PairStore(everything[0]))]
+    bare = [replace(pair, sim_0=None, sim_1=None, sim_image=None, sim_direction=None) for pair in foreign]
+    for name, pairs in (("scored", foreign), ("bare", bare)):
+        with PairWriter(tmp_path / name, manifest={"config": {}}) as writer:
+            writer.write(*pairs)
+    expected = refilter(everything[0], None, loose).filtered
+    assert refilter(tmp_path / "scored", tmp_path / "one", loose).filtered == expected
+    with pytest.raises(DatasetError, match="pair 1 of .*bare has no scores; take them with --clip"):
+        refilter(tmp_path / "bare", None, loose)
+    scores = rescored(PairStore(tmp_path / "bare"), clip)
+    assert refilter(tmp_path / "bare", tmp_path / "two", loose, scores=scores, clip="embedded").filtered == expected
+    assert [pair.sim_image for pair in PairStore(tmp_path / "two")] == [
+        pair.sim_image for pair in PairStore(tmp_path / "one")
+    ]
 
 
 def test_progress_counts_candidates(crew_of, tmp_path):
@@ -204,12 +251,12 @@ def test_progress_counts_candidates(crew_of, tmp_path):
     assert "1 caption pairs done" in seen[2][2] and "of candidates kept" in seen[2][2]
 
 
-def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, crew_of, tmp_path):
+def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, crew_of, filtering, loose, tmp_path):
     """A margin of 2 drops nothing; none at all drops what the preview already dooms, and changes no other pair."""
-    patient = replace(CONFIG, early_reject=EarlyReject(margin=2.0))
+    patient = replace(filtering, early_reject=EarlyReject(margin=2.0))
     make_pairs(EDITS, tmp_path / "patient", crew_of(patient), work=OFTEN)
     assert contents(tmp_path / "patient") == contents(undisturbed[0])
-    hasty = replace(CONFIG, early_reject=EarlyReject(margin=0.0, measures=("sim_image", "sim_direction")))
+    hasty = replace(filtering, early_reject=EarlyReject(margin=0.0, measures=("sim_direction",)))
     report = make_pairs(EDITS, tmp_path / "hasty", crew_of(hasty), work=OFTEN)
     rows, whole = list(read_candidates(tmp_path / "hasty")), list(read_candidates(undisturbed[0]))
     dropped = sum(len(row.early) for row in rows)
@@ -218,7 +265,7 @@ def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, cr
     assert f"{dropped} dropped unfinished" in report.as_text()
     for row, full in zip(rows, whole, strict=True):
         previews = dict(zip(row.seeds, row.scores, strict=True))
-        assert all(previews[seed].sim_image < 0.5 or previews[seed].sim_direction < 0 for seed in row.early)
+        assert all(previews[seed].sim_direction < loose.min_sim_direction for seed in row.early)
         finished = {seed: score for seed, score in zip(full.seeds, full.scores, strict=True) if seed not in row.early}
         for seed, score in row.finished():
             assert abs(score.sim_image - finished[seed].sim_image) < 1e-4
@@ -259,15 +306,15 @@ def test_impossible_settings_are_refused(make, sentence):
         make()
 
 
-def test_runs_that_cannot_be_are_refused_before_anything_is_written(crew_of, tmp_path):
+def test_runs_that_cannot_be_are_refused_before_anything_is_written(crew_of, filtering, tmp_path):
     with pytest.raises(ConfigError, match="no caption pair"):
         make_pairs([], tmp_path / "store", crew_of())
     with pytest.raises(ConfigError, match="an early look after some of 2 steps of dpmpp_2m"):
-        crew_of(replace(CONFIG, early_reject=EarlyReject()), sampler="dpmpp_2m")
+        crew_of(replace(filtering, early_reject=EarlyReject()), sampler="dpmpp_2m")
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
 def test_every_picture_format_is_read_back(crew_of, tmp_path, kind, start):
-    make_pairs(EDITS[:1], tmp_path, crew_of(replace(CONFIG, filter=None, candidates=1, picture_format=kind)))
+    make_pairs(EDITS[:1], tmp_path, crew_of(replace(KEEP_ALL, candidates=1, picture_format=kind)))
     assert PairStore(tmp_path)[0].original_image.startswith(start) and verify(tmp_path).sound

@@ -1,0 +1,60 @@
+"""A cluster makes the pairs of one machine, to the byte, also when it loses a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+
+from ip2p_engine.candidate_maker import FactoryConfig
+from ip2p_engine.captions.edits import CaptionEdit
+from ip2p_engine.cluster import ray_crew
+from ip2p_engine.crew import CrewPlan, local_crew
+from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
+from ip2p_engine.pair_factory import Work, make_pairs
+from ip2p_engine.pairs import PairConfig
+
+HEARTS = [
+    CaptionEdit(caption=f"a large {old} heart", instruction=f"paint it {new}", edited_caption=f"a large {new} heart")
+    for old, new in (("red", "blue"), ("blue", "green"), ("green", "white"), ("white", "yellow"), ("yellow", "red"))
+]
+PLAN = CrewPlan(
+    device="cpu",
+    pairs=PairConfig(steps=1, batch_pairs=2),
+    factory=FactoryConfig(candidates=2, clip="embedded", filter=None),
+)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for place in ("data", "candidates") for path in (folder / place).iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path):
+    pytest.importorskip("ray")
+    with local_crew(PLAN) as crew:
+        make_pairs(HEARTS, tmp_path / "alone", crew)
+    lost = []
+    with ray_crew(PLAN, "local", workers=2) as crew:
+
+        def lose(done, total, note):
+            if not lost:
+                lost.append(crew.processes[1])
+                os.kill(lost[0], signal.SIGKILL)
+
+        make_pairs(HEARTS, tmp_path / "cluster", crew, on_progress=lose)
+        assert lost and contents(tmp_path / "cluster") == contents(tmp_path / "alone")
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            make_pairs(HEARTS, tmp_path / "stopped", crew, should_stop=lambda: True)
+    broken = CrewPlan(checkpoint="missing.safetensors", device="cpu", factory=PLAN.factory)
+    with ray_crew(broken, "local", workers=1) as crew, pytest.raises(CheckpointError, match="missing.safetensors"):
+        make_pairs(HEARTS, tmp_path / "broken", crew, work=Work())
+
+
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'instruct-pix2pix\[cluster\]'"), ray_crew(PLAN, "local"):
+        pass
