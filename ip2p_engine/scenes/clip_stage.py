@@ -31,7 +31,7 @@ CLIP_CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 96, "layers": 4, "head_width": 24},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
-THRESHOLDS = {"min_sim_0": 0.6, "min_sim_1": 0.6, "min_sim_direction": 0.75, "min_sim_image": 0.45}
+THRESHOLDS = {"min_sim_0": 0.65, "min_sim_1": 0.65, "min_sim_direction": 0.8, "min_sim_image": 0.45}
 """Where the filter's thresholds belong for this CLIP: calibrated on training scenes, see docs/pairs.md."""
 AXES = {
     "shape": SHAPES,

@@ -14,13 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from ..captions.edits import CaptionEdit
 from ..clip_similarity import ClipSimilarity, PairScores
 from ..errors import DatasetError
 from ..files import AppendLog, json_lines
-from ..filtering import FilterConfig, filter_candidates
+from ..filtering import MEASURES, FilterConfig, filter_candidates
 from ..images import open_image
 from ..store import PairRecord, PairStore
 from .caption_source import parse_caption
@@ -32,6 +34,7 @@ __all__ = [
     "JudgedPair",
     "PairExamination",
     "Rates",
+    "Separation",
     "examine_pairs",
     "judge_pair",
     "judge_store",
@@ -104,6 +107,33 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Separation:
+    """How well one cosine tells right pairs from wrong ones, and so where its threshold belongs."""
+
+    area: float | None
+    """The probability that a right pair has more than a wrong one (area under the ROC curve); None without both."""
+    right: tuple[float, ...]
+    """What 99, 95 and 50 % of the right pairs reach."""
+    wrong: tuple[float, ...]
+    """What 50, 5 and 1 % of the wrong pairs reach."""
+
+    @classmethod
+    def of(cls, right: Sequence[float], wrong: Sequence[float]) -> Separation:
+        return cls(
+            area=_area(right, wrong),
+            right=tuple(float(np.quantile(right, share)) for share in (0.01, 0.05, 0.5)) if right else (),
+            wrong=tuple(float(np.quantile(wrong, share)) for share in (0.5, 0.95, 0.99)) if wrong else (),
+        )
+
+
+def _area(right: Sequence[float], wrong: Sequence[float]) -> float | None:
+    if not right or not wrong:
+        return None
+    ranks = rankdata([*right, *wrong])[: len(right)]
+    return float((ranks.mean() - (len(right) + 1) / 2) / len(wrong))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairExamination:
     """How many pairs are right: all candidates, and those that a filter keeps."""
 
@@ -119,6 +149,10 @@ class PairExamination:
     captions: int
     captions_kept: int
     """Caption pairs of which at least one candidate is kept."""
+    separation: dict[str, Separation]
+    """Of each cosine, over all candidates."""
+    right_pass: float
+    """The fraction of the right pairs that reach every threshold."""
     floors: dict[str, float]
     keep: int
 
@@ -227,6 +261,7 @@ def _meaning(record: PairRecord) -> tuple[str, Scene, Scene, bool]:
 def examine_pairs(judged: Sequence[JudgedPair], config: FilterConfig) -> PairExamination:
     """The rates of all candidates, and of those that the filter keeps of each caption pair."""
     kept = kept_pairs(judged, config)
+    right = [pair for pair in judged if pair.right]
 
     def split(group: Callable[[JudgedPair], str]) -> dict[str, tuple[Rates, Rates]]:
         names = sorted({group(pair) for pair in judged})
@@ -245,9 +280,20 @@ def examine_pairs(judged: Sequence[JudgedPair], config: FilterConfig) -> PairExa
         interval_after=_interval(kept),
         captions=len({pair.caption for pair in judged}),
         captions_kept=len({pair.caption for pair in kept}),
+        separation={name: _separation(judged, name) for name in MEASURES},
+        right_pass=sum(_passes(pair, config) for pair in right) / max(1, len(right)),
         floors=config.floors(),
         keep=config.keep,
     )
+
+
+def _separation(judged: Sequence[JudgedPair], measure: str) -> Separation:
+    scores = [(pair.right, getattr(pair.scores, measure)) for pair in judged]
+    return Separation.of([score for right, score in scores if right], [score for right, score in scores if not right])
+
+
+def _passes(pair: JudgedPair, config: FilterConfig) -> bool:
+    return bool(filter_candidates([pair.scores], config).kept)
 
 
 def kept_pairs(judged: Sequence[JudgedPair], config: FilterConfig) -> list[JudgedPair]:

@@ -17,6 +17,7 @@ from ip2p_engine.scenes.judge import read_scenes
 from ip2p_engine.scenes.pair_exam import (
     JudgedPair,
     Rates,
+    Separation,
     examine_pairs,
     judge_pair,
     judge_store,
@@ -120,10 +121,20 @@ def test_rates_before_and_after_a_filter():
     assert (result.before.count, result.before.right) == (4, 0.5)
     assert (result.after.count, result.after.right) == (2, 1.0)
     assert (result.captions, result.captions_kept) == (2, 1)
+    assert result.right_pass == 1.0
     assert {p: rates.count for p, (rates, _) in result.by_p.items()} == {"0.0": 1, "0.5": 2, "0.9": 1}
     assert result.interval[0] <= 0.5 <= result.interval[1]
     assert json.loads(json.dumps(result.figures()))["after"]["right"] == 1.0
-    assert "of 1 caption pairs" in as_text(result)
+    assert "of 1 caption pairs it keeps something" in as_text(result)
+
+
+def test_separation_is_the_chance_that_a_right_pair_scores_higher():
+    right, wrong = [0.9, 0.5, 0.5], [0.5, 0.1]
+    wins = sum((a > b) + 0.5 * (a == b) for a in right for b in wrong)
+    found = Separation.of(right, wrong)
+    assert found.area == pytest.approx(wins / 6)
+    assert found.right[-1] == pytest.approx(0.5)
+    assert Separation.of(right, []).area is None
 
 
 def test_nothing_kept_is_no_error():
