@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
     _add_pairs(actions)
     train = add_command(actions, "train", _scenes_train, "train the embedded models from nothing; resumes")
     train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
+    train.add_argument("--pairs", type=Path, help="train the edit model on this data set and not on true pairs")
     train.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints and logs")
     train.add_argument("--processes", type=int, default=2, help="one thread each (default: 2)")
     train.add_argument("--device", default="cpu")
@@ -137,8 +138,11 @@ def _make_candidates(options: argparse.Namespace) -> None:
 
 
 def _scenes_train(options: argparse.Namespace) -> None:
-    from ..scenes.recipe import STAGES, train_in_processes, train_stage
+    from ..scenes.recipe import STAGES, train_in_processes, train_on_pairs, train_stage
 
+    if options.pairs:
+        train_on_pairs(options.pairs, options.runs, processes=options.processes, device=options.device)
+        return
     stages = options.stages or list(STAGES)
     logging.getLogger("ip2p_engine").setLevel(logging.INFO)
     if options.processes == 1 and len(stages) == 1:

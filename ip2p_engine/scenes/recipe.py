@@ -19,7 +19,7 @@ from .clip_stage import with_text_tower
 from .export import export_autoencoder, export_clip, export_settings, export_text_encoder, export_unet
 from .stage import run_stage
 
-__all__ = ["STAGES", "export_embedded", "train_in_processes", "train_stage"]
+__all__ = ["STAGES", "export_embedded", "train_in_processes", "train_on_pairs", "train_stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,22 @@ def train_in_processes(stages: Sequence[str], runs: Path, *, processes: int, dev
     """
     for stage in stages:
         count = 1 if stage.startswith("clip") else processes  # a contrastive batch is compared as a whole
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
-        command = ["-m", __package__.split(".")[0], "scenes", "train", stage, "--runs", str(runs), "--device", device]
-        threads = {} if device != "cpu" else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        subprocess.run(
-            [sys.executable, *launcher, *command, "--processes", "1"], check=True, env={**os.environ, **threads}
-        )
+        _launch(["scenes", "train", stage, "--runs", str(runs), "--processes", "1"], count, device)
+
+
+def train_on_pairs(pairs: Path, runs: Path, *, processes: int, device: str) -> None:
+    """The edit model on a data set instead of true pairs, by ``ip2p train``: into ``runs``/edit-pairs."""
+    out = runs / "edit-pairs"
+    command = ["train", "--data", str(pairs), "--base", "embedded-sd", "--out", str(out), "--preset", "embedded"]
+    _launch(command, processes, device)
+
+
+def _launch(command: Sequence[str], processes: int, device: str) -> None:
+    """Run an ip2p command, as several processes if wanted."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    program = [*(torchrun if processes > 1 else []), "-m", __package__.split(".")[0]]
+    threads = {} if device != "cpu" else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, *program, *command, "--device", device], check=True, env={**os.environ, **threads})
 
 
 def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:

@@ -145,19 +145,25 @@ def config(**overrides):
     return TrainConfig(**{**values, **overrides})
 
 
-@pytest.fixture
-def run(store, base, tmp_path):
-    """Trains: (name, family or path of the base, data, other arguments of train, overrides of the config)."""
+@pytest.fixture(scope="session")
+def run_in(store, base):
+    """Trains: (folder, family or path of the base, data, other arguments of train, overrides of the config)."""
     saved_base = base
 
-    def start(name="run", *, family="sd1", base=None, data=None, arguments=None, **overrides):
+    def start(folder, *, family="sd1", base=None, data=None, arguments=None, **overrides):
         return train(
             config(**overrides),
             data=store if data is None else data,
             base=base or saved_base(family),
-            out=tmp_path / name,
+            out=folder,
             device="cpu",
             **(arguments or {}),
         )
 
     return start
+
+
+@pytest.fixture
+def run(run_in, tmp_path):
+    """The same, in a folder of the test's own."""
+    return lambda name="run", **settings: run_in(tmp_path / name, **settings)

@@ -95,7 +95,9 @@ def test_f_the_condition_is_the_mode_and_not_a_sample(store, base, family):
 
 def test_g_an_epoch_that_batches_do_not_divide(run):
     """Ten pairs in steps of four: every batch is full, and each example has its own size ids."""
-    assert run(family="sdxl", steps=3, micro_batch=3).finished
+    seen = []
+    stop = {"on_progress": seen.append, "should_stop": lambda: len(seen) == 2}
+    assert run(family="sdxl", micro_batch=3, arguments=stop).step == 3
 
 
 def test_h_a_resumed_run_sees_what_comes_next(store):
@@ -107,8 +109,9 @@ def test_h_a_resumed_run_sees_what_comes_next(store):
 
 
 def test_i_validation_draws_nothing_that_training_draws_from(run, tmp_path):
-    run("plain", steps=2)
-    run("watched", steps=2, validate_every=1, validation_count=1)
+    stop = {"should_stop": lambda: True}
+    run("plain", arguments=stop)
+    run("watched", arguments=stop, validate_every=1, validation_count=1)
     states = [load_checkpoint(latest(tmp_path / name / "checkpoints")) for name in ("plain", "watched")]
     for part in ("trained", "ema"):
         assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from ip2p_engine.model import load_model
 from ip2p_engine.train import TrainConfig, preset
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import PRESETS, read_config
+from ip2p_engine.train.networks import lora_state, make_trainable
 
 
 def losses(folder):
@@ -40,93 +42,133 @@ def after(steps):
     return {"on_progress": lambda p: done.append(p.step), "should_stop": lambda: done[-1] >= steps - 1}
 
 
+@pytest.fixture(scope="module")
+def whole(run_in, tmp_path_factory):
+    """(folder, result, progress) of four undisturbed steps, with a validation strip after them."""
+    folder, seen = tmp_path_factory.mktemp("whole") / "run", []
+    arguments = {"on_progress": seen.append}
+    result = run_in(folder, save_every=1, validate_every=4, validation_count=3, arguments=arguments)
+    return folder, result, seen
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of that run, to go on with."""
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
+def test_resumed_run_is_bit_equal(run, whole, tmp_path):
+    part = run(arguments=after(3))
+    assert (part.finished, part.step) == (False, 3)
+    rest = run()
+    assert (rest.finished, rest.step) == (True, 4)
+    assert losses(tmp_path / "run") == losses(whole[0])
+    same_state(weights(tmp_path / "run"), weights(whole[0]))
+    assert rest.loss == whole[1].loss
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
-        ("sd1", {}),
         ("sd1", {"optimizer": "muon", "schedule": "cosine", "cache": True}),
         ("sdxl", {"lora_rank": 2, "micro_batch": 3}),
+        ("sd2", {"optimizer": "adamw", "min_snr": 5.0, "clip_norm": 1.0, "gradient_checkpointing": True}),
+        ("cosxl", {"offset_noise": 0.1, "precision": "bfloat16", "buckets": True}),
     ],
-    ids=["adamw", "muon, cached", "SDXL, LoRA"],
+    ids=["muon, cached", "SDXL, LoRA", "SD2, min-SNR", "CosXL, bfloat16, buckets"],
 )
-def test_resumed_run_is_bit_equal(run, tmp_path, family, settings):
-    whole = run("whole", family=family, steps=5, save_every=2, **settings)
-    part = run("parts", family=family, steps=5, save_every=2, **settings, arguments=after(3))
-    assert (part.finished, part.step) == (False, 3)
-    rest = run("parts", family=family, steps=5, save_every=2, **settings)
-    assert (rest.finished, rest.step) == (True, 5)
+def test_every_kind_of_run_resumes_to_the_bit(run, tmp_path, family, settings):
+    run("whole", family=family, steps=5, save_every=2, **settings)
+    run("parts", family=family, steps=5, save_every=2, **settings, arguments=after(3))
+    run("parts", family=family, steps=5, save_every=2, **settings)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     same_state(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    assert whole.loss == rest.loss
 
 
-def test_what_was_logged_beyond_the_checkpoint_is_forgotten(run, tmp_path):
-    run("whole", steps=4)
-    run("killed", steps=4, save_every=2, arguments=after(2))
-    log = tmp_path / "killed" / "log.jsonl"
+def test_what_was_logged_beyond_the_checkpoint_is_forgotten(run, whole, tmp_path):
+    run(save_every=2, arguments=after(2))
+    log = tmp_path / "run" / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 3, "loss": 7.0}\n{"step": 4, "lo')
-    run("killed", steps=4, save_every=2)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    run(save_every=2)
+    assert losses(tmp_path / "run") == losses(whole[0])
 
 
-def test_a_step_does_not_depend_on_micro_batches(run, tmp_path):
-    run("one", steps=3)
-    run("many", steps=3, micro_batch=1)
-    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "many"), abs=1e-5)
+def test_a_step_does_not_depend_on_micro_batches(run, whole, tmp_path):
+    run(micro_batch=3, arguments=after(3))
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole[0])[:3], abs=1e-5)
 
 
-def test_a_finished_run_is_not_trained_again(run, tmp_path):
-    run(steps=2)
-    again = run(steps=2)
+def test_runs_in_inference_mode_and_leaves_the_global_generator_alone(run, whole, tmp_path):
+    """ComfyUI runs every node in inference mode."""
+    before = torch.get_rng_state()
+    with torch.inference_mode():
+        run(arguments=after(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert losses(tmp_path / "run") == losses(whole[0])[:2]
+
+
+def test_adapters_draw_from_the_seed_and_not_from_the_global_generator(base):
+    before = torch.get_rng_state()
+    one, two = (make_trainable(load_model(base()), TrainConfig(lora_rank=2)).unet for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    drawn = lora_state(one)
+    assert all(torch.equal(value, drawn[name]) for name, value in lora_state(two).items())
+
+
+def test_a_finished_run_is_not_trained_again(run, whole, copy):
+    again = run(save_every=1, validate_every=4, validation_count=3)
     assert again.finished
-    assert len(losses(tmp_path / "run")) == 2
+    assert losses(copy) == losses(whole[0])
     assert set(again.files) == {"ema", "raw", "diffusers"}
 
 
 def test_cached_latents_train_as_encoded_ones_do(run, tmp_path):
     """Where nothing is random about crops, the cache changes nothing."""
-    still = {"steps": 3, "resize": (64, 64), "flip": 0.0}
-    run("encoded", **still)
-    run("cached", **still, cache=True)
+    still = {"resize": (64, 64), "flip": 0.0}
+    run("encoded", **still, arguments=after(3))
+    run("cached", **still, cache=True, arguments=after(3))
     assert losses(tmp_path / "encoded") == pytest.approx(losses(tmp_path / "cached"), abs=1e-6)
 
 
 def test_a_cache_of_other_data_is_refused(run, records, tmp_path):
-    run(steps=1, cache=True)
+    run(cache=True, arguments=after(1))
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(DatasetError, match="holds latents with rows '10', and now it is '9'"):
-        run(steps=1, cache=True, data=records[:9])
+    with pytest.raises(DatasetError, match="holds latents with data"):
+        run(cache=True, data=records[:9])
 
 
-def test_outputs_load_everywhere(run, tmp_path):
-    result = run(steps=2)
-    state = weights(tmp_path / "run")
+def test_outputs_load_everywhere(whole):
+    folder, result, _ = whole
+    state = weights(folder)
     for kind, part in (("ema", "ema"), ("raw", "trained")):
         model = load_model(result.files[kind])
         assert model.spec.in_channels == 8
         assert model.spec.weights == kind
         assert all(torch.equal(value, state[part][name]) for name, value in model.unet.state_dict().items())
-        folder = load_model(result.files["diffusers"], weights=kind)
-        assert all(torch.equal(value, state[part][name]) for name, value in folder.unet.state_dict().items())
+        pipeline = load_model(result.files["diffusers"], weights=kind)
+        assert all(torch.equal(value, state[part][name]) for name, value in pipeline.unet.state_dict().items())
     with safe_open(result.files["ema"], "pt") as file:
-        assert json.loads(file.metadata()[TRAINING_KEY])["config"]["steps"] == 2
+        assert json.loads(file.metadata()[TRAINING_KEY])["config"]["steps"] == 4
     assert Image.open(result.curve).width > 100
 
 
-def test_diffusers_loads_the_folder(run):
+@pytest.mark.slow
+def test_diffusers_loads_the_folder(whole):
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    result = run(steps=1)
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(result.files["diffusers"], safety_checker=None)
-    ours = load_model(result.files["ema"]).unet.state_dict()
+    files = whole[1].files
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(files["diffusers"], safety_checker=None)
+    ours = load_model(files["ema"]).unet.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in pipeline.unet.state_dict().items())
 
 
-def test_adapters_load_in_diffusers_and_merge_to_the_same(run, tmp_path):
+@pytest.mark.slow
+def test_adapters_load_in_diffusers_and_merge_to_the_same(run, whole):
     """On an InstructPix2Pix as the base, lora.safetensors on top of it is the merged checkpoint."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    first = run("first", steps=1)
+    first = whole[1]
     tuned = run("tuned", base=first.files["ema"], steps=3, lora_rank=4, learning_rate=0.05)
     assert set(tuned.files) == {"ema", "raw", "diffusers", "lora"}
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(first.files["diffusers"], safety_checker=None)
@@ -139,61 +181,44 @@ def test_adapters_load_in_diffusers_and_merge_to_the_same(run, tmp_path):
     assert torch.allclose(adapted, merged, atol=2e-4)
 
 
-def test_runs_in_inference_mode_and_leaves_the_global_generator_alone(run, tmp_path):
-    """ComfyUI runs every node in inference mode."""
-    run("plain", steps=2, lora_rank=2)
-    before = torch.get_rng_state()
-    with torch.inference_mode():
-        run("inside", steps=2, lora_rank=2)
-    assert torch.equal(before, torch.get_rng_state())
-    assert losses(tmp_path / "plain") == losses(tmp_path / "inside")
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(run, tmp_path):
-    run(steps=3, save_every=1, arguments=after(1))
-    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(run, copy):
+    (copy / "checkpoints" / "step-00000004.pt").unlink()
+    checkpoint = latest(copy / "checkpoints")
     state = torch.load(checkpoint, weights_only=True)
-    good = checkpoint.read_bytes()
     state["trained"]["conv_in.bias"].fill_(float("nan"))
     torch.save(state, checkpoint)
-    with pytest.raises(TrainingError, match=r"the loss of step 2 is nan; the last good checkpoint is .*step-00000001"):
-        run(steps=3, save_every=1)
-    checkpoint.write_bytes(good)
-    assert run(steps=3, save_every=1).finished
+    with pytest.raises(TrainingError, match=r"the loss of step 4 is nan; the last good checkpoint is .*step-00000003"):
+        run(save_every=1)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(run, tmp_path):
     """An update can break the weights while its own loss was finite."""
     with pytest.raises(TrainingError, match="is not finite"):
-        run(steps=2, save_every=1, learning_rate=1e39, optimizer="adamw")
+        run(steps=2, save_every=1, learning_rate=1e39)
     assert latest(tmp_path / "run" / "checkpoints") is None
 
 
-def test_checkpoints_are_rotated(run, tmp_path):
-    run(steps=4, save_every=1, keep=2)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+def test_checkpoints_are_rotated(whole):
+    names = sorted(path.name for path in (whole[0] / "checkpoints").iterdir())
     assert names == ["step-00000003.pt", "step-00000004.pt"]
 
 
-def test_another_recipe_is_refused_and_free_settings_are_not(run):
-    run(steps=2)
+def test_another_recipe_is_refused_and_free_settings_are_not(run, copy):
     with pytest.raises(ConfigError, match=r"learning_rate 1e-05 and now it is 0.002"):
-        run(steps=3, learning_rate=2e-3)
-    assert run(steps=3, micro_batch=2, save_every=7).step == 3
+        run(steps=5, learning_rate=2e-3)
+    assert run(steps=5, micro_batch=2, save_every=7).step == 5
 
 
-def test_validation_strip(run, tmp_path):
-    result = run(steps=2, validate_every=2, validation_count=3)
-    sheet = Image.open(tmp_path / "run" / "validation" / "step-00000002.png")
-    assert sheet.height > 3 * 128
+def test_validation_strip(whole):
+    folder, result, _ = whole
+    assert Image.open(folder / "validation" / "step-00000004.png").height > 3 * 128
     edit = InstructPix2Pix.load(result.files["ema"], device="cpu").edit(Image.new("RGB", (64, 64)), "add snow", steps=1)
     assert edit[0].image.size == (64, 64)
 
 
-def test_progress_is_told_after_each_step(run):
-    seen = []
-    run(steps=3, arguments={"on_progress": seen.append})
-    assert [(p.step, p.steps) for p in seen] == [(1, 3), (2, 3), (3, 3)]
+def test_progress_is_told_after_each_step(whole):
+    seen = whole[2]
+    assert [(p.step, p.steps) for p in seen] == [(n, 4) for n in (1, 2, 3, 4)]
     assert all(p.samples_per_second > 0 and p.seconds_left >= 0 for p in seen)
     assert seen[-1].seconds_left == 0
 
@@ -230,9 +255,8 @@ def test_settings_that_make_no_sense(values, message):
         TrainConfig(**values)
 
 
-def test_config_files(run, tmp_path):
-    run(steps=1)
-    assert read_config(tmp_path / "run" / "run.json", {}).steps == 1
+def test_config_files(whole, tmp_path):
+    assert read_config(whole[0] / "run.json", {}).steps == 4
     path = tmp_path / "mine.json"
     path.write_text('{"resize": [256, 260]}')
     assert read_config(path, PRESETS["paper"]).resize == (256, 260)
@@ -249,7 +273,7 @@ def test_broken_rows_are_counted_and_named(run, records):
         *records[1:3],
         replace(records[3], edited_image=stream.getvalue()),
     ]
-    result = run(data=data, steps=3)
+    result = run(data=data, arguments=after(3))
     assert result.broken_count == 2
     assert any("0000000/0" in line and "not a picture" in line for line in result.broken)
     assert any("0000003/0" in line and "64 x 64 and 64 x 32" in line for line in result.broken)

@@ -1,0 +1,282 @@
+"""Training steps: this trainer, and with cached latents, against the step of diffusers' example script.
+
+    python benchmarks/train.py                                        # reduced width on this machine
+    python benchmarks/train.py --device cuda --dtype bfloat16 --width 320 --vae 128 --batch 32 --workers 8 --steps 30
+
+The peer is diffusers' examples/instruct_pix2pix step for step, written anew: whole-batch transforms in the training
+process, two passes of the autoencoder, the null text encoded in every step, AdamW, EMAModel, the loss gathered in every
+step. All train the same random weights on the same pictures, batch and type, in turn in one process, so a drifting
+machine slows all; medians over the rounds and the median of the paired ratios are printed. Ours is the whole of
+``train()`` between two of its steps: decoding, drawing, logging and all. Peak memory is what each adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import logging
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from pairs import give_back_freed_memory, machine, resident
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ip2p_engine.checkpoint.export import save_ldm
+from ip2p_engine.checkpoint.spec import recommended
+from ip2p_engine.errors import Interrupted
+from ip2p_engine.model import Model, ModelSpec, load_model
+from ip2p_engine.store import PairRecord
+from ip2p_engine.tokenizer import tokenize
+from ip2p_engine.train import Progress, TrainConfig, train
+from ip2p_engine.train.networks import widened
+
+SCALE, WARM_UP, DROPOUT = 0.18215, 2, 0.05
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        base = save_ldm(sd15(options), home / "base.safetensors")
+        pairs = make_pairs(options)
+        rounds = [one_round(number, options, pairs, base, home) for number in range(options.rounds)]
+    for way in rounds[0]:
+        print(json.dumps(row(way, rounds, options)), flush=True)
+    print(json.dumps({**machine(options), "batch": options.batch, "vae": options.vae}))
+
+
+def parse() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16" if cuda else "float32"
+    )
+    parser.add_argument("--width", type=int, default=320 if cuda else 32, help="of the UNet; SD1.5: 320")
+    parser.add_argument("--vae", type=int, default=128 if cuda else 32, help="of the autoencoder; SD1.5: 128")
+    parser.add_argument("--pixels", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32 if cuda else 4)
+    parser.add_argument("--workers", type=int, default=8 if cuda else 0, help="ours; the script's default is 0")
+    parser.add_argument("--peer-workers", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20 if cuda else 4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args()
+
+
+def one_round(number: int, options: argparse.Namespace, pairs: list[PairRecord], base: Path, home: Path) -> dict:
+    ways = {
+        "peer": lambda tick: peer(options, pairs, base, tick),
+        "ours": lambda tick: ours(options, pairs, base, home / f"plain-{number}", tick, cache=False),
+        "ours, cached": lambda tick: ours(options, pairs, base, home / f"cached-{number}", tick, cache=True),
+    }
+    return {name: measured(way, options) for name, way in ways.items()}
+
+
+def measured(way: Callable[[Callable[[], None]], None], options: argparse.Namespace) -> tuple[float, float]:
+    """(seconds a step, megabytes at the peak; on a CPU those that were added)."""
+    gc.collect()
+    give_back_freed_memory()
+    cuda = options.device == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before, ticks = resident(), []
+
+    def tick() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+        ticks.append(time.perf_counter())
+
+    with peak_resident() as peak:
+        way(tick)
+    pauses = [later - earlier for earlier, later in zip(ticks[WARM_UP - 1 :], ticks[WARM_UP:], strict=False)]
+    return statistics.median(pauses), torch.cuda.max_memory_allocated() / 2**20 if cuda else peak[0] - before
+
+
+@contextmanager
+def peak_resident() -> Iterator[list[float]]:
+    """The most resident megabytes until the block ends."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def row(way: str, rounds: list[dict], options: argparse.Namespace) -> dict:
+    seconds, peak = (statistics.median(each[way][part] for each in rounds) for part in (0, 1))
+    return {
+        "way": way,
+        "samples_per_second": round(options.batch / seconds, 3),
+        "times_the_peer": round(statistics.median(each["peer"][0] / each[way][0] for each in rounds), 3),
+        "peak_mb": round(peak),
+        "rounds": len(rounds),
+    }
+
+
+def ours(
+    options: argparse.Namespace,
+    pairs: list[PairRecord],
+    base: Path,
+    out: Path,
+    tick: Callable[[], None],
+    *,
+    cache: bool,
+) -> None:
+    """``train()`` as it is, until its last step but one; nothing is saved within."""
+    config = TrainConfig(
+        steps=options.steps + WARM_UP + 1,
+        batch_size=options.batch,
+        resolution=options.pixels,
+        resize=(options.pixels, options.pixels * 9 // 8),
+        workers=options.workers,
+        precision=options.dtype,
+        clip_norm=1.0,
+        cache=cache,
+        cache_variants=2,
+        validate_every=0,
+        save_every=10**6,
+    )
+    done = []
+
+    def on_progress(progress: Progress) -> None:
+        tick()
+        done.append(progress.step)
+        if len(done) == config.steps - 1:
+            raise Interrupted("enough")
+
+    with suppress(Interrupted):
+        train(config, data=pairs, base=base, out=out, device=options.device, on_progress=on_progress)
+
+
+def peer(options: argparse.Namespace, pairs: list[PairRecord], base: Path, tick: Callable[[], None]) -> None:
+    """The step of the example script: same order of work, same libraries, one process."""
+    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[options.dtype]
+    accelerator = Accelerator(mixed_precision=precision, cpu=options.device == "cpu")
+    half, device = getattr(torch, options.dtype), accelerator.device
+    model = widened(load_model(base))
+    unet, vae, text = model.unet.to(device).train().requires_grad_(True), model.autoencoder, model.text_encoders[0]
+    vae.to(device, half), text.to(device, half)
+    average = EMAModel(unet.parameters(), model_cls=UNet2DConditionModel, model_config=unet.config)
+    average.to(device)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=1e-2)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    loader = DataLoader(
+        pairs * 99, options.batch, shuffle=True, num_workers=options.peer_workers, collate_fn=peer_batch(options)
+    )
+    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
+    for _, batch in zip(range(options.steps + WARM_UP), loader, strict=False):
+        latents = vae.encode(batch["edited"].to(half)).latent_dist.sample() * SCALE
+        noise, count = torch.randn_like(latents), len(latents)
+        t = torch.randint(0, 1000, (count,), device=device).long()
+        noisy = scheduler.add_noise(latents, noise, t)
+        context = text(batch["tokens"])[0]
+        condition = vae.encode(batch["original"].to(half)).latent_dist.mode()
+        r = torch.rand(count, device=device)
+        null = text(tokenize([""]).to(device))[0]
+        context = torch.where((r < 2 * DROPOUT).reshape(count, 1, 1), null, context)
+        keep = 1 - ((r >= DROPOUT).to(half) * (r < 3 * DROPOUT).to(half))
+        prediction = unet(torch.cat([noisy, keep.reshape(count, 1, 1, 1) * condition], dim=1), t, context).sample
+        loss = torch.nn.functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
+        accelerator.gather(loss.repeat(count)).mean().item()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(unet.parameters())
+        tick()
+    accelerator.free_memory()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def peer_batch(options: argparse.Namespace) -> Callable[[list[PairRecord]], dict[str, Tensor]]:
+    """The script's transforms: each picture to the square, then one crop and one mirroring for the whole batch."""
+    augment = transforms.Compose([transforms.RandomCrop(options.pixels), transforms.RandomHorizontalFlip()])
+
+    def collate(pairs: list[PairRecord]) -> dict[str, Tensor]:
+        arrays = [square(data, options.pixels) for p in pairs for data in (p.original_image, p.edited_image)]
+        pixels = augment(2 * (torch.tensor(np.stack(arrays)) / 255) - 1)
+        return {"original": pixels[::2], "edited": pixels[1::2], "tokens": tokenize([p.edit_prompt for p in pairs])}
+
+    return collate
+
+
+def square(data: bytes, pixels: int) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB").resize((pixels, pixels))).transpose(2, 0, 1)
+
+
+def make_pairs(options: argparse.Namespace) -> list[PairRecord]:
+    """Smooth random pictures of twice the size, as JPEG."""
+    draw = np.random.RandomState(0)
+
+    def picture() -> bytes:
+        coarse = Image.fromarray(draw.randint(0, 256, (16, 16, 3), dtype=np.uint8))
+        stream = io.BytesIO()
+        coarse.resize((2 * options.pixels,) * 2, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
+        return stream.getvalue()
+
+    empty = dict.fromkeys(("seed", "p", "cfg"))
+    texts = {"original_prompt": "a hill", "edited_prompt": "a hill in the snow"}
+    return [
+        PairRecord(
+            original_image=picture(), edited_image=picture(), edit_prompt=f"add snow {n}", key=str(n), **texts, **empty
+        )
+        for n in range(4 * options.batch)
+    ]
+
+
+def sd15(options: argparse.Namespace) -> Model:
+    """Stable Diffusion 1.5's layers with random weights at ``width`` and ``vae`` channels; its own text encoder's size
+    on a GPU, two layers of it here."""
+    torch.manual_seed(0)
+    w, v = options.width, options.vae
+    unet = UNet2DConditionModel(
+        block_out_channels=(w, 2 * w, 4 * w, 4 * w), cross_attention_dim=768, attention_head_dim=8
+    )
+    autoencoder = AutoencoderKL(
+        block_out_channels=(v, 2 * v, 4 * v, 4 * v),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+    layers = 12 if options.device == "cuda" else 2
+    text = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=12)
+    )
+    spec = ModelSpec(family="sd1", in_channels=4, prediction="eps", **recommended("sd1", 4))
+    networks = (unet, autoencoder, text)
+    for network in networks:
+        network.eval().requires_grad_(False)
+    return Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
+
+
+if __name__ == "__main__":
+    main()

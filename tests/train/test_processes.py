@@ -1,0 +1,97 @@
+"""The command line, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ip2p_engine import cli
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--resolution", "64", "--set", "resize=[64,72]", "--workers", "0", "--validate-every", "0", "--device", "cpu"]
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def command(store, base, out, *more):
+    return ["train", "--data", str(store), "--base", str(base), "--out", str(out), *SHORT, *more]
+
+
+def test_train_command(store, base, tmp_path, capsys):
+    settings = ("--steps", "2", "--batch-size", "4", "--json")
+    assert cli.main(command(store, base(), tmp_path / "run", *settings)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["step"], result["finished"]) == (2, True)
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert saved["config"]["resize"] == [64, 72]
+    assert {"torch", "ip2p_engine"} <= saved["versions"].keys()
+    assert cli.main(command(store, base(), tmp_path / "run", "--steps", "3", "--batch-size", "2")) == 2
+    assert "holds a run with batch_size 4 and now it is 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "stepz=1"], "unknown setting 'stepz'"),
+        (["--set", "steps"], "give NAME=VALUE"),
+        (["--lora", "-1"], "lora_rank is -1"),
+        (["--precision", "float16"], "fp16 mixed precision requires a GPU"),
+        (["--columns", "a", "b", "c"], "has the columns"),
+        (["--optimizer", "adamw8bit"], "bitsandbytes"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(store, base, tmp_path, capsys, more, message):
+    if message == "bitsandbytes" and _has("bitsandbytes"):
+        pytest.skip("it is installed")
+    assert cli.main(command(store, base(), tmp_path / "run", "--steps", "1", "--batch-size", "2", *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def _has(name):
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(store, base, tmp_path):
+    settings = ("--steps", "4", "--batch-size", "8", "--learning-rate", "1e-5")
+    assert cli.main(command(store, base(), tmp_path / "one", *settings)) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = command(store, base(), tmp_path / "two", *settings, "--micro-batch", "3")
+    run = subprocess.run(
+        [*launcher, "-m", "ip2p_engine", *arguments], env=environment(), capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(store, base, tmp_path, number):
+    arguments = command(store, base(), tmp_path / "run", "--steps", "400", "--batch-size", "2")
+    log = tmp_path / "run" / "log.jsonl"
+    with subprocess.Popen([sys.executable, "-m", "ip2p_engine", *arguments], env=environment(), cwd=ROOT) as process:
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=300) == 130
+    done = len(losses(tmp_path / "run"))
+    assert 2 <= done < 400
+    assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}.pt").exists()
