@@ -30,13 +30,14 @@ def as_text(result: PairExamination) -> str:
     for group in groups:
         lines += [*(_row(name, *rates) for name, rates in group.items()), ""]
     floors = [_threshold(name, floor, result.separation[name]) for name, floor in result.floors.items()]
+    passed = f"{100 * result.right_pass:.1f}"
     ends = [f"{100 * low:.1f} to {100 * high:.1f} %" for low, high in (result.interval, result.interval_after)]
     return "\n".join(
         [
             *lines,
             _row("all", result.before, result.after),
             f"right before the filter {ends[0]}, after it {ends[1]} (95 %, over {result.captions} caption pairs)",
-            f"the filter passes {100 * result.right_pass:.1f} % of the right pairs, and keeps the best {result.keep} of each",
+            f"the filter passes {passed} % of the right pairs, and keeps the best {result.keep} of each caption pair;",
             f"of {result.captions_kept} caption pairs it keeps something",
             f"{'threshold':24}{'area':>7}   {'right pairs, 99 95 50 %':26}{'wrong pairs, 50 5 1 %':26}",
             *floors,
