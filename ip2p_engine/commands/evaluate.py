@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import evaluate_ablation, evaluate_pictures, evaluate_scenes
-from .evaluate_data import SCENES, add_data_options, measure_samples, told
+from .evaluate_data import SCENES, add_data_options, measure_samples, open_samples, told
 from .options import add_command, torch_dtype
 
 __all__ = ["add"]
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     for family in (evaluate_scenes, evaluate_pictures, evaluate_ablation):
         family.add(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")
-    report.add_argument("run", type=Path, metavar="RUN", help="a folder that ip2p evaluate wrote, or several in one")
+    report.add_argument("folder", type=Path, metavar="RUN", help="a folder that ip2p evaluate wrote, or several in one")
     report.add_argument("--out", type=Path, help="the file (default: RUN/report.html)")
 
 
@@ -50,8 +50,9 @@ def _curve(options: argparse.Namespace) -> None:
     from ..evaluate.curve import claims, table
     from ..evaluate.trade_off import save_trade_off
 
+    samples, judge = open_samples(options)
     editors, baselines, resolution = _curve_methods(options)
-    rows = measure_samples(options, [*editors, *baselines], resolution)
+    rows = measure_samples(options, samples, judge, [*editors, *baselines], resolution)
     rivals = [name for name in dict.fromkeys(row["curve"] for row in rows) if name.startswith("SDEdit")]
     first = editors[0].settings[0].curve
     found = claims(rows, first, rivals) if len(options.text_cfg) == 1 and len(options.image_cfg) > 1 else []
@@ -98,4 +99,4 @@ def named_checkpoints(given: Sequence[str]) -> list[tuple[str, str]]:
 def _report(options: argparse.Namespace) -> None:
     from ..evaluate.page import write_report
 
-    sys.stdout.write(f"{write_report(options.run, options.out or options.run / 'report.html')}\n")
+    sys.stdout.write(f"{write_report(options.folder, options.out or options.folder / 'report.html')}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Interrupted
-from .evaluate_data import add_data_options, measure_samples, told
+from .evaluate_data import add_data_options, measure_samples, open_samples, told
 from .options import add_command, progress_bar
 from .stopping import stop_signals
 
@@ -38,11 +38,12 @@ def _ablation(options: argparse.Namespace) -> None:
 
     if len(options.text_cfg) > 1 and len(options.image_cfg) > 1:
         raise ConfigError("an ablation sweeps one guidance; give several s_T or several s_I, not both")
+    samples, judge = open_samples(options)
     arms = make_arms(options.filtered, options.unfiltered, options.share)
     with stop_signals() as should_stop:
         files = [_train(options, arm, should_stop) for arm in arms]
         methods = [_method(options, arm.name, path, should_stop) for arm, path in zip(arms, files, strict=True)]
-        rows = measure_samples(options, methods, methods[0].model.spec.resolution)
+        rows = measure_samples(options, samples, judge, methods, methods[0].model.spec.resolution)
     title = f"Less data, and no filter: {options.steps} steps of {options.batch_size} each"
     points = save_trade_off(options.out, rows, kind="ablation", title=title, settings=told(options))
     sys.stdout.write(f"{table(points)}\n{options.out / 'curve.png'}\n")

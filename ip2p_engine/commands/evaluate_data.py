@@ -9,7 +9,7 @@ from typing import Any
 
 from .options import DTYPES, check_positive, progress_bar
 
-__all__ = ["SCENES", "add_data_options", "measure_samples", "told"]
+__all__ = ["SCENES", "add_data_options", "measure_samples", "open_samples", "told"]
 
 SCENES = "scenes"
 
@@ -29,21 +29,25 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
 
 
-def measure_samples(options: argparse.Namespace, methods: list[Any], resolution: int) -> list[dict[str, Any]]:
-    """Rows of the methods on the data that the options name."""
-    from ..clip_similarity import DEFAULT_CLIP, ClipSimilarity
-    from ..edit import usable_device
-    from ..evaluate.measure import measure
+def open_samples(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
+    """(samples, who judges them) of the data that the options name, before anything heavy is loaded."""
     from ..evaluate.samples import StoreSamples
     from ..scenes.samples import scene_samples
 
-    samples: Sequence[Any]
-    judge = None
     if options.data == SCENES:
         count = check_positive("--n", 200 if options.n is None else options.n)
-        samples, judge = scene_samples(count, seed=options.seed, captions=options.captions)
-    else:
-        samples = StoreSamples(options.data, split=options.split, count=options.n, seed=options.seed + 1)
+        return scene_samples(count, seed=options.seed, captions=options.captions)
+    return StoreSamples(options.data, split=options.split, count=options.n, seed=options.seed + 1), None
+
+
+def measure_samples(
+    options: argparse.Namespace, samples: Sequence[Any], judge: Any, methods: Sequence[Any], resolution: int
+) -> list[dict[str, Any]]:
+    """Rows of the methods, scored by the CLIP that the options name."""
+    from ..clip_similarity import DEFAULT_CLIP, ClipSimilarity
+    from ..edit import usable_device
+    from ..evaluate.measure import measure
+
     options.clip = options.clip or ("embedded" if options.data == SCENES else DEFAULT_CLIP)
     clip = ClipSimilarity.load(options.clip, device=usable_device(options.device))
     settings = {"resolution": resolution, "batch": options.batch, "folder": options.out, "judge": judge}

@@ -1,0 +1,285 @@
+"""Sweeps, scenes, limits, plots, reports and the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ip2p_engine.cli import main
+from ip2p_engine.clip_similarity import ClipSimilarity
+from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.evaluate.ablation import make_arms, subset
+from ip2p_engine.evaluate.curve import curve_points
+from ip2p_engine.evaluate.page import write_report
+from ip2p_engine.evaluate.pareto import AutoPick, pareto_front
+from ip2p_engine.evaluate.plot import point_label, save_plot, trade_off_plot
+from ip2p_engine.evaluate.run_folder import Table, load_run, save_run, text_of
+from ip2p_engine.evaluate.samples import in_test_split
+from ip2p_engine.evaluate.sweep import SweepConfig, edit_with, sweep
+from ip2p_engine.evaluate.sweep_sheet import sweep_sheet
+from ip2p_engine.scenes.auto import choices
+from ip2p_engine.scenes.findings import confusions, side_effects, summary, worst
+from ip2p_engine.scenes.limits import ASKED, CASES, NONE, Outcome, limit_sheet, limit_table, make_cases, outcomes
+from ip2p_engine.scenes.samples import scene_samples
+from ip2p_engine.scenes.world import render
+from ip2p_engine.store import PairRecord, PairStore, PairWriter
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return ClipSimilarity.load("embedded")
+
+
+@pytest.fixture(scope="module")
+def swept(editor, clip):
+    config = SweepConfig(text_cfgs=(2.0, 6.0), image_cfgs=(1.0, 1.5), seeds=(4, 5, 6), steps=1, batch=2)
+    sample = scene_samples(1)[0][0]
+    captions = (sample.caption, sample.edited_caption)
+    return sweep(editor, sample.source, sample.instruction, captions, clip, config=config), config, clip
+
+
+def test_a_sweep_holds_every_setting_once_and_its_scores(swept):
+    result, config, clip = swept
+    grid = [(c.text_cfg, c.image_cfg, c.seed) for c in result.cells]
+    assert sorted(grid) == sorted((t, i, s) for t in config.text_cfgs for i in config.image_cfgs for s in config.seeds)
+    sample, cell = result.sample, result.cells[7]
+    (expected,) = clip.score([sample.source], [cell.image], [sample.caption], [sample.edited_caption])
+    assert cell.scores.sim_direction == pytest.approx(expected.sim_direction, abs=1e-5)
+    points = [(c.scores.sim_direction, c.scores.sim_image) for c in result.cells]
+    assert [n for n, c in enumerate(result.cells) if c.on_front] == pareto_front(points)
+    assert result.picked == AutoPick().pick([c.scores for c in result.cells])
+
+
+def test_the_picked_edit_is_the_cell_once_more(editor, swept):
+    result, config, _ = swept
+    again = edit_with(editor, result, config)
+    assert np.abs(np.asarray(again.image, float) - np.asarray(result.best.image, float)).max() <= 2
+    assert again.settings["text_cfg"] == result.best.text_cfg and again.seed == result.best.seed
+
+
+def test_the_sheet_shows_every_cell(swept):
+    result, _, _ = swept
+    small, large = (sweep_sheet(result, side=side) for side in (64, 128))
+    assert large.width > small.width > 7 * 64 and small.height > 2 * 64
+    assert all(colour in {rgb for _, rgb in small.getcolors(2**24)} for colour in ((0, 140, 90), (214, 102, 0)))
+
+
+@pytest.mark.parametrize("empty", ["text_cfgs", "image_cfgs", "seeds"])
+def test_an_empty_grid(empty):
+    with pytest.raises(ConfigError, match="empty grid"):
+        SweepConfig(**{empty: ()})
+
+
+def test_a_sweep_without_captions(editor, clip):
+    with pytest.raises(ConfigError, match="both captions"):
+        sweep(editor, Image.new("RGB", (64, 64)), "make it snow", ("a heart", " "), clip)
+
+
+def row(n, kind="colour", success=True, read="blue", changed=(), psnr=30.0, **more):
+    judged = {
+        "kind": kind,
+        "success": success,
+        "asked": read == "blue",
+        "kept": not changed,
+        "clear": True,
+        "psnr": psnr,
+        "background_psnr": 35.0,
+        "attribute": "colour" if kind == "colour" else "size",
+        "wanted": "blue",
+        "read": read,
+        "changed": list(changed),
+    }
+    numbers = dict.fromkeys(("sim_0", "sim_1", "sim_direction", "sim_image"), 0.5)
+    return {"curve": "edit", "sample": f"{n}", **numbers, "judged": judged, **more}
+
+
+ROWS = [
+    row(0),
+    row(1, success=False, read="red", psnr=12.0),
+    row(2, success=False, changed=("size", "place"), psnr=10.0),
+    row(3, kind="enlarge"),
+]
+
+
+def test_tables_of_judged_rows():
+    table = summary(ROWS, [row(n, psnr=40.0) for n in range(4)])
+    shown = {line[0]: line for line in table.rows}
+    assert shown["colour"][1:4] == (3, "33.3", "66.7") and shown["all"][1:3] == (4, "50.0")
+    assert "17.33 (40.00)" in shown["colour"]
+    confused = {line.title.split()[1]: line for line in confusions(ROWS)}
+    assert confused["colour"].columns == ("asked", "blue", "red") and confused["colour"].rows == [("blue", 2, 1)]
+    assert side_effects(ROWS).rows == [("colour", 3, 1, 1), ("enlarge", 1, "", "")]
+    assert [one["sample"] for one in worst(ROWS, 3)] == ["2", "1", "0"]
+
+
+def test_who_chooses_the_guidance():
+    grid = [
+        {**row(n, success=s_t == good), "text_cfg": s_t, "image_cfg": 1.5, "sim_direction": 0.9 if s_t == good else 0.1}
+        for n, good in enumerate((3.0, 3.0, 7.5))
+        for s_t in (3.0, 7.5)
+    ]
+    found = choices(grid, AutoPick(min_sim_image=0.4), (7.5, 1.5))
+    successes = {
+        name.split(":")[0].split(",")[0]: sum(r["judged"]["success"] for r in rows) for name, rows in found.items()
+    }
+    assert successes == {"fixed 7.5 / 1.5": 1, "best fixed": 2, "automatic": 3}
+    with pytest.raises(ConfigError, match="not in the grid"):
+        choices(grid, AutoPick(), (5.0, 1.5))
+
+
+def test_the_scene_judge_names_what_it_reads():
+    samples, judge = scene_samples(2, captions="full")
+    edit = judge.edits[samples[0].key]
+    right, wrong = judge(samples[:1] * 2, [render(edit.target), render(edit.source)])
+    assert right["success"] and right["read"] == right["wanted"] and right["changed"] == []
+    assert not wrong["asked"] and wrong["read"] == getattr(edit.source, wrong["attribute"])
+    assert samples[0].edited_caption == edit.edited_caption
+    assert edit.target.place.split()[0] not in scene_samples(1, captions="short")[0][0].edited_caption
+    with pytest.raises(ConfigError, match="short"):
+        scene_samples(1, captions="long")
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_result_of_a_limit_is_told_from_the_others(kind):
+    for case in make_cases(kind, 4):
+        pictures = list(case.results.values())
+        assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+
+        class Painter:
+            """Gives the pictures that it was made of."""
+
+            def edit_each(self, images, *args, **more):
+                return [type("Result", (), {"image": self.image}) for _ in images]
+
+        for name, picture in [*case.results.items(), (NONE, Image.effect_noise((64, 64), 200).convert("RGB"))]:
+            painter = Painter()
+            painter.image = picture
+            assert outcomes(painter, [case])[0].name == name
+    assert [c.instruction for c in make_cases(kind, 4)] == [c.instruction for c in make_cases(kind, 4)]
+
+
+def test_the_table_of_limits():
+    (case,) = make_cases("move", 1)
+    found = [Outcome(case=case, picture=case.source, name=name) for name in (ASKED, "unchanged", "unchanged", NONE)]
+    assert limit_table(found).rows == [("move", 4, "75 %", "unchanged 2, something else 1")]
+    assert limit_sheet(found).width > 3 * 96
+
+
+def points(count=2):
+    made = [
+        {"curve": "a", "text_cfg": 7.5, "image_cfg": 1 + s, "sample": f"{n}", "sim_0": 0, "sim_1": 0}
+        | {"sim_direction": 0.5 - 0.1 * s + 0.01 * n, "sim_image": 0.5 + 0.1 * s}
+        for s in range(count)
+        for n in range(5)
+    ]
+    return curve_points(made, resamples=20)
+
+
+def test_plots(tmp_path):
+    picture = trade_off_plot(points(), title="t")
+    assert picture.mode == "RGB" and min(picture.size) > 400 and len(picture.getcolors(2**24)) > 10
+    png, svg = save_plot(points(), tmp_path / "curve")
+    assert Image.open(png).size == picture.size and b"<svg" in svg.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] != [] and len(list(tmp_path.iterdir())) == 2
+    assert point_label(points()[1], points()) == "$s_I$ 2" and point_label(points(1)[0], points(1)) == ""
+    with pytest.raises(ConfigError, match="no points"):
+        trade_off_plot([])
+
+
+def test_plots_need_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match=r"pip install 'instruct-pix2pix\[plots\]'"):
+        trade_off_plot(points())
+
+
+def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
+    table = Table(title="T <1>", columns=("a", "b"), rows=[("x & y", 1)], note="<b>")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "p.png")
+    save_run(tmp_path, "curve", settings={"clip": "<script>"}, tables=[table], pictures={"p.png": "a <picture>"})
+    (tmp_path / "inner").mkdir()
+    save_run(tmp_path / "inner", "pairs", settings={}, tables=[table])
+    assert load_run(tmp_path).tables == [Table(title="T <1>", columns=["a", "b"], rows=[["x & y", 1]], note="<b>")]
+    page = write_report(tmp_path, tmp_path / "report.html").read_text()
+    assert page.count("T &lt;1&gt;") == 2 and "x &amp; y" in page and "<script" not in page
+    assert re.findall(r'(?:src|href)="(.{10})', page) == ["data:image"]
+    assert "torch" in page and "Edited pictures" in page
+
+
+def test_reports_of_nothing(tmp_path):
+    with pytest.raises(DatasetError, match="holds no run"):
+        write_report(tmp_path, tmp_path / "r.html")
+    (tmp_path / "run.json").write_text('{"kind": "curve", "tables": []}')
+    with pytest.raises(DatasetError, match="no evaluation's"):
+        write_report(tmp_path, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_table_for_a_terminal():
+    text = text_of(Table(title="T", columns=("kind", "n"), rows=[("colour", 3), ("all", 12)], note="N"))
+    assert text.splitlines() == ["T", "kind     n", "colour   3", "all     12", "N"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    with PairWriter(folder, manifest={}, rows_per_shard=40) as writer:
+        for n in range(100):
+            texts = {"edit_prompt": "e", "original_prompt": f"caption {n}", "edited_prompt": "after"}
+            pictures = {"original_image": b"", "edited_image": b""}
+            writer.write(PairRecord(**pictures, **texts, seed=n, p=None, cfg=None, key=f"{n}"))
+    return PairStore(folder)
+
+
+def test_smaller_shares_lie_in_larger_ones_and_none_is_tested_on(store):
+    parts = [{pair.key for pair in subset(store, share)} for share in (1.0, 0.5, 0.1, 0.001)]
+    assert parts[0] == {str(n) for n in range(100) if not in_test_split(f"caption {n}")}
+    assert all(small < large for large, small in zip(parts, parts[1:], strict=False))
+    assert [len(part) for part in parts[1:]] == [round(len(parts[0]) / 2), round(len(parts[0]) / 10), 1]
+
+
+def test_arms(tmp_path):
+    arms = make_arms(tmp_path, tmp_path / "all", (1.0, 0.01))
+    assert [arm.name for arm in arms] == ["100 % of the pairs", "1 % of the pairs", "without the filter"]
+    for share in (0, 1.01):
+        with pytest.raises(ConfigError, match="share"):
+            make_arms(tmp_path, None, (share,))
+
+
+def test_the_curve_command(tmp_path, capsys):
+    command = ["evaluate", "curve", "scenes", "--n", "1", "--steps", "1", "--image-cfg", "1", "1.5", "--strength", "1"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "image similarity rises" in said and "embedded lies above SDEdit, output caption" in said
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 + 2 + 3 and all("success" in row["judged"] for row in rows)
+    assert main(["evaluate", "report", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"curve.png", "curve.svg", "run.json", "report.html"}
+
+
+def test_the_scenes_command(tmp_path, capsys):
+    command = ["evaluate", "scenes", "--n", "2", "--steps", "1", "--worst", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "By kind of edit" in capsys.readouterr().out and (tmp_path / "worst.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["curve", "--checkpoint", "a=embedded", "a=embedded"], "name each"),
+        (["curve", "absent"], "absent is no folder"),
+        (["curve", "--n", "0"], "--n is 0"),
+        (["pairs", "absent.csv"], "absent.csv cannot be read"),
+        (["scenes", "--n", "0"], "--n is 0"),
+        (["ablation", "--filtered", "x", "--share", "2"], "share is 2"),
+        (["ablation", "--filtered", "x", "--image-cfg", "1", "2"], "sweeps one guidance"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, capsys):
+    assert main(["evaluate", *arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and not (tmp_path / "out" / "rows.jsonl").exists()
