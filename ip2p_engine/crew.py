@@ -46,9 +46,8 @@ class CrewPlan:
     def maker(self) -> CandidateMaker:
         """Load the networks; raises CheckpointError or ConfigError."""
         device = usable_device(self.device)
-        scorer = ClipSimilarity.load(self.factory.clip, device=device)
         generator = PairGenerator.load(self.checkpoint, self.pairs, device=device, dtype=self.dtype, **self.options)
-        return CandidateMaker(generator, scorer, self.factory)
+        return CandidateMaker(generator, ClipSimilarity.load(self.factory.clip, device=device), self.factory)
 
 
 class LocalCrew:
