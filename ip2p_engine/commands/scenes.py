@@ -70,6 +70,9 @@ def _add_pairs(actions: Any) -> None:
     pairs.add_argument("--plot", type=Path, metavar="PNG", help="draw the fraction of right pairs over p")
     pairs.add_argument("--beside", type=Path, nargs="+", default=[], metavar="FOLDER", help="judged ones to draw too")
     pairs.add_argument("--sheet", type=Path, metavar="PNG", help="a contact sheet of right and wrong pairs")
+    pairs.add_argument(
+        "--copy-to", type=Path, metavar="FOLDER", help="write the pairs there that show no held-out scene, to train on"
+    )
     pairs.add_argument("--json", action="store_true")
 
 
@@ -90,7 +93,7 @@ def _scenes_judge(options: argparse.Namespace) -> None:
 
 def _scenes_pairs(options: argparse.Namespace) -> None:
     from ..clip_similarity import ClipSimilarity
-    from ..scenes.pair_exam import examine_pairs, judge_store, kept_pairs
+    from ..scenes.pair_exam import copy_without_held_out, examine_pairs, judge_store, kept_pairs
     from ..scenes.pair_report import as_text, draw_curves, pair_sheet
     from ..store import PairStore
 
@@ -108,6 +111,9 @@ def _scenes_pairs(options: argparse.Namespace) -> None:
     if options.sheet:
         pairs = judged[options.folder]
         pair_sheet(PairStore(options.folder), pairs, kept_pairs(pairs, config)).save(options.sheet)
+    if options.copy_to:
+        left_out = copy_without_held_out(options.folder, judged[options.folder], options.copy_to)
+        sys.stderr.write(f"{options.copy_to}: without the {left_out} pairs that show a held-out scene\n")
     result = results[options.folder.name]
     sys.stdout.write((json.dumps(result.figures()) if options.json else as_text(result)) + "\n")
 

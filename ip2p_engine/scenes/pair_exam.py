@@ -24,9 +24,9 @@ from ..errors import DatasetError
 from ..files import AppendLog, json_lines
 from ..filtering import MEASURES, FilterConfig, filter_candidates
 from ..images import open_image
-from ..store import PairRecord, PairStore
+from ..store import PairRecord, PairStore, PairWriter
 from .caption_source import parse_caption
-from .grammar import captions_of, edits_from, sample_edits
+from .grammar import captions_of, edits_from, is_held_out, sample_edits
 from .judge import Reading, read_scenes
 from .world import Scene, all_scenes, render
 
@@ -35,6 +35,7 @@ __all__ = [
     "PairExamination",
     "Rates",
     "Separation",
+    "copy_without_held_out",
     "examine_pairs",
     "judge_pair",
     "judge_store",
@@ -256,6 +257,22 @@ def _meaning(record: PairRecord) -> tuple[str, Scene, Scene, bool]:
             return kinds[0], source[0], target[0], source[1] > 0
     captions = f"{record.original_prompt!r} and {record.edited_prompt!r}"
     raise DatasetError(f"pair {record.key!r} has captions that are no edit of the scenes grammar: {captions}")
+
+
+def copy_without_held_out(folder: Path | str, judged: Sequence[JudgedPair], out: Path | str) -> int:
+    """Copy the pairs that show no held-out scene; a caption that does not say where may lead to one.
+
+    What ``out`` has is not copied again. Returns the number of pairs left out. Raises DatasetError.
+    """
+    held = {pair.key for pair in judged if is_held_out(Scene(**pair.before)) or is_held_out(Scene(**pair.after))}
+    store = PairStore(folder)
+    manifest = {"config": {**store.manifest["config"], "left_out": "pairs that show a held-out scene"}}
+    with PairWriter(out, manifest=manifest) as writer:
+        skipped = held | writer.done_keys()
+        for record in store:
+            if record.key not in skipped:
+                writer.write(record)
+    return len(held)
 
 
 def examine_pairs(judged: Sequence[JudgedPair], config: FilterConfig) -> PairExamination:

@@ -12,12 +12,13 @@ from ip2p_engine.clip_similarity import ClipSimilarity, PairScores
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.filtering import FilterConfig
 from ip2p_engine.scenes.caption_source import parse_caption
-from ip2p_engine.scenes.grammar import captions_of, edits_from, is_held_out
+from ip2p_engine.scenes.grammar import captions_of, edits_from, is_held_out, scenes_of
 from ip2p_engine.scenes.judge import read_scenes
 from ip2p_engine.scenes.pair_exam import (
     JudgedPair,
     Rates,
     Separation,
+    copy_without_held_out,
     examine_pairs,
     judge_pair,
     judge_store,
@@ -176,6 +177,20 @@ def test_a_data_set_is_judged_once(folder, clip):
     again = judge_store(folder, clip, on_progress=lambda done, total: calls.append((done, total)))
     assert again == first
     assert calls == [(2, 2)]
+
+
+def test_what_shows_a_held_out_scene_is_not_trained_on(tmp_path, clip):
+    held = next(scene for scene in scenes_of(held_out=True) if scene.shape == "heart")
+    circles = (scene for scene in scenes_of(held_out=False) if scene.shape == "circle")
+    known = next(scene for scene in circles if not is_held_out(scene.with_(shape="star")))
+    with PairWriter(tmp_path / "set", manifest={"config": {"seed": 1}}) as writer:
+        for number, scene in enumerate((held, known)):
+            asked = (scene, scene.with_(shape="star"))
+            writer.write(record(*asked, asked=asked, key=f"{number:07d}/1"))
+    judged = judge_store(tmp_path / "set", clip)
+    for _ in range(2):
+        assert copy_without_held_out(tmp_path / "set", judged, tmp_path / "copy") == 1
+        assert PairStore(tmp_path / "copy").keys() == {"0000001/1"}
 
 
 def test_the_clip_sees_a_moved_object(folder, clip):
