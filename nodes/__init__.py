@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._api import ComfyExtension, io
+from ._models import offer_embedded_control
 from .captions import Captions
 from .conditioning import EncodeImage, RestoreSize
 from .dataset import LoadDataset, SaveDataset
@@ -21,6 +22,7 @@ class InstructPix2PixExtension(ComfyExtension):
     """InstructPix2Pix for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        offer_embedded_control()
         return [
             LoadCheckpoint,
             RenderScene,

@@ -20,10 +20,20 @@ from torch import Tensor, nn
 
 from ..ip2p_engine.errors import CheckpointError
 
-__all__ = ["EMBEDDED", "Native", "load_native", "require_edit", "source_of", "sources", "spec_of"]
+__all__ = [
+    "EMBEDDED",
+    "Native",
+    "load_native",
+    "offer_embedded_control",
+    "require_edit",
+    "source_of",
+    "sources",
+    "spec_of",
+]
 
 EMBEDDED = ("embedded", "embedded-sd")
 SPEC = "ip2p_spec"
+CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 STANDARD = {("sd1", 320), ("sd2", 320), ("sdxl", 320), ("cosxl", 320)}
 LOAD_INSTEAD = "load one, e.g. instruct-pix2pix-00-22000.safetensors, with IP2P Load Checkpoint"
@@ -37,6 +47,11 @@ class Native:
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
     spec: Any
+
+
+def offer_embedded_control() -> None:
+    """Put the embedded world's ControlNet among those that Load ControlNet Model lists."""
+    folder_paths.add_model_folder_path("controlnet", str(Path(__file__).parents[1] / CONTROL))
 
 
 def sources() -> list[str]:
@@ -53,14 +68,14 @@ def source_of(name: str) -> str | Path:
         raise CheckpointError(
             f"checkpoint {name!r} is not there; press R in ComfyUI to refresh the lists and choose again"
         )
+    if name in folder_paths.get_filename_list("checkpoints"):
+        return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
     kind, _, rest = name.partition("/")
     if kind == "diffusers":
         return next(
             Path(root) / rest for root in folder_paths.get_folder_paths("diffusers") if (Path(root) / rest).is_dir()
         )
-    if kind == "diffusion_models" and rest in folder_paths.get_filename_list("diffusion_models"):
-        return Path(folder_paths.get_full_path_or_raise("diffusion_models", rest))
-    return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
+    return Path(folder_paths.get_full_path_or_raise("diffusion_models", rest))
 
 
 def _diffusers_folders() -> list[str]:

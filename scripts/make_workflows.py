@@ -1,6 +1,6 @@
 """Write workflows/*.json, their API twins and their thumbnails, by running each in a real ComfyUI.
 
-usage: python scripts/make_workflows.py --comfyui PATH [--python PYTHON] [NAME ...]
+usage: [COMFYUI_PATH=PATH] python scripts/make_workflows.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from workflow_graph import Graph  # first: it also makes the tests' modules importable
 from workflow_sources import WORKFLOWS
 
+from comfy_install import find  # isort: skip
 from comfy_server import ComfyServer  # isort: skip
 from workflow_format import to_api  # isort: skip
 
@@ -27,7 +28,7 @@ THUMBNAIL = 512
 def main() -> None:
     options = parse()
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    with tempfile.TemporaryDirectory() as base, ComfyServer(options.comfyui, options.python, Path(base)) as server:
+    with tempfile.TemporaryDirectory() as base, ComfyServer(find(), Path(base)) as server:
         info = server.object_info()
         for name, describe in WORKFLOWS.items():
             if options.names and not any(wanted in name for wanted in options.names):
@@ -36,11 +37,13 @@ def main() -> None:
             shown = describe(graph)
             page = graph.page()
             prompt = to_api(page, info)
+            write(FOLDER / f"{name}.json", page)
+            write(FOLDER / "api" / f"{name}.json", prompt)
+            if options.keep_pictures:
+                continue
             run = server.run(prompt, page)
             if run.status != "success":
                 sys.exit(f"{name}: {run.message}\n{server.log.read_text()[-3000:]}")
-            write(FOLDER / f"{name}.json", page)
-            write(FOLDER / "api" / f"{name}.json", prompt)
             picture = run.pictures[str(shown.number)][0].convert("RGB")
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             if picture.width < THUMBNAIL / 2:
@@ -57,8 +60,7 @@ def write(path: Path, content: dict) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="parts of the names of those to make; default: all")
-    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
-    parser.add_argument("--python", default=sys.executable, help="the Python that runs it")
+    parser.add_argument("--keep-pictures", action="store_true", help="write the files only, for another word in a note")
     return parser.parse_args()
 
 

@@ -13,6 +13,10 @@ Checkpoint*, and replace *IP2P Render Scene* by *Load Image*. Then text_cfg 7.5 
 """
 EMBEDDED_SD = "This runs as it is, with the embedded text-to-image model, which knows only scenes."
 EMBEDDED_THRESHOLDS = {"min_sim_image": 0.2, "min_sim_direction": 0.3, "min_sim_0": 0.2, "min_sim_1": 0.2}
+IP2P_FILE = """`instruct-pix2pix-00-22000.safetensors` in `ComfyUI/models/checkpoints`
+([download, 7.7 GB](https://huggingface.co/timbrooks/instruct-pix2pix/tree/main))"""
+SD_FILE = """Stable Diffusion 1.5 in `ComfyUI/models/checkpoints`
+([download, 4.3 GB](https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5))"""
 EMBEDDED = "This runs as it is, with the embedded miniature, which knows only scenes: one shape on a plain ground."
 
 
@@ -139,9 +143,7 @@ before looks, in a share p of the steps. This is how the paper made its training
 Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Every candidate draws its own p.
 
 {EMBEDDED_SD}
-**For photographs** choose *Load Checkpoint* with Stable Diffusion 1.5 in `ComfyUI/models/checkpoints`
-([download, 4.3 GB](https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5)) instead of *IP2P Load
-Checkpoint*.""",
+**For photographs** choose *Load Checkpoint* with {SD_FILE} instead of *IP2P Load Checkpoint*.""",
     )
     loader = graph.add(1, "IP2P_LoadCheckpoint", checkpoint="embedded-sd")
     pairs = graph.add(
@@ -177,7 +179,7 @@ Captions become edits, edits become candidates, CLIP keeps the best, and the pai
 another seed for more; what is there already is skipped. Cancelled, it goes on where it was.
 
 {EMBEDDED_SD} The thresholds here are the embedded CLIP's; the paper's, for ViT-L-14, are 0.7 and 0.2.
-**For photographs** use Stable Diffusion 1.5 as in workflow 4, captions of your own, and ViT-L-14/openai.""",
+**For photographs** use *Load Checkpoint* with {SD_FILE}, captions of your own, and ViT-L-14/openai.""",
     )
     captions = graph.add(1, "IP2P_Captions", count=3, seed=4)
     loader = graph.add(1, "IP2P_LoadCheckpoint", checkpoint="embedded-sd")
@@ -208,7 +210,7 @@ another seed for more; what is there already is skipped. Cancelled, it goes on w
 def train_on_it(graph: Graph) -> Node:
     graph.note(
         0,
-        """
+        f"""
 # Train an InstructPix2Pix
 Pairs go in, a checkpoint comes out: in `ComfyUI/models/checkpoints/ip2p`, ready for *IP2P Load Checkpoint*, and loaded here
 for a first try. **Cancel saves; Run goes on.** More **steps** go on from a finished run.
@@ -216,7 +218,7 @@ for a first try. **Cancel saves; Run goes on.** More **steps** go on from a fini
 This runs as it is in about a minute: a few steps on true edits of scenes, from the embedded model. It shows the way, and
 the model stays about as good as it was.
 
-**For your own skill** choose a data set of workflow 5 in *IP2P Load Data Set*, a full checkpoint as **base**, and the preset
+**For your own skill** choose a data set of workflow 5 in *IP2P Load Data Set*, as **base** {IP2P_FILE}, and the preset
 **lora** (a few GB) or **one-gpu** (24 GB), with **steps** 0 for the preset's own. Training SD1.5 from the paper's data takes
 days on one GPU.""",
     )
@@ -248,7 +250,7 @@ The paper's figure 8: each point is one **image_cfg**. To the right, the change 
 the picture is kept. A better checkpoint lies further up and to the right. The copied input and the true edits are the ends.
 
 {EMBEDDED} Only eight pairs are measured, so the intervals are wide: raise **count**.
-**For a full checkpoint** choose it, your test pairs, ViT-L-14/openai, text_cfg 7.5, and 100 or more pairs.""",
+**For a full checkpoint** choose {IP2P_FILE}, your test pairs, ViT-L-14/openai, text_cfg 7.5, and 100 or more pairs.""",
     )
     loader = graph.add(1, "IP2P_LoadCheckpoint")
     data = graph.add(1, "IP2P_LoadDataset", count=8, seed=11, preview=4)
@@ -267,6 +269,82 @@ the picture is kept. A better checkpoint lies further up and to the right. The c
     )
     graph.add(3, "PreviewAny", title="Numbers", source=result["table"])
     return graph.add(3, "SaveImage", images=result["plot"], filename_prefix="ip2p/curve")
+
+
+def edit_with_controlnet(graph: Graph) -> Node:
+    graph.note(
+        0,
+        f"""
+# Edit with ControlNet
+The instruction says what changes, a ControlNet says where. *Apply ControlNet* goes **behind** *IP2P Encode Image*, on both
+conditions, and *IP2P Guider* does the rest.
+
+Here a pencil sketch moves the shape: without it the star would stay in the middle. **strength** 0 shows that.
+
+{EMBEDDED} So does the small ControlNet that comes with it, *scenes-sketch*.
+**For photographs** take any ControlNet for SD1.5, such as `control_v11p_sd15_lineart_fp16.safetensors`, from
+`ComfyUI/models/controlnet` ([download, 0.7 GB](https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors)), with a
+full InstructPix2Pix, and **resolution** 512.
+{FULL}""",
+    )
+    loader = graph.add(1, "IP2P_LoadCheckpoint")
+    scene = graph.add(1, "IP2P_RenderScene", title="The picture", shape="heart", colour="red", background="sky")
+    sketch = graph.add(
+        1,
+        "IP2P_RenderScene",
+        title="The sketch that says where",
+        shape="star",
+        colour="red",
+        background="grey",
+        size="small",
+        style="sketch",
+        place="top left",
+    )
+    positive = graph.add(
+        2, "CLIPTextEncode", title="Instruction", clip=loader["clip"], text="turn the heart into a star"
+    )
+    negative = graph.add(2, "CLIPTextEncode", title="No instruction (leave empty)", clip=loader["clip"], text="")
+    encode = graph.add(
+        2,
+        "IP2P_EncodeImage",
+        positive=positive["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        vae=loader["vae"],
+        image=scene["image"],
+        resolution=64,
+    )
+    network = graph.add(3, "ControlNetLoader", control_net_name="scenes-sketch.safetensors")
+    control = graph.add(
+        3,
+        "ControlNetApplyAdvanced",
+        positive=encode["positive"],
+        negative=encode["negative"],
+        control_net=network["CONTROL_NET"],
+        image=sketch["image"],
+        strength=1.0,
+    )
+    guider = graph.add(
+        3,
+        "IP2P_Guider",
+        model=loader["model"],
+        positive=control["positive"],
+        negative=control["negative"],
+        text_cfg=4.0,
+    )
+    noise = graph.add(4, "RandomNoise", noise_seed=1)
+    sampler = graph.add(4, "KSamplerSelect", sampler_name="euler_ancestral")
+    sigmas = graph.add(4, "BasicScheduler", model=loader["model"], scheduler="normal", steps=20, denoise=1.0)
+    sample = graph.add(
+        5,
+        "SamplerCustomAdvanced",
+        noise=noise["NOISE"],
+        guider=guider["guider"],
+        sampler=sampler["SAMPLER"],
+        sigmas=sigmas["SIGMAS"],
+        latent_image=encode["latent"],
+    )
+    decode = graph.add(5, "VAEDecode", samples=sample["output"], vae=loader["vae"])
+    return graph.add(5, "SaveImage", images=decode["IMAGE"], filename_prefix="ip2p/control")
 
 
 def sdxl_and_cosxl(graph: Graph) -> Node:
@@ -311,5 +389,6 @@ WORKFLOWS: dict[str, Callable[[Graph], Node]] = {
     "5 Generate, filter and save a data set": save_a_data_set,
     "6 Train on it": train_on_it,
     "7 Evaluate and plot": evaluate_and_plot,
+    "8 Edit with ControlNet": edit_with_controlnet,
     "9 SDXL and CosXL": sdxl_and_cosxl,
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from comfy_install import Comfy
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +57,8 @@ class Refused(Exception):
 class ComfyServer:
     """One ComfyUI process on a free port, with a base folder of its own."""
 
-    def __init__(
-        self, comfyui: Path, python: str, base: Path, *, pack: Path = ROOT, options: tuple[str, ...] = ()
-    ) -> None:
-        self.comfyui, self.python, self.base, self.options = comfyui, python, base, options
+    def __init__(self, comfyui: Comfy, base: Path, *, pack: Path = ROOT, options: tuple[str, ...] = ()) -> None:
+        self.comfyui, self.base, self.options = comfyui, base, options
         self.log = base / "server.log"
         install(pack, base)
         with socket.socket() as probe:
@@ -68,12 +67,22 @@ class ComfyServer:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> ComfyServer:
-        command = [self.python, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
+        command = [
+            self.comfyui.python,
+            "main.py",
+            "--cpu",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+        ]
         command += ["--preview-method", "latent2rgb", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         command += self.options
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        if self.comfyui.packages is not None:
+            environment["PYTHONPATH"] = str(self.comfyui.packages)
         self.process = subprocess.Popen(
-            command, cwd=self.comfyui, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
+            command, cwd=self.comfyui.path, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )
         started = time.monotonic()
         while not self._answers():

@@ -112,7 +112,7 @@ def test_the_negative_condition_may_lack_the_picture(server, scene):
 
 def test_cfg_hooks_are_honoured(server, scene):
     def picture(kind, text_cfg):
-        hook = node("Test_Hook", model=["load", 0], kind=kind)
+        hook = node("Test_Hook", model=["load", 0], change=kind)
         run = server.run(guided(scene, guider={"model": ["hook", 0], "text_cfg": text_cfg}, hook=hook))
         return succeed(run).pictures["save"][0]
 

@@ -50,15 +50,15 @@ class Hook:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "kind": (cls.KINDS,)}}
+        return {"required": {"model": ("MODEL",), "change": (cls.KINDS,)}}
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "hook", "tests"
 
-    def hook(self, model, kind):
-        clone, (when, _, what) = model.clone(), kind.partition(": ")
+    def hook(self, model, change):
+        clone, (when, _, what) = model.clone(), change.partition(": ")
         if when == "pre":
-            change = (lambda out: out) if what == "nothing" else (lambda out: [out[1], out[1]])
-            clone.set_model_sampler_pre_cfg_function(lambda given: change(given["conds_out"]))
+            new = (lambda out: out) if what == "nothing" else (lambda out: [out[1], out[1]])
+            clone.set_model_sampler_pre_cfg_function(lambda given: new(given["conds_out"]))
         if when == "post":
             factor = 1.0 if what == "nothing" else 0.0
             clone.set_model_sampler_post_cfg_function(lambda given: given["denoised"] * factor)
