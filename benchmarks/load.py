@@ -8,7 +8,8 @@
 Loaders alternate. Peak is the process's largest resident set, mapped files included, less what it was after importing;
 "factor" is the peak over the size of the networks that result (at most 1.3 is the aim). "loaded" is when the loader
 returns, "ready" when every weight has been read once after that, so that a lazy mapping pays like a copy. Ours has
-looked for NaN by then, and has taken EMA where there is one; diffusers does neither. The page cache is warm for all.
+looked for NaN by then, and has taken EMA where there is one; diffusers does neither. "ready_cpu_s" is the same in
+seconds of the processor, which a busy machine does not stretch as far. The page cache is warm for all.
 Linux only (/proc).
 """
 
@@ -98,29 +99,43 @@ def make_files(folder: Path, size: str, dtype: torch.dtype) -> None:
 
 
 def random_model(size: str) -> Model:
-    """SD1.5's sizes, or the same structure in small; values do not matter here."""
+    """SD1.5's sizes, or the same structure in small; values do not matter here, so one block of noise is repeated."""
     tiny = size == "tiny"
     widths = (32, 64, 64, 64) if tiny else (128, 256, 512, 512)
     text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
     full = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     config = CLIPTextConfig(**(text if tiny else full))
     channels = (32, 64, 64, 64) if tiny else (320, 640, 1280, 1280)
-    unet = UNet2DConditionModel(
-        in_channels=8, block_out_channels=channels, cross_attention_dim=config.hidden_size, attention_head_dim=8
-    )
-    autoencoder = AutoencoderKL(
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        scaling_factor=SPEC.latent_scale,
-    )
-    return Model(spec=SPEC, unet=unet, autoencoder=autoencoder, text_encoders=(CLIPTextModel(config),))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            in_channels=8, block_out_channels=channels, cross_attention_dim=config.hidden_size, attention_head_dim=8
+        )
+        autoencoder = AutoencoderKL(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            scaling_factor=SPEC.latent_scale,
+        )
+        encoder = CLIPTextModel(config)
+    networks = [filled(network) for network in (unet, autoencoder, encoder)]
+    return Model(spec=SPEC, unet=networks[0], autoencoder=networks[1], text_encoders=(networks[2],))
+
+
+def filled(network: torch.nn.Module) -> torch.nn.Module:
+    network.to_empty(device="cpu")
+    noise = 0.02 * torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    for tensor in network.state_dict().values():
+        flat = tensor.view(-1)
+        for start in range(0, flat.numel(), noise.numel()):
+            flat[start : start + noise.numel()] = noise[: flat.numel() - start]
+    return network
 
 
 def in_process(case: str, folder: str, device: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", case, "--folder", folder, "--device", device]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
+    print(f"{case}: {run.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -136,18 +151,19 @@ def measure(case: str, folder: Path, device: str) -> dict[str, float]:
         CASES[5]: lambda: from_single_file(folder, torch.float16, device),
     }
     torch.zeros(1, device=device)  # starts the device
-    before, start = reset_peak(), time.perf_counter()
+    before, start, working = reset_peak(), time.perf_counter(), time.process_time()
     networks = loaders[case]()
     loaded = time.perf_counter() - start
     for network in networks:
         for tensor in network.state_dict().values():
             tensor.sum(dtype=torch.float32).item()
-    ready = time.perf_counter() - start
+    ready, working = time.perf_counter() - start, time.process_time() - working
     result = sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
     peak = status_bytes("VmHWM") - before
     return {
         "loaded_s": round(loaded, 2),
         "ready_s": round(ready, 2),
+        "ready_cpu_s": round(working, 2),
         "peak_mb": round(peak / 1e6),
         "networks_mb": round(result / 1e6),
         "factor": round(peak / result, 3),
