@@ -149,33 +149,36 @@ def largest(ours, theirs) -> float:
     return (ours - theirs).abs().max().item()
 
 
-def test_three_loaders_take_one_step_alike(in_comfyui, exported, inputs, tmp_path):
-    folder, file = exported
+@torch.inference_mode()
+def our_step(file, inputs) -> dict[str, torch.Tensor]:
+    """Denoised, text, image condition and t by our loader; the model is let go before the next loader's turn."""
     model = load_model(file, dtype=torch.float32)
     image, text = encode_image(model, inputs["pixels"]), encode_text(model, ["turn him into a cyborg"])
     cond = Conditioning(text=text, null_text=text, image=image)
-    with torch.inference_mode(), guided_denoiser(model, 1.0, 1.0) as denoiser:
-        ours = denoiser(inputs["x"], SIGMA, cond)
+    with guided_denoiser(model, 1.0, 1.0) as denoiser:
+        denoised = denoiser(inputs["x"], SIGMA, cond)
+    return {"denoised": denoised, "text": text.tokens, "image": image, "t": model.timestep(SIGMA)}
 
-    save_file({**inputs, "image": image, "text": text.tokens}, tmp_path / "in.safetensors")
+
+@torch.inference_mode()
+def diffusers_step(folder, inputs, ours) -> torch.Tensor:
+    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    scaled = torch.cat([inputs["x"] * input_scale(SIGMA), ours["image"]], dim=1)
+    return inputs["x"] - SIGMA * pipe.unet(scaled, ours["t"], ours["text"]).sample
+
+
+def test_three_loaders_take_one_step_alike(in_comfyui, exported, inputs, tmp_path):
+    folder, file = exported
+    ours = our_step(file, inputs)
+    save_file({**inputs, **ours}, tmp_path / "in.safetensors")
     in_comfyui("one_step.py", file, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     theirs = load_file(tmp_path / "out.safetensors")
     with safe_open(tmp_path / "out.safetensors", "pt") as written:
         assert written.metadata()["config"] == "SD15_instructpix2pix"
-
-    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    with torch.inference_mode():
-        scaled = torch.cat([inputs["x"] * input_scale(SIGMA), image], dim=1)
-        eps = pipe.unet(scaled, model.timestep(SIGMA), text.tokens).sample
-        diffusers_step = inputs["x"] - SIGMA * eps
-
-    distances = {
-        "diffusers step": largest(ours, diffusers_step),
-        "ComfyUI step": largest(ours, theirs["denoised"]),
-        "ComfyUI text": largest(text.tokens, theirs["text"]),
-        "ComfyUI image": largest(image, theirs["image"]),
-    }
+    distances = {f"ComfyUI {name}": largest(ours[name], value) for name, value in theirs.items()}
+    distances["diffusers denoised"] = largest(ours["denoised"], diffusers_step(folder, inputs, ours))
     sys.stdout.write(f"{distances}\n")
+    assert len(distances) == 4
     assert {name: gap for name, gap in distances.items() if not gap < STEP_TOLERANCE} == {}
 
 
