@@ -84,8 +84,8 @@ def claims(
     lines = _resampled_lines(rows, (curve, *others), resamples, seed)
     steps = np.diff(lines[curve], axis=1)
     found = [
-        _claim("image similarity rises with the image guidance", (steps[..., 1] >= 0).all(axis=1)),
-        _claim("direction falls as the image guidance rises", (steps[..., 0] <= 0).all(axis=1)),
+        _claim("image similarity rises with the image guidance", np.all(steps[..., 1] >= 0, axis=1)),
+        _claim("direction falls as the image guidance rises", np.all(steps[..., 0] <= 0, axis=1)),
     ]
     for other in others:
         margins = [curve_margin(mine, theirs) for mine, theirs in zip(lines[curve], lines[other], strict=True)]

@@ -43,7 +43,8 @@ class Made:
 class Method(Protocol):
     """``prepare`` does once a batch what every setting shares; ``make`` gives the pictures of one setting."""
 
-    settings: Sequence[Setting]
+    @property
+    def settings(self) -> Sequence[Setting]: ...
 
     def describe(self, setting: Setting) -> dict[str, Any]: ...
 

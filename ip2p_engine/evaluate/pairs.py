@@ -27,7 +27,7 @@ from .run_folder import Table
 
 __all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "pair_tables", "read_table"]
 
-PICTURES, TEXTS = ("source", "edited", "target", "mask"), ("caption", "edited_caption")
+PICTURES = ("source", "edited", "target", "mask")
 MAGICBRUSH = {"L1": "l1", "L2": "l2", "CLIP-I": "clip_i", "DINO": "dino", "CLIP-T": "clip_t"}
 EMU = {"CLIP-dir": "clip_dir", "CLIP-im": "clip_im", "CLIP-out": "clip_out", "L1": "source_l1", "DINO": "source_dino"}
 KEPT = {
@@ -78,7 +78,15 @@ def _edited_picture(row: dict[str, Any], number: int, path: Path) -> EditedPictu
         if not row.get(name):
             raise DatasetError(f"{path}, row {number}, has no {name}; give the columns source and edited")
     files = {name: path.parent / row[name] for name in PICTURES if row.get(name)}
-    return EditedPicture(name=row["edited"], **files, **{name: row.get(name) or None for name in TEXTS})
+    return EditedPicture(
+        name=row["edited"],
+        source=files["source"],
+        edited=files["edited"],
+        target=files.get("target"),
+        mask=files.get("mask"),
+        caption=row.get("caption") or None,
+        edited_caption=row.get("edited_caption") or None,
+    )
 
 
 def measure_picture(

@@ -17,7 +17,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     Equal points are all on the front.
     """
     order = sorted(range(len(points)), key=lambda n: points[n], reverse=True)
-    front, best = [], float("-inf")
+    front: list[int] = []
+    best = float("-inf")
     for n in order:
         x, y = points[n]
         if y > best or (front and points[front[-1]] == (x, y)):

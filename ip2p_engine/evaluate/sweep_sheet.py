@@ -16,10 +16,11 @@ TITLE = "green: no other cell both keeps the picture better and follows the inst
 def sweep_sheet(result: Sweep, *, side: int = 176) -> Image.Image:
     """The sheet, RGB; each picture is shown ``side`` pixels high."""
     s_ts, s_is, seeds = (sorted({getattr(c, n) for c in result.cells}) for n in ("text_cfg", "image_cfg", "seed"))
-    small = ImageFont.load_default(max(10, side // 14))
+    letter = max(10, side // 14)
+    small = ImageFont.load_default(letter)
     width = round(max(1.0, result.sample.source.width / result.sample.source.height) * side)
-    column, row = width + 2 * FRAME + GAP, side + 2 * FRAME + GAP + round(3.2 * small.size)
-    left, top = round(6 * small.size), round(6 * small.size)
+    column, row = width + 2 * FRAME + GAP, side + 2 * FRAME + GAP + round(3.2 * letter)
+    left, top = round(6 * letter), round(6 * letter)
     columns = len(s_is) * len(seeds)
     sheet = Image.new("RGB", (left + (columns + 1) * column, top + len(s_ts) * row), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -34,7 +35,7 @@ def sweep_sheet(result: Sweep, *, side: int = 176) -> Image.Image:
         draw.text((x + FRAME, y + side + 2 * FRAME), _numbers(cell), fill=INK, font=small, spacing=2)
     for n, (seed, s_i) in enumerate((seed, s_i) for seed in seeds for s_i in s_is):
         label = f"s_I {s_i:g}" + (f"  seed {seed}" if len(seeds) > 1 else "")
-        draw.text((left + (n + 1) * column + FRAME, top - 1.5 * small.size), label, fill=INK, font=small)
+        draw.text((left + (n + 1) * column + FRAME, top - 1.5 * letter), label, fill=INK, font=small)
     for n, s_t in enumerate(s_ts):
         draw.text((GAP, top + n * row + side // 2), f"s_T {s_t:g}", fill=INK, font=small)
     return sheet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -85,7 +85,7 @@ def side_effects(rows: Sequence[Row]) -> Table:
     )
 
 
-def compare(groups: dict[str, Sequence[Row]]) -> Table:
+def compare(groups: Mapping[str, Sequence[Row]]) -> Table:
     """Several ways to choose the settings, on the same samples."""
     columns = (*SHARES, *DECIBELS)
     return Table(
