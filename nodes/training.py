@@ -156,6 +156,13 @@ def _inputs() -> list[io.Input]:
             round=1e-7,
             tooltip="How far each step goes; 0 is the preset's. Lower it if the loss jumps.",
         ),
+        *_advanced_inputs(),
+        io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Order, crops and noise of the run."),
+    ]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    return [
         advanced(
             io.Int.Input(
                 "resolution",
@@ -175,5 +182,4 @@ def _inputs() -> list[io.Input]:
                 tooltip="Pairs computed at once; lower it if memory runs out.",
             )
         ),
-        io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Order, crops and noise of the run."),
     ]

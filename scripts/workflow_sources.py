@@ -142,6 +142,8 @@ before looks, in a share p of the steps. This is how the paper made its training
 
 Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Every candidate draws its own p.
 
+*IP2P Pair Images* makes pairs of pictures from anywhere; below, two of them are scored as the filter scores candidates.
+
 {EMBEDDED_SD}
 **For photographs** choose *Load Checkpoint* with {SD_FILE} instead of *IP2P Load Checkpoint*.""",
     )
@@ -162,6 +164,19 @@ Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Eve
         cfg_min=3.0,
         cfg_max=6.0,
     )
+    first = graph.add(2, "IP2P_RenderScene", title="Your picture before", shape="star", colour="green")
+    second = graph.add(2, "IP2P_RenderScene", title="Your picture after", shape="star", colour="purple")
+    own = graph.add(
+        3,
+        "IP2P_PairImages",
+        before=first["image"],
+        after=second["image"],
+        caption=first["caption"],
+        edited_caption=second["caption"],
+        instruction="make the star purple",
+    )
+    scored = graph.add(4, "IP2P_ClipFilter", title="Scores of your pictures", pairs=own["pairs"], **EMBEDDED_THRESHOLDS)
+    graph.add(4, "PreviewAny", title="Scores", source=scored["scores"])
     graph.add(3, "SaveImage", title="Before", images=pairs["before"], filename_prefix="ip2p/before")
     graph.add(3, "SaveImage", title="After", images=pairs["after"], filename_prefix="ip2p/after")
     batch = graph.add(4, "ImageBatch", image1=pairs["before"], image2=pairs["after"])

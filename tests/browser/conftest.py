@@ -50,7 +50,7 @@ def screenshots(tmp_path_factory):
 def page(browser, server):
     """ComfyUI's page, loaded once; ``page.complaints`` collects what it says of our pack."""
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
-    opened.set_default_timeout(120_000)
+    opened.set_default_timeout(300_000)
     opened.complaints = []
 
     def listen(kind, text):
