@@ -48,6 +48,7 @@ def _add_curve(actions: Any) -> None:
 
 def _curve(options: argparse.Namespace) -> None:
     from ..evaluate.curve import claims, table
+    from ..evaluate.examples import example_sheet
     from ..evaluate.trade_off import save_trade_off
 
     samples, judge = open_samples(options)
@@ -56,7 +57,9 @@ def _curve(options: argparse.Namespace) -> None:
     rivals = [name for name in dict.fromkeys(row["curve"] for row in rows) if name.startswith("SDEdit")]
     first = editors[0].settings[0].curve
     found = claims(rows, first, rivals) if len(options.text_cfg) == 1 and len(options.image_cfg) > 1 else []
-    points = save_trade_off(options.out, rows, kind="curve", title=options.title, settings=told(options), claims=found)
+    examples = example_sheet(samples, editors[0], resolution=resolution)
+    settings = {"title": options.title, "settings": told(options), "claims": found, "examples": examples}
+    points = save_trade_off(options.out, rows, kind="curve", **settings)
     sentences = [f"{one.sentence}: {'yes' if one.holds else 'no'} ({one.share:.1%} of resamples)" for one in found]
     sys.stdout.write("\n".join([table(points), *sentences, f"{options.out / 'curve.png'}"]) + "\n")
 

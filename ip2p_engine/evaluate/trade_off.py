@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ..images import save_image
 from .curve import CURVE_NUMBERS, Claim, Point, curve_points
 from .measure import Row
 from .plot import save_plot
@@ -22,20 +25,25 @@ def save_trade_off(
     title: str,
     settings: Mapping[str, Any],
     claims: Sequence[Claim] = (),
+    examples: Image.Image | None = None,
     resamples: int = 1000,
 ) -> list[Point]:
-    """Write curve.png, curve.svg and run.json of some rows; returns the points."""
+    """Write curve.png, curve.svg, examples.png and run.json of some rows; returns the points."""
     points = curve_points(rows, resamples=resamples)
     save_plot(points, folder / "curve", title=title)
     tables = [_points_table(points, resamples)]
     if claims:
         tables.append(_claims_table(claims))
+    pictures = {"curve.png": title}
+    if examples is not None:
+        save_image(examples, folder / "examples.png")
+        pictures["examples.png"] = "Some samples at every setting"
     save_run(
         folder,
         kind,
         settings={**settings, "resamples": resamples},
         tables=tables,
-        pictures={"curve.png": title},
+        pictures=pictures,
         figures={"points": [vars(point) for point in points]},
     )
     return points

@@ -258,7 +258,13 @@ def test_the_curve_command(tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 + 2 + 3 and all("success" in row["judged"] for row in rows)
     assert main(["evaluate", "report", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} >= {"curve.png", "curve.svg", "run.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "curve.png",
+        "curve.svg",
+        "examples.png",
+        "run.json",
+        "report.html",
+    }
 
 
 def test_the_scenes_command(tmp_path, capsys):
