@@ -104,7 +104,7 @@ def text_keys(unet: nn.Module, layer: Callable[[nn.Module], CachedTextAttention]
 
     ``layer`` makes the processor of a cross-attention, if it is to do more than that.
     """
-    with _installed(unet, "attn2.processor", layer or CachedTextAttention) as layers:
+    with _installed(unet, "attn2", layer or CachedTextAttention) as layers:
         yield TextKeys(layers)
 
 
@@ -129,7 +129,7 @@ class SelfSharing:
 def self_sharing(unet: nn.Module) -> Iterator[SelfSharing]:
     """Put every self-attention of a diffusers UNet under a SelfSharing; its own processors are back afterwards."""
     sharing = SelfSharing()
-    with _installed(unet, "attn1.processor", lambda _: _SharedSelfAttention(sharing)):
+    with _installed(unet, "attn1", lambda _: _SharedSelfAttention(sharing)):
         yield sharing
 
 
@@ -175,11 +175,14 @@ class _SharedSelfAttention:
 @contextmanager
 def _installed(unet: Any, ending: str, make: Callable[[nn.Module], Processor]) -> Iterator[dict[str, Processor]]:
     """Processors made for the layers of that name, in the UNet's place of its own until the block ends."""
-    before = unet.attn_processors
-    modules = dict(unet.named_modules())
-    layers = {name: make(modules[name.removesuffix(".processor")]) for name in before if name.endswith(ending)}
+    # One walk through the modules; attn_processors and set_attn_processor take several each.
+    modules: dict[str, Any] = {name: module for name, module in unet.named_modules() if name.endswith(ending)}
+    before = {name: module.processor for name, module in modules.items()}
+    layers = {name: make(module) for name, module in modules.items()}
     try:
-        unet.set_attn_processor({**before, **layers})
+        for name, module in modules.items():
+            module.set_processor(layers[name])
         yield layers
     finally:
-        unet.set_attn_processor(before)
+        for name, module in modules.items():
+            module.set_processor(before[name])

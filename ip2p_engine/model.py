@@ -54,12 +54,13 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
-        return self.unet.device
+        # By its first weight: diffusers' own property walks through all modules, and each step asks.
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The UNet's."""
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     def timestep(self, sigma: float) -> Tensor:
         """The t that the network is told for a sigma, fractional, float32, shape (1,); for EDM ln(sigma) / 4."""

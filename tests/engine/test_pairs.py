@@ -83,7 +83,9 @@ def test_draws_of_other_ranges():
     assert len({p for p, _ in drawn}) > 190
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(
+    "p", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_the_original_s_pairs(tiny_sd, pairs_reference, p):
     """The whole run at three p; the noise is the original's, which draws p and w in between on a CPU."""
     texts = encode_text(tiny_sd, ["", HORSE, DRAGON])
@@ -113,7 +115,7 @@ def test_the_generator_from_a_seed_alone(tiny_sd, pairs_reference):
     assert pair.source_image.size == pair.edited_image.size == (128, 128)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 20])
+@pytest.mark.parametrize("steps", [1, 2, 5, pytest.param(20, marks=pytest.mark.slow)])
 def test_equal_to_copied_logits(exact, slow_pairs, steps):
     """A batch with p = 0, between, and beyond 1 against one pair after another with explicit maps."""
     texts, p, w = encode_text(exact, ["", HEART, STAR]), [0.0, 0.45, 1.5], [7.5, 9.0, 15.0]
@@ -139,7 +141,7 @@ def test_a_late_start_is_the_source_s_caption_computed_once(exact, slow_pairs, s
 
 def test_a_candidate_depends_on_its_seed_alone(exact):
     """Different p and w in one batch, in another order, in other batches, beside another caption."""
-    seeds, quick = [11, 12, 13, 14, 15], PairConfig(steps=4)
+    seeds, quick = [11, 12, 13, 14, 15], PairConfig(steps=2)
     many = PairGenerator(exact, quick).generate(HEART, STAR, seeds)
     assert [pair.seed for pair in many] == seeds
     assert [(pair.p2p_threshold, pair.cfg) for pair in many] == [draw_settings(seed) for seed in seeds]
@@ -155,7 +157,7 @@ def test_a_candidate_depends_on_its_seed_alone(exact):
 
 def test_the_embedded_model(scenes):
     """Trained weights: still the seed alone, and the caption that differs is drawn differently."""
-    quick = PairConfig(steps=3)
+    quick = PairConfig(steps=1)
     many = PairGenerator(scenes, quick).generate(HEART, STAR, [1, 2])
     near(many[1], PairGenerator(scenes, quick).generate(HEART, STAR, [2])[0])
     assert (many[0].latents[0] - many[0].latents[1]).abs().max() > 0.01
@@ -244,7 +246,7 @@ def test_v_prediction_is_the_same_network_in_other_words(exact):
 
 def test_sdxl(tiny_pair_model):
     model = tiny_pair_model("sdxl", torch.float64)
-    config = PairConfig(steps=3, size=(64, 96), edited_prompt_start=0.4)
+    config = PairConfig(steps=2, size=(64, 96), edited_prompt_start=0.4)
     many = PairGenerator(model, config).generate(HEART, STAR, [1, 2])
     for pair in many:
         near(pair, PairGenerator(model, config).generate(HEART, STAR, [pair.seed])[0])
