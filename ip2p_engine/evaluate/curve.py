@@ -77,9 +77,10 @@ def claims(
 ) -> list[Claim]:
     """What figure 8 claims of a curve swept over s_I: both numbers are monotone, and it lies above the other curves.
 
-    Above: at equal direction, more image similarity, wherever both curves have that direction. Samples are resampled
-    for all curves together, so a share near 1 means that a claim does not hang on a few of them. Raises ConfigError
-    if the curves were not measured on the same samples.
+    Above: whatever the other reaches, the curve reaches with at least the same direction and more image similarity;
+    points that keep more and follow less than all of the curve, or the reverse, are another part of the trade-off.
+    Samples are resampled for all curves together, so a share near 1 means that a claim does not hang on a few of them.
+    Raises ConfigError if the curves were not measured on the same samples.
     """
     lines = _resampled_lines(rows, (curve, *others), resamples, seed)
     steps = np.diff(lines[curve], axis=1)

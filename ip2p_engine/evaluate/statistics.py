@@ -32,14 +32,25 @@ def interval(means: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
 
 
 def curve_margin(curve: np.ndarray, other: np.ndarray) -> float | None:
-    """By how much a curve lies above another: the least difference in y wherever both have an x; None if nowhere.
+    """By how much a curve lies above another: the least gain in y over the other's points, at their x or more.
 
-    Curves are points (x, y), shape (points, 2), joined by straight lines; the least difference lies at one of them.
+    Curves are points (x, y), shape (points, 2), in the order of the swept value, joined by straight lines; larger is
+    better in both. Where the other has less x and more y than all of the curve, or the reverse, it is another part of
+    the trade-off and says nothing; None if it is nowhere else. Negative: the other reaches what the curve does not.
     """
-    (x, y), (other_x, other_y) = (np.asarray(one)[np.argsort(np.asarray(one)[:, 0])].T for one in (curve, other))
-    low, high = max(x[0], other_x[0]), min(x[-1], other_x[-1])
-    if low > high:
-        return None
-    inside = np.concatenate([x, other_x])
-    places = np.array([low, high, *inside[(inside >= low) & (inside <= high)]])
-    return float((np.interp(places, x, y) - np.interp(places, other_x, other_y)).min())
+    mine, theirs = _dense(np.asarray(curve)), _dense(np.asarray(other))
+    (low_x, low_y), (high_x, high_y) = mine.min(axis=0), mine.max(axis=0)
+    margins = []
+    for x, y in theirs:
+        if x > high_x and y >= low_y:
+            margins.append(low_y - y)
+        elif x <= high_x and (x >= low_x or y <= high_y):
+            margins.append(mine[mine[:, 0] >= x, 1].max() - y)
+    return float(min(margins)) if margins else None
+
+
+def _dense(points: np.ndarray, parts: int = 20) -> np.ndarray:
+    """Points along the lines between points, the given ones among them."""
+    steps = np.linspace(0, 1, parts, endpoint=False)[:, None]
+    between = [a + steps * (b - a) for a, b in zip(points[:-1], points[1:], strict=True)]
+    return np.concatenate([*between, points[-1:]])

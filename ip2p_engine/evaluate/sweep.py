@@ -20,7 +20,7 @@ from .samples import Sample
 
 __all__ = ["AUTO_IMAGE_CFGS", "AUTO_TEXT_CFGS", "Cell", "Sweep", "SweepConfig", "edit_with", "sweep"]
 
-AUTO_TEXT_CFGS, AUTO_IMAGE_CFGS = (3.0, 5.0, 7.5, 10.0), (1.2, 1.5, 1.8)
+AUTO_TEXT_CFGS, AUTO_IMAGE_CFGS = (3.0, 5.0, 7.5), (1.2, 1.5, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,12 +62,15 @@ def test_levels_of_an_interval(level):
     ("other", "margin"),
     [
         ([(0, 0.4), (1, -0.6)], 0.1),  # parallel
-        ([(1, -0.6), (0, 0.4)], 0.1),  # the points' order says nothing
+        ([(1, -0.6), (0, 0.4)], 0.1),  # in either direction
         ([(0, 0.0), (1, 0.0)], -0.5),  # crossing
-        ([(0.5, 0.0), (3, 0.0)], -0.5),  # only where both are
         ([(0.2, 0.0), (0.4, 0.0)], 0.1),  # one inside the other
         ([(1, -0.7)], 0.2),  # a point, touching
-        ([(2, 0.0), (3, 0.0)], None),
+        ([(0.5, 0.0), (3, 0.0)], -0.5),  # reaching farther
+        ([(2, -0.5)], 0.0),  # farther, with as little y as the end: no worse than it
+        ([(-1, 0.3)], 0.2),  # worse in both
+        ([(-2, 0.9), (-1, 0.8)], None),  # less x, more y: another part of the trade-off
+        ([(2, -0.7)], None),  # more x, less y: the same
     ],
 )
 def test_the_margin_between_two_curves(other, margin):
