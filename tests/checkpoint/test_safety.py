@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ip2p_engine.checkpoint.build import all_finite
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.single_file import PREFIXES
@@ -265,6 +266,17 @@ def test_wrong_tensors(case, sd1, ldm_tensors, tmp_path):
     with pytest.raises(CheckpointError, match=says) as error:
         load_model(tmp_path / "model.safetensors", text_heads=4)
     one_sentence(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 500, 999])
+def test_one_bad_number_in_a_thousand_is_found(place, value, dtype):
+    tensor = torch.linspace(-1, 1, 1000).to(dtype).reshape(10, 100)
+    assert all_finite(tensor)
+    tensor.view(-1)[place] = value
+    assert not all_finite(tensor)
+    assert all_finite(torch.empty(0, dtype=dtype))
 
 
 def test_a_large_finite_weight_in_half_precision_is_no_infinity(sd1, ldm_tensors, tmp_path):
