@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +18,20 @@ from .config import TrainConfig
 from .draws import stream
 from .state import is_sharded, whole
 
-__all__ = ["LORA_LAYERS", "exportable", "lora_state", "make_trainable", "move_frozen", "trained_parameters", "widened"]
+__all__ = [
+    "LORA_LAYERS",
+    "arithmetic",
+    "finished",
+    "lora_state",
+    "make_trainable",
+    "move_frozen",
+    "trained_parameters",
+    "usable",
+    "widened",
+]
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-NEW_LAYER = "conv_in."
 
 
 def widened(model: Model) -> Model:
@@ -70,22 +78,40 @@ def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def exportable(model: Model, config: TrainConfig) -> Iterator[Model]:
-    """The model as one writes and uses it: in eval mode, a copy with adapters merged, or gathered from its pieces."""
+def usable(model: Model) -> Iterator[Model]:
+    """The model for editing with it: in eval mode until the block ends, or a copy gathered from its pieces."""
     if is_sharded(model.unet):
         yield replace(model, unet=_gathered(model.unet))
-        return
-    if config.lora_rank:
-        unet: Any = deepcopy(model.unet).float()
-        unet.fuse_lora()
-        unet.unload_lora()
-        yield replace(model, unet=unet.eval())
         return
     model.unet.eval()
     try:
         yield model
     finally:
         model.unet.train()
+
+
+def finished(model: Model, base: Model, config: TrainConfig) -> Model:
+    """The model to give away: the trained UNet, and what was frozen as the base has it, not as the run rounded it.
+
+    Adapters are merged into the base's own weights. ``base`` is loaded anew, and used up.
+    """
+    parts = {"autoencoder": base.autoencoder, "text_encoders": base.text_encoders}
+    if not config.lora_rank:
+        return replace(model, **parts)
+    fresh: Any = widened(base).unet if base.spec.in_channels == 4 else base.unet
+    _add_adapters(fresh.float(), config, train_conv_in=base.spec.in_channels == 4)
+    trained = trained_parameters(model.unet)
+    for name, parameter in trained_parameters(fresh).items():
+        parameter.data.copy_(trained[name].detach())
+    fresh.fuse_lora()
+    fresh.unload_lora()
+    return replace(model, unet=fresh.eval().requires_grad_(False), **parts)
+
+
+def arithmetic(device: str, config: TrainConfig) -> Any:
+    """The run's precision, outside of the network that Accelerate has prepared for it."""
+    half = HALF.get(config.precision)
+    return nullcontext() if half is None else torch.autocast(device, half)
 
 
 def move_frozen(model: Model, device: str | torch.device) -> None:
@@ -118,19 +144,17 @@ def _add_adapters(unet: Any, config: TrainConfig, *, train_conv_in: bool) -> Non
         raise ConfigError("LoRA needs peft, which is missing; pip install 'instruct-pix2pix[train]'") from error
     settings: Any = {"lora_alpha": config.lora_alpha or config.lora_rank, "target_modules": LORA_LAYERS}
     adapters = LoraConfig(r=config.lora_rank, init_lora_weights="gaussian", **settings)
-    with torch.random.fork_rng():  # peft draws from the global generator
-        torch.manual_seed(stream(config.seed, "lora").initial_seed())
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+        torch.default_generator.manual_seed(stream(config.seed, "lora").initial_seed())
         unet.add_adapter(adapters)
-    for name, parameter in unet.named_parameters():
-        if train_conv_in and name.startswith(NEW_LAYER):
-            parameter.requires_grad_(True)
-        if not parameter.requires_grad and config.precision in HALF:
-            parameter.data = parameter.data.to(HALF[config.precision])
+    unet.conv_in.requires_grad_(train_conv_in)
 
 
 def _cast_frozen(model: Model, config: TrainConfig) -> None:
     """Frozen networks compute in the run's precision; SDXL's autoencoder overflows in float16 and stays float32."""
     half = HALF.get(config.precision, torch.float32)
+    for parameter in model.unet.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(half)
     overflows = half == torch.float16 and model.spec.family in ("sdxl", "cosxl")
     nn.Module.to(model.autoencoder, dtype=torch.float32 if overflows else half)
     for encoder in model.text_encoders:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.export import save_diffusers, save_ldm, write_safetensors
-from ..model import Model
+from ..model import Model, load_model
 from .config import TrainConfig
 from .ema import Average
-from .networks import exportable, lora_state
+from .networks import finished, lora_state, usable
 
 __all__ = ["export"]
 
@@ -21,7 +21,14 @@ FORMAT = {"format": "pt"}
 
 
 def export(
-    model: Model, average: Average, config: TrainConfig, folder: Path, training: Mapping[str, Any], *, writes: bool
+    model: Model,
+    average: Average,
+    config: TrainConfig,
+    folder: Path,
+    training: Mapping[str, Any],
+    *,
+    base: str | Path,
+    writes: bool,
 ) -> dict[str, Path]:
     """Write ema.safetensors and raw.safetensors (whole checkpoints, the run in their headers) and diffusers/.
 
@@ -32,15 +39,17 @@ def export(
     files = {name: folder / f"{name}.safetensors" for name in ("ema", "raw")}
     files["diffusers"] = folder / "diffusers"
     for kind in ("ema", "raw"):
-        with average.applied() if kind == "ema" else nullcontext(), exportable(model, config) as shown:
-            marked = replace(shown, spec=replace(shown.spec, weights=kind))
-            if writes:
-                save_ldm(marked, files[kind], training=training)
-            if writes and kind == "ema":
-                save_diffusers(marked, files["diffusers"], training=training)
+        with average.applied() if kind == "ema" else nullcontext(), usable(model) as shown:
+            if not writes:
+                continue
+            whole = finished(shown, load_model(base), config)
+            whole = replace(whole, spec=replace(whole.spec, weights=kind))
+            save_ldm(whole, files[kind], training=training)
+            if kind == "ema":
+                save_diffusers(whole, files["diffusers"], training=training)
                 files |= _write_adapters(model, folder) if config.lora_rank else {}
-            elif writes:
-                write_safetensors(_on_cpu(marked.unet), files["diffusers"] / RAW_UNET, FORMAT)
+            else:
+                write_safetensors(_on_cpu(whole.unet), files["diffusers"] / RAW_UNET, FORMAT)
     return files
 
 

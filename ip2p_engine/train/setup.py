@@ -54,6 +54,7 @@ class Run:
     stream: Iterator[Batch]
     share: Share
     validation: ValidationSet | None
+    base: str | Path
     about: dict[str, Any]
     first: int
     """Steps that were done before."""
@@ -85,7 +86,8 @@ class Run:
         self.folder.draw_curve()
         if finished:
             training = {"config": asdict(self.config), **self.about, "step": step}
-            files = export(self.model, self.state.average, self.config, self.folder.path, training, writes=writes)
+            out = self.folder.path
+            files = export(self.model, self.state.average, self.config, out, training, base=self.base, writes=writes)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return TrainResult(
@@ -145,6 +147,7 @@ def begin(
         stream=batches(reader, make_order(source, config), config, share, first),
         share=share,
         validation=ValidationSet(source, config) if config.validate_every else None,
+        base=base,
         about=about,
         first=first,
         broken=broken,

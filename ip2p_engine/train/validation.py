@@ -15,7 +15,7 @@ from ..images import fit, save_image, strip
 from ..model import Model
 from .config import TrainConfig
 from .ema import Average
-from .networks import exportable
+from .networks import arithmetic, usable
 from .sources import Pair, Rows, Stream, open_pair
 
 __all__ = ["ValidationSet"]
@@ -34,7 +34,7 @@ class ValidationSet:
         config = EditConfig(size=size, restore_size=False)
         sources = [fit(pair.original, size) for pair in self._pairs]
         instructions = [pair.instruction for pair in self._pairs]
-        with average.applied(), exportable(model, self._config) as shown:
+        with average.applied(), usable(model) as shown, arithmetic(model.device.type, self._config):
             editor = InstructPix2Pix(shown)
             edits = editor.edit_each(sources, instructions, seeds=range(len(sources)), config=config)
         truths = [fit(pair.edited, size) for pair in self._pairs]

@@ -72,7 +72,7 @@ def test_resumed_run_is_bit_equal(run, whole, tmp_path):
     ("family", "settings"),
     [
         ("sd1", {"optimizer": "muon", "schedule": "cosine", "cache": True}),
-        ("sdxl", {"lora_rank": 2, "micro_batch": 3}),
+        ("sdxl", {"lora_rank": 2, "micro_batch": 3, "precision": "bfloat16", "validate_every": 2}),
         ("sd2", {"precision": "float16", "min_snr": 5.0, "clip_norm": 1.0, "gradient_checkpointing": True}),
         ("cosxl", {"offset_noise": 0.1, "precision": "bfloat16", "buckets": True}),
     ],
@@ -132,7 +132,7 @@ def test_cached_latents_train_as_encoded_ones_do(run, tmp_path):
 
 
 def test_a_cache_of_other_data_is_refused(run, records, tmp_path):
-    run(cache=True, arguments=after(1))
+    run(cache=True, arguments=after(2))
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(DatasetError, match="holds latents with data"):
         run(cache=True, data=records[:9])
