@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from .candidates import pair_key, read_candidates
 from .dataset_layouts import is_original, read_original, read_triplets, write_original
 from .errors import ConfigError, DatasetError
 from .files import TEMPORARY
@@ -108,7 +109,9 @@ def verify(folder: Path | str, *, on_progress: OnProgress | None = None) -> Verd
 
     Raises DatasetError only where there is no data set at all, or a shard's footer is broken.
     """
-    pairs, faults, digests = PairStore(folder), [], []
+    # The ledger first: a writer at work brings pictures to the disk before their line.
+    named, faults = _named_by_ledger(Path(folder))
+    pairs, digests = PairStore(folder), []
     if (Path(folder) / MANIFEST).exists():
         faults += _caught(lambda: pairs.manifest)
     else:
@@ -124,6 +127,8 @@ def verify(folder: Path | str, *, on_progress: OnProgress | None = None) -> Verd
                 on_progress(number, len(pairs))
             if len(faults) >= MAX_FAULTS:
                 break
+        else:
+            faults += [f"pair {key}: the ledger names it, and it is not there" for key in named if key not in seen]
     except DatasetError as error:
         faults.append(str(error))
     whole = hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
@@ -162,6 +167,14 @@ def _pair_faults(pair: PairRecord, seen: set[str]) -> Iterator[str]:
         # A hair's breadth beyond 1 is rounding.
         if value is not None and not (math.isfinite(value) and abs(value) <= 1.001):
             yield f"its {name} is {value}"
+
+
+def _named_by_ledger(folder: Path) -> tuple[list[str], list[str]]:
+    """(keys of the pairs that the ledger of candidates calls kept, its faults)."""
+    try:
+        return [pair_key(row.caption, seed) for row in read_candidates(folder) for seed in row.kept], []
+    except DatasetError as error:
+        return [], [str(error)]
 
 
 def _digest(pair: PairRecord) -> tuple[str, bytes]:

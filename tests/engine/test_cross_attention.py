@@ -243,7 +243,7 @@ def draws(config, seed):
         ("refine", (HEART, LONGER), {"night": 2.5}, 2),
     ],
 )
-@pytest.mark.parametrize("blend", [False, True])
+@pytest.mark.parametrize("blend", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_whole_pairs_against_the_slow_way(exact, slow_pairs, monkeypatch, mode, pair, factors, late, blend):
     config = PairConfig(
         mode=mode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -122,7 +123,7 @@ def test_candidate_seeds_differ():
     assert len(seeds) == 2700 and all(0 <= seed < 2**48 for seed in seeds)
 
 
-@pytest.mark.parametrize("save_seconds", [0, 3600])
+@pytest.mark.parametrize("save_seconds", [0, pytest.param(3600, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, crew_of, tmp_path, save_seconds):
     """Three groups of two steps: stopped before each of them, in the midst of one, and at the end."""
     work, stops = replace(OFTEN, save_seconds=save_seconds), 0
@@ -166,6 +167,18 @@ def test_what_is_in_the_data_set_counts(crew_of, filtering, loose, tmp_path):
     again = list(read_candidates(tmp_path / "store"))
     assert [set(row.kept) for row in again] == [set(row.kept) for row in rows]
     assert verify(tmp_path / "store").sound
+
+
+def test_verify_misses_what_the_ledger_names(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "store")
+    lost = sorted((tmp_path / "store" / "data").iterdir())[-1]
+    keys = PairStore(tmp_path / "store", shards=[lost]).keys()
+    lost.unlink()
+    (tmp_path / "store" / "candidates" / "00001-of-00002.jsonl").write_text("")
+    faults = verify(tmp_path / "store").faults
+    assert len(faults) == len(keys) > 0 and all("the ledger names it, and it is not there" in fault for fault in faults)
+    (tmp_path / "store" / "candidates" / "00001-of-00002.jsonl").write_text('{"caption": 1}\n')
+    assert "has a line that is no caption's" in verify(tmp_path / "store").faults[0]
 
 
 def test_small_groups_share_batches_and_partitions_make_the_same_pairs(crew_of, tmp_path):
@@ -271,7 +284,7 @@ def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, cr
             assert abs(score.sim_image - finished[seed].sim_image) < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["self", "refine"])
+@pytest.mark.parametrize("mode", [pytest.param("self", marks=pytest.mark.slow), "refine"])
 def test_early_survivors_equal_undisturbed_ones(tiny_pair_model, mode):
     """Whoever is dropped beside them, and with a blend that remembers what it saw."""
     import torch

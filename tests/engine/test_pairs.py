@@ -83,9 +83,8 @@ def test_draws_of_other_ranges():
     assert len({p for p, _ in drawn}) > 190
 
 
-@pytest.mark.parametrize(
-    "p", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(0.9, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
 def test_the_original_s_pairs(tiny_sd, pairs_reference, p):
     """The whole run at three p; the noise is the original's, which draws p and w in between on a CPU."""
     texts = encode_text(tiny_sd, ["", HORSE, DRAGON])
