@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.latent_formats
 import comfy.ldm.models.autoencoder
 import comfy.model_base
 import comfy.model_detection
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 EMBEDDED = ("embedded", "embedded-sd")
-SPEC = "ip2p_spec"
+SPEC, SCENES = "ip2p_spec", "scenes"
 CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 STANDARD = {("sd1", 320), ("sd2", 320), ("sdxl", 320), ("cosxl", 320)}
@@ -161,6 +162,21 @@ def _through_the_engine(source: str | Path, weights: str, base: str | Path | Non
     return _narrow_model(loaded, state), _narrow_clip(loaded, state), _narrow_autoencoder(loaded, state)
 
 
+class _ScenesLatents(comfy.latent_formats.SD15):
+    """The colours of the embedded autoencoder's latents, by least squares over scenes, for previews."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_rgb_factors = [
+            [-0.0993, -0.0947, -0.0604],
+            [0.0926, 0.0007, -0.1591],
+            [0.4564, 0.3587, 0.1977],
+            [-0.0796, 0.0792, 0.2114],
+        ]
+        self.latent_rgb_factors_bias = [0.3671, 0.3589, 0.4149]
+        self.taesd_decoder_name = None
+
+
 class _NarrowText(comfy.supported_models.SD15):
     """Stable Diffusion 1.5 of any width."""
 
@@ -183,6 +199,8 @@ def _narrow_model(loaded: Any, state: dict[str, Tensor]) -> comfy.model_patcher.
     config.unet_config["num_heads"] = loaded.unet.config.attention_head_dim  # diffusers' old name for the heads
     types = comfy.model_base.ModelType
     config.network_type = types.V_PREDICTION if loaded.spec.prediction == "v" else types.EPS
+    if loaded.spec.name == SCENES:
+        config.latent_format = _ScenesLatents()
     config.set_inference_dtype(torch.float32, None)
     network = config.get_model(state, UNET)
     network.load_model_weights(dict(state), UNET)

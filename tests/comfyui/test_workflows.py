@@ -28,6 +28,7 @@ TRUTHS = {
     "1": edited({"shape": "heart", "colour": "red", "background": "sky"}, style="snow"),
     "2": edited({"shape": "circle", "colour": "yellow", "background": "mint", "place": "top left"}, shape="star"),
     "6": edited({"shape": "square", "colour": "green", "background": "grey", "place": "bottom right"}, style="night"),
+    "8": edited({"shape": "heart", "colour": "red", "background": "sky"}, shape="star", size="small", place="top left"),
     "9": edited({"shape": "triangle", "colour": "orange", "background": "lavender"}, colour="green"),
 }
 
