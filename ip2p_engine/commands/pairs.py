@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def _add_candidates(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the candidates")
     group.add_argument("--candidates", type=int, default=100, metavar="N", help="of each caption pair (default: 100)")
     group.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
-    group.add_argument("--steps", type=int, default=100, help="default: 100, the paper's")
-    group.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
+    group.add_argument("--steps", type=int, help="default: 100, the paper's; embedded-sd: 8")
+    group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} (embedded-sd: ddim)")
     group.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
     group.add_argument("--size", metavar="WxH", help="default: the checkpoint's square")
     group.add_argument(
@@ -57,12 +58,13 @@ def _add_candidates(parser: argparse.ArgumentParser) -> None:
 
 def _add_prompt_to_prompt(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Prompt-to-Prompt")
-    group.add_argument("--p", type=float, nargs="+", default=[0.1, 0.9], metavar="P", help="p, or its range (0.1 0.9)")
+    group.add_argument("--p", type=float, nargs="+", metavar="P", help="p, or its range (0.1 0.9)")
+    group.add_argument("--cfg", type=float, nargs="+", metavar="W", help="w, or its range (7.5 15; embedded-sd: 2 4)")
     group.add_argument(
-        "--cfg", type=float, nargs="+", default=[7.5, 15.0], metavar="W", help="w, or its range (7.5 15)"
-    )
-    group.add_argument(
-        "--edited-prompt-start", type=float, default=0.0, metavar="F", help="the fraction of the steps without it (0)"
+        "--edited-prompt-start",
+        type=float,
+        metavar="F",
+        help="the fraction of the steps without it (0; embedded-sd: 0.35)",
     )
     group.add_argument("--mode", default="self", help=f"{', '.join(MODES)} (default: self, the paper's)")
     group.add_argument("--cross-steps", type=float, default=0.8, metavar="F", help="of replace and refine (0.8)")
@@ -179,16 +181,22 @@ def _factory_config(options: argparse.Namespace, clip: str | None) -> Any:
 
 
 def _pair_config(options: argparse.Namespace) -> Any:
+    """The paper's settings, or those that suit the embedded model, but for what is given."""
     from ..pairs import PairConfig
+    from ..scenes.presets import EMBEDDED_PAIRS
 
-    return PairConfig(
-        steps=options.steps,
-        sampler=options.sampler,
+    given = {
+        "steps": options.steps,
+        "sampler": options.sampler,
+        "p2p_range": _range("--p", options.p),
+        "cfg_range": _range("--cfg", options.cfg),
+        "edited_prompt_start": options.edited_prompt_start,
+    }
+    return replace(
+        EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else PairConfig(),
+        **{name: value for name, value in given.items() if value is not None},
         schedule=options.schedule,
         size=_size(options.size),
-        p2p_range=_range("--p", options.p),
-        cfg_range=_range("--cfg", options.cfg),
-        edited_prompt_start=options.edited_prompt_start,
         mode=options.mode,
         cross_steps=options.cross_steps,
         reweight=_factors(options.reweight),
@@ -199,7 +207,9 @@ def _pair_config(options: argparse.Namespace) -> Any:
     )
 
 
-def _range(name: str, values: list[float]) -> tuple[float, float]:
+def _range(name: str, values: list[float] | None) -> tuple[float, float] | None:
+    if values is None:
+        return None
     if len(values) > 2:
         raise ConfigError(f"{name} got {len(values)} numbers; give one, or the lower and the upper end")
     return values[0], values[-1]

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from ip2p_engine.cli import main
+from ip2p_engine.cli import build_parser, main
 from ip2p_engine.clip_similarity import ClipSimilarity, PairScores
+from ip2p_engine.commands.pairs import _pair_config
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.filtering import FilterConfig
 from ip2p_engine.scenes.caption_source import parse_caption
@@ -26,6 +27,7 @@ from ip2p_engine.scenes.pair_exam import (
     sample_caption_edits,
 )
 from ip2p_engine.scenes.pair_report import as_text, draw_curves, pair_sheet
+from ip2p_engine.scenes.presets import EMBEDDED_PAIRS
 from ip2p_engine.scenes.world import Scene, render
 from ip2p_engine.store import PairRecord, PairStore, PairWriter
 
@@ -221,3 +223,16 @@ def test_command_generates_judges_and_goes_on(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == first
     assert main([*arguments[:3], "--judge-only", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps", "cfg_range"),
+    [
+        ([], EMBEDDED_PAIRS.steps, EMBEDDED_PAIRS.cfg_range),
+        (["--steps", "3", "--cfg", "5"], 3, (5.0, 5.0)),
+        (["--checkpoint", "other.safetensors"], 100, (7.5, 15.0)),
+    ],
+)
+def test_pairs_of_the_embedded_model_have_its_settings_unless_told(arguments, steps, cfg_range):
+    config = _pair_config(build_parser().parse_args(["pairs", "edits.jsonl", "--out", "x", *arguments]))
+    assert (config.steps, config.cfg_range) == (steps, cfg_range)
