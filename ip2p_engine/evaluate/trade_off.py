@@ -26,15 +26,22 @@ def save_trade_off(
     settings: Mapping[str, Any],
     claims: Sequence[Claim] = (),
     examples: Image.Image | None = None,
+    closer: Sequence[str] = (),
     resamples: int = 1000,
 ) -> list[Point]:
-    """Write curve.png, curve.svg, examples.png and run.json of some rows; returns the points."""
+    """Write curve.png, curve.svg, examples.png and run.json of some rows; returns the points.
+
+    The curves named by ``closer`` also get a plot of their own: beside others a short one is a dot.
+    """
     points = curve_points(rows, resamples=resamples)
     save_plot(points, folder / "curve", title=title)
     tables = [_points_table(points, resamples)]
     if claims:
         tables.append(_claims_table(claims))
     pictures = {"curve.png": title}
+    if closer:
+        save_plot([point for point in points if point.curve in closer], folder / "closer", title=f"{title}, closer")
+        pictures["closer.png"] = "The edits alone"
     if examples is not None:
         save_image(examples, folder / "examples.png")
         pictures["examples.png"] = "Some samples at every setting"
