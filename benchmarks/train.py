@@ -71,9 +71,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16" if cuda else "float32"
     )
-    parser.add_argument("--width", type=int, default=320 if cuda else 32, help="of the UNet; SD1.5: 320")
+    parser.add_argument("--width", type=int, default=320 if cuda else 64, help="of the UNet; SD1.5: 320")
     parser.add_argument("--vae", type=int, default=128 if cuda else 32, help="of the autoencoder; SD1.5: 128")
-    parser.add_argument("--pixels", type=int, default=256)
+    parser.add_argument("--pixels", type=int, default=256 if cuda else 128)
     parser.add_argument("--batch", type=int, default=32 if cuda else 4)
     parser.add_argument("--workers", type=int, default=8 if cuda else 0, help="ours; the script's default is 0")
     parser.add_argument("--peer-workers", type=int, default=0)

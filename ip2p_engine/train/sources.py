@@ -220,7 +220,10 @@ class _HubStream:
         self._buffer, self.identity = config.shuffle_buffer, name
 
     def epoch(self, seed: int) -> Iterator[Example]:
-        for number, row in enumerate(self._rows.shuffle(seed=seed, buffer_size=self._buffer)):
+        shuffled = self._rows.shuffle(seed=seed, buffer_size=self._buffer)
+        # Plain iteration would give each of DataLoader's workers other shards; iter() gives all of them everything.
+        for number, batch in enumerate(shuffled.iter(batch_size=1)):
+            row = {name: values[0] for name, values in batch.items()}
             yield _example(row, self._columns, self._home, f"row {number} of the stream")
 
 

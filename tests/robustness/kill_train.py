@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
 
 import torch  # noqa: E402
 from conftest import config, small_model, true_pairs  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
 from ip2p_engine.checkpoint.export import save_ldm  # noqa: E402
 from ip2p_engine.train import train  # noqa: E402
@@ -70,8 +71,14 @@ def differences(out: Path, truth: Path) -> list[str]:
         equal = all(torch.equal(mine[part][name], value) for name, value in whole[part].items())
         found += [] if equal else [f"{part} weights differ"]
     for name in ("ema.safetensors", "raw.safetensors"):
-        found += [] if (out / name).read_bytes() == (truth / name).read_bytes() else [f"{name} differs"]
+        found += [] if content(out / name) == content(truth / name) else [f"{name} differs"]
     return found
+
+
+def content(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Header and tensors: safetensors writes the header's entries in no fixed order."""
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
 
 
 def main() -> int:

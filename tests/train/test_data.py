@@ -182,9 +182,16 @@ def test_a_stream_goes_on_where_it_was(folder):
     assert torch.equal(rest[0].tensors["pixels"], straight[4].tensors["pixels"])
 
 
-def test_workers_change_nothing(store):
-    settings = replace(SMALL, steps=3)
-    source = open_source(store, settings)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_workers_change_nothing(store, records, tmp_path, streaming):
+    """The datasets library would give each worker other files of a stream."""
+    settings, data = replace(SMALL, steps=3), store
+    if streaming:
+        settings = replace(settings, streaming=True, columns=("before", "say", "after"), shuffle_buffer=4)
+        data = tmp_path
+        for part in (0, 1):
+            _parquet(tmp_path / f"{part}.parquet", records[5 * part : 5 * part + 5])
+    source = open_source(data, settings)
     alone, helped = (seen(source, replace(settings, workers=count), share=replace(WHOLE, micro=3)) for count in (0, 2))
     for a, b in zip(alone, helped, strict=True):
         assert a.instructions == b.instructions
