@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.single_file import EDM_KEYS, PREFIXES, ema_name
+from ip2p_engine.checkpoint.source import open_bundle
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.model import load_model
 
@@ -104,7 +105,7 @@ def test_old_names_of_attention_in_a_folder(sd1, sd1_folder, same_model, tmp_pat
     same_model(load_model(folder), sd1)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("kind", [pytest.param("safetensors", marks=SLOW), "ckpt"])
 def test_ema_is_the_default_and_raw_is_a_choice(kind, make_model, same_model, ldm_tensors, tmp_path):
     raw = make_model()
     averaged = replace(raw, unet=make_model(seed=1).unet)
@@ -216,14 +217,14 @@ def test_sd2_tells_its_prediction_by_the_spread_of_a_bias(spread, prediction, ma
     state = ldm_tensors(make_model("sd2", 4))
     state[f"{UNET}output_blocks.3.1.transformer_blocks.0.norm1.bias"] = torch.linspace(-1, 1, 32) * spread
     save_file(state, tmp_path / "file.safetensors")
-    assert load_model(tmp_path / "file.safetensors", **HEADS).spec.prediction == prediction
+    assert open_bundle(tmp_path / "file.safetensors").spec.prediction == prediction
     other = "v" if prediction == "eps" else "eps"
-    assert load_model(tmp_path / "file.safetensors", prediction=other, **HEADS).spec.prediction == other
+    assert open_bundle(tmp_path / "file.safetensors", prediction=other).spec.prediction == other
 
 
 def test_sdxl_with_a_v_marker(make_model, ldm_tensors, tmp_path):
     save_file(ldm_tensors(make_model("sdxl", prediction="v")), tmp_path / "file.safetensors")
-    assert load_model(tmp_path / "file.safetensors", **HEADS).spec.prediction == "v"
+    assert open_bundle(tmp_path / "file.safetensors").spec.prediction == "v"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
