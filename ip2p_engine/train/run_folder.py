@@ -103,7 +103,8 @@ def curve(losses: Sequence[float]) -> Image.Image:
         draw.text((left - 6, y), f"{high * part / 4:.3g}", fill=(60, 60, 60), font=font, anchor="rm")
         x = place(len(losses) * part / 4, 0)[0]
         draw.text((x, bottom + 8), f"{round(len(losses) * part / 4)}", fill=(60, 60, 60), font=font, anchor="ma")
-    draw.point([place(step, loss) for step, loss in enumerate(losses, start=1)], fill=(170, 170, 170))
+    for x, y in (place(step, loss) for step, loss in enumerate(losses, start=1)):
+        draw.rectangle((x - 1, y - 1, x + 1, y + 1), fill=(190, 190, 190))
     draw.line([place(n, value) for n, value in enumerate(_running_mean(losses), start=1)], fill=(30, 90, 200), width=2)
     return canvas
 

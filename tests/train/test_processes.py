@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from ip2p_engine import cli
+from ip2p_engine.commands import train as commands
+from ip2p_engine.train import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--resolution", "64", "--set", "resize=[64,72]", "--workers", "0", "--validate-every", "0", "--device", "cpu"]
@@ -62,6 +64,10 @@ def _has(name):
     from importlib.util import find_spec
 
     return find_spec(name) is not None
+
+
+def test_names_on_the_command_line_are_the_engines():
+    assert set(commands.PRESET_NAMES) == set(PRESETS)
 
 
 def environment():
