@@ -74,7 +74,8 @@ def _missing_rows(
     prepared = method.prepare(group)
     for setting in missing:
         made = method.make(group, prepared, setting)
-        judged = judge(group, made.edited) if judge is not None else None
+        # A method that makes its own sources edits other pictures than the samples', so it is not judged by them.
+        judged = judge(group, made.edited) if judge is not None and made.sources is None else None
         extra: list[Row] = [{"judged": one} for one in judged] if judged is not None else [{} for _ in group]
         scores = scorer.score(made)
         yield [
