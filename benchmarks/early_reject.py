@@ -21,10 +21,12 @@ import torch
 from ip2p_engine.candidate_maker import candidate_seed
 from ip2p_engine.captions.edits import CaptionEdit, Request, read_edits
 from ip2p_engine.clip_similarity import ClipSimilarity, PairScores, own_thresholds
+from ip2p_engine.config import with_overrides
 from ip2p_engine.edit import Hooks
 from ip2p_engine.filtering import FilterConfig, filter_candidates
 from ip2p_engine.pairs import PairConfig, PairGenerator, PairJob
 from ip2p_engine.scenes.caption_source import GrammarSource, sample_captions
+from ip2p_engine.scenes.presets import EMBEDDED_PAIRS
 
 MOMENTS, MARGINS = (0.25, 0.5, 0.75), (0.0, 0.05, 0.1, 0.2, 0.3)
 MEASURES = {"image": ("sim_image",), "image and direction": ("sim_image", "sim_direction")}
@@ -32,9 +34,9 @@ MEASURES = {"image": ("sim_image",), "image and direction": ("sim_image", "sim_d
 
 def main() -> None:
     options = parse()
-    generator = PairGenerator.load(
-        options.checkpoint, PairConfig(steps=options.steps, batch_pairs=options.batch_pairs), device=options.device
-    )
+    settings = EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else PairConfig()
+    given = {"steps": options.steps, "batch_pairs": options.batch_pairs}
+    generator = PairGenerator.load(options.checkpoint, with_overrides(settings, given), device=options.device)
     scorer = ClipSimilarity.load(options.clip, device=generator.model.device)
     config = FilterConfig(**own_thresholds(options.clip))
     captions = []
@@ -53,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="embedded-sd")
     parser.add_argument("--clip", default="embedded")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="default: 100, with embedded-sd 8")
     parser.add_argument("--batch-pairs", type=int, default=16)
     return parser.parse_args()
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def _add_candidates(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
     group.add_argument("--steps", type=int, help="default: 100, the paper's; embedded-sd: 8")
     group.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} (embedded-sd: ddim)")
-    group.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
+    group.add_argument("--schedule", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
     group.add_argument("--size", metavar="WxH", help="default: the checkpoint's square")
     group.add_argument(
         "--picture-format", default="png", help="png, jpeg (quality 100) or webp (lossless); default: png"
@@ -66,12 +65,12 @@ def _add_prompt_to_prompt(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="the fraction of the steps without it (0; embedded-sd: 0.35)",
     )
-    group.add_argument("--mode", default="self", help=f"{', '.join(MODES)} (default: self, the paper's)")
-    group.add_argument("--cross-steps", type=float, default=0.8, metavar="F", help="of replace and refine (0.8)")
+    group.add_argument("--mode", help=f"{', '.join(MODES)} (default: self, the paper's)")
+    group.add_argument("--cross-steps", type=float, metavar="F", help="of replace and refine (0.8)")
     group.add_argument("--reweight", nargs="+", metavar="WORD=FACTOR", help="attention to words of the edited caption")
     group.add_argument("--local-blend", action="store_true", help="change only where the changed words look")
     group.add_argument("--blend-words", nargs=2, metavar=("BEFORE", "AFTER"), help="default: the words that differ")
-    group.add_argument("--blend-start", type=float, default=0.2, metavar="F", help="the fraction of the steps (0.2)")
+    group.add_argument("--blend-start", type=float, metavar="F", help="the fraction of the steps (0.2)")
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
@@ -181,30 +180,20 @@ def _factory_config(options: argparse.Namespace, clip: str | None) -> Any:
 
 
 def _pair_config(options: argparse.Namespace) -> Any:
-    """The paper's settings, or those that suit the embedded model, but for what is given."""
+    """What is given, over what suits the embedded model, or else over the paper's settings."""
+    from ..config import with_overrides
     from ..pairs import PairConfig
     from ..scenes.presets import EMBEDDED_PAIRS
 
-    given = {
-        "steps": options.steps,
-        "sampler": options.sampler,
-        "p2p_range": _range("--p", options.p),
-        "cfg_range": _range("--cfg", options.cfg),
-        "edited_prompt_start": options.edited_prompt_start,
+    names = ("steps", "sampler", "schedule", "edited_prompt_start", "mode", "cross_steps", "blend_start", "batch_pairs")
+    given = {name: getattr(options, name) for name in names}
+    given |= {"p2p_range": _range("--p", options.p), "cfg_range": _range("--cfg", options.cfg)}
+    given |= {"size": _size(options.size), "reweight": _factors(options.reweight)}
+    given |= {
+        "local_blend": options.local_blend or None,
+        "blend_words": options.blend_words and tuple(options.blend_words),
     }
-    return replace(
-        EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else PairConfig(),
-        **{name: value for name, value in given.items() if value is not None},
-        schedule=options.schedule,
-        size=_size(options.size),
-        mode=options.mode,
-        cross_steps=options.cross_steps,
-        reweight=_factors(options.reweight),
-        local_blend=options.local_blend,
-        blend_words=tuple(options.blend_words) if options.blend_words else None,
-        blend_start=options.blend_start,
-        batch_pairs=options.batch_pairs,
-    )
+    return with_overrides(EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else PairConfig(), given)
 
 
 def _range(name: str, values: list[float] | None) -> tuple[float, float] | None:
