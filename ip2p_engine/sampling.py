@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -93,7 +94,7 @@ def sample(
             last_denoised=last_denoised,
             last_sigma=levels[i - 1] if i else sigma,
             denoise=lambda point, level: denoiser(point, level, cond),
-            noise=lambda like=x: _required(noise, name)(like),
+            noise=partial(_draw, noise, name, x),
         )
         x, last_denoised = take_step(step), denoised
         if after_step is not None:
@@ -172,9 +173,9 @@ SAMPLERS: dict[str, Callable[[Step], Tensor]] = {
 }
 
 
-def _required(noise: Callable[[Tensor], Tensor] | None, name: str) -> Callable[[Tensor], Tensor]:
+def _draw(noise: Callable[[Tensor], Tensor] | None, name: str, like: Tensor) -> Tensor:
     if noise is None:
         raise ConfigError(
             f"sampler {name!r} draws noise in each step and none was given; pass noise=SampleNoise(seeds).draw"
         )
-    return noise
+    return noise(like)

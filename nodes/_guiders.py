@@ -139,7 +139,7 @@ class EngineSampler(comfy.samplers.Sampler):
         inner = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         inner.latent_image, inner.noise = latent_image, noise
 
-        def denoiser(x: Tensor, sigma: float, _: None) -> Tensor:
+        def denoiser(x: Tensor, sigma: float, cond: None) -> Tensor:
             return inner(x, x.new_full((len(x),), sigma), denoise_mask, **extra_args)
 
         def on_step(i: int, n: int, x: Tensor, sigma: float, denoised: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.ldm.models.autoencoder
@@ -181,7 +181,7 @@ class _NarrowText(comfy.supported_models.SD15):
     """Stable Diffusion 1.5 of any width."""
 
     model_class = comfy.model_base.BaseModel
-    unet_config = {}
+    unet_config: ClassVar[dict[str, Any]] = {}
 
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> comfy.model_base.BaseModel:
         return self.model_class(self, model_type=self.network_type, device=device)

@@ -206,9 +206,9 @@ class NativePairs:
         edit = cross_edit(config.mode, pairs, config.reweight).to(device) if config.mode in CROSS_MODES else None
         if not config.local_blend:
             return CrossControl(edit)
-        marks = (words.to(device) for words in blend_words(pairs, config.blend_words))
+        before, after = (words.to(device) for words in blend_words(pairs, config.blend_words))
         levels = len(self.model.model.model_config.unet_config["channel_mult"])
-        return CrossControl(edit, LocalBlend(*marks, (height // 8, width // 8), levels))
+        return CrossControl(edit, LocalBlend(before, after, (height // 8, width // 8), levels))
 
     def _after_step(self, control: CrossControl) -> Callable[[int, Tensor], Tensor] | None:
         blend, first = control.blend, self.config.blend_start * self.config.steps

@@ -80,7 +80,11 @@ class PairImages(io.ComfyNode):
                 "give as many pictures of one size"
             )
         both = zip(_host.to_pictures(before), _host.to_pictures(after), strict=True)
-        texts = {"original_prompt": caption, "edited_prompt": edited_caption, "edit_prompt": instruction}
+        texts: dict[str, Any] = {
+            "original_prompt": caption,
+            "edited_prompt": edited_caption,
+            "edit_prompt": instruction,
+        }
         return io.NodeOutput(tuple(make_record(*pictures, **texts) for pictures in both))
 
 
@@ -154,7 +158,7 @@ def record_of(candidate: Any, instruction: str) -> Any:
 
 
 def make_record(
-    before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: str
+    before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: Any
 ) -> Any:
     """A PairRecord whose key follows from its texts and its seed, or without a seed from its pictures."""
     import hashlib

@@ -58,8 +58,16 @@ def _curve(options: argparse.Namespace) -> None:
     first = editors[0].settings[0].curve
     found = claims(rows, first, rivals) if len(options.text_cfg) == 1 and len(options.image_cfg) > 1 else []
     examples = example_sheet(samples, editors[0], resolution=resolution)
-    shown = {"claims": found, "examples": examples, "closer": [one.settings[0].curve for one in editors]}
-    points = save_trade_off(options.out, rows, kind="curve", title=options.title, settings=told(options), **shown)
+    points = save_trade_off(
+        options.out,
+        rows,
+        kind="curve",
+        title=options.title,
+        settings=told(options),
+        claims=found,
+        examples=examples,
+        closer=[one.settings[0].curve for one in editors],
+    )
     sentences = [f"{one.sentence}: {'yes' if one.holds else 'no'} ({one.share:.1%} of resamples)" for one in found]
     sys.stdout.write("\n".join([table(points), *sentences, f"{options.out / 'curve.png'}"]) + "\n")
 

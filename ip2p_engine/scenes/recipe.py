@@ -73,11 +73,8 @@ def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
 
 def export_embedded(runs: Path, folder: Path) -> None:
     """Write the shipped files from the stages' weights."""
-    for name, export in {
-        "text-to-image": _export_text_to_image,
-        "edit": partial(export_unet, in_channels=8),
-    }.items():
-        export(_finished(runs, name), folder)
+    _export_text_to_image(_finished(runs, "text-to-image"), folder)
+    export_unet(_finished(runs, "edit"), folder, in_channels=8)
     export_clip(with_text_tower(_finished(runs, "clip"), _finished(runs, "clip-text")), folder)
     export_autoencoder(_finished(runs, "autoencoder") | _finished(runs, "decoder"), folder)
     export_settings(folder)

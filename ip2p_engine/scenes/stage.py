@@ -65,7 +65,8 @@ def run_stage(stage: Stage, folder: Path, *, device: str = "cpu") -> dict[str, T
     optimisers = [Muon(matrices, lr=1.0), torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)]
     ema = {name: value.detach().clone() for name, value in stage.trained.state_dict().items()}
     first = _restore(folder, stage.trained, optimisers, ema)
-    started, figures = time.monotonic(), {}
+    started = time.monotonic()
+    figures: dict[str, float] = {}
     for step in range(first, config.steps):
         for optimiser in optimisers:
             optimiser.param_groups[0]["lr"] = config.learning_rate * _schedule(config, step)
@@ -106,10 +107,11 @@ def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if world > 1:
-        flat = torch.cat([p.grad.flatten() for p in parameters]) / world
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / world
         dist.all_reduce(flat)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 @torch.no_grad()

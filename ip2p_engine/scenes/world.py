@@ -231,9 +231,9 @@ def _night_lights() -> np.ndarray:
     canvas, draw = _canvas()
     for x, y, radius in STARS:
         _disc(draw, x, y, radius, 255)
-    x, y, radius = MOON
-    _disc(draw, x, y, radius, 255)
-    _disc(draw, x - 3.0, y - 1.5, radius * 0.9, 0)
+    left, top, size = MOON
+    _disc(draw, left, top, size, 255)
+    _disc(draw, left - 3.0, top - 1.5, size * 0.9, 0)
     return _downsample(canvas)
 
 
