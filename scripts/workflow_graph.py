@@ -14,7 +14,7 @@ from workflow_format import SEED_CONTROL, choices, default_of, inputs_of, is_wid
 __all__ = ["Graph", "Node"]
 
 WIDTH, GAP, TITLE, SLOT, WIDGET, TEXT, PICTURE = 300, 60, 30, 22, 26, 90, 270
-SHOWS_PICTURE = {"SaveImage", "PreviewImage", "LoadImage"}
+SHOWS_PICTURE = {"SaveImage", "PreviewImage", "LoadImage", "SamplerCustomAdvanced", "IP2P_Sample", "IP2P_GeneratePairs"}
 SHOWS_TEXT = {"PreviewAny"}
 CORE, PACK = "comfy-core", "instruct-pix2pix"
 
