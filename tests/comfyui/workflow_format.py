@@ -8,6 +8,7 @@ from typing import Any
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 PAGE_ONLY = {"MarkdownNote", "Note"}
 SEED_CONTROL = "fixed"
+SEEDS = {"seed", "noise_seed"}
 
 
 def inputs_of(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -42,7 +43,8 @@ def widgets_of(info: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
     for name, kind, options in inputs_of(info):
         if is_widget(kind, options):
             found.append((name, kind, options))
-            if options.get("control_after_generate"):
+            # The page gives every number of these names a control, unless the node says otherwise.
+            if options.get("control_after_generate", kind == "INT" and name in SEEDS):
                 found.append((None, "COMBO", {"options": ["fixed", "increment", "decrement", "randomize"]}))
     return found
 
