@@ -250,6 +250,7 @@ def test_arms(tmp_path):
             make_arms(tmp_path, None, (share,))
 
 
+@pytest.mark.slow
 def test_the_curve_command(tmp_path, capsys):
     command = ["evaluate", "curve", "scenes", "--n", "1", "--steps", "1", "--image-cfg", "1", "1.5", "--strength", "1"]
     assert main([*command, "--out", str(tmp_path)]) == 0
