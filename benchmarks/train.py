@@ -7,7 +7,8 @@ The peer is diffusers' examples/instruct_pix2pix step for step, written anew: wh
 process, two passes of the autoencoder, the null text encoded in every step, AdamW, EMAModel, the loss gathered in every
 step. All train the same random weights on the same pictures, batch and type, in turn in one process, so a drifting
 machine slows all; medians over the rounds and the median of the paired ratios are printed. Ours is the whole of
-``train()`` between two of its steps: decoding, drawing, logging and all. On a CPU the time is the process's own, so that a busy machine does not blur it (leave
+``train()`` between two of its steps: decoding, drawing, logging and all. On a CPU the time is the process's own, so
+that a busy machine does not blur it (leave
 --workers 0 there). Peak memory is what each adds.
 """
 
