@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from ..errors import DatasetError
-from ..files import disk_errors, whole_file
+from ..files import disk_errors, read_json, whole_file
 from .run_folder import RUN, Run, Table, load_run, versions
 
 __all__ = ["write_report"]
@@ -28,8 +28,11 @@ TITLES = {
 
 
 def write_report(folder: Path, out: Path) -> Path:
-    """Write the report of a run, or of every run in a folder; returns its path. Raises DatasetError for no run."""
-    runs = sorted(path.parent for path in Path(folder).rglob(RUN))
+    """Write the report of a run, or of every run in a folder; returns its path. Raises DatasetError for no run.
+
+    An ablation's folder also holds its trainings, whose run.json has no kind: they are no evaluations.
+    """
+    runs = sorted(path.parent for path in Path(folder).rglob(RUN) if "kind" in read_json(path, DatasetError))
     found = [(path, load_run(path)) for path in runs]
     if not found:
         raise DatasetError(f"{folder} holds no run; give the --out of another ip2p evaluate command")

@@ -48,3 +48,5 @@ def test_one_command_trains_and_compares_and_goes_on(store, tmp_path, capsys):
     assert main([*command, "--out", str(out)]) == 0
     assert (out / "rows.jsonl").read_text().count("\n") == len(rows)
     assert json.loads((out / "run.json").read_text())["kind"] == "ablation"
+    assert main(["evaluate", "report", str(out)]) == 0
+    assert "Ablation" in (out / "report.html").read_text()

@@ -203,6 +203,8 @@ def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
     save_run(tmp_path, "curve", settings={"clip": "<script>"}, tables=[table], pictures={"p.png": "a <picture>"})
     (tmp_path / "inner").mkdir()
     save_run(tmp_path / "inner", "pairs", settings={}, tables=[table])
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "run.json").write_text('{"config": {}, "data": "pairs"}')
     assert load_run(tmp_path).tables == [Table(title="T <1>", columns=["a", "b"], rows=[["x & y", 1]], note="<b>")]
     page = write_report(tmp_path, tmp_path / "report.html").read_text()
     assert page.count("T &lt;1&gt;") == 2 and "x &amp; y" in page and "<script" not in page
