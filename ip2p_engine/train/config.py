@@ -119,7 +119,7 @@ class TrainConfig:
     validate_every: int = 500
     """Steps between validation strips; 0 for none."""
     validation_count: int = 4
-    """The first so many examples are edited."""
+    """So many examples are edited, spread over the data set (of a stream the first ones)."""
     tracker: str | None = None
     """tensorboard or wandb."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Edits of the first examples while training goes on: fixed seeds, and nothing that training draws from."""
+"""Edits of some examples while training goes on: fixed seeds, and nothing that training draws from."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class ValidationSet:
 
     def __init__(self, source: Rows | Stream, config: TrainConfig) -> None:
         self._config = config
-        self._pairs = list(islice(_good(source), config.validation_count))
+        self.pairs = list(islice(_good(source, config.validation_count), config.validation_count))
 
     def edit(self, model: Model, average: Average) -> list[list[Image.Image]]:
         """[source, edit, truth] of each pair, at the training resolution."""
         size = (self._config.resolution,) * 2
         config = EditConfig(size=size, restore_size=False)
-        sources = [fit(pair.original, size) for pair in self._pairs]
-        instructions = [pair.instruction for pair in self._pairs]
+        sources = [fit(pair.original, size) for pair in self.pairs]
+        instructions = [pair.instruction for pair in self.pairs]
         with average.applied(), usable(model) as shown, arithmetic(model.device.type, self._config):
             editor = InstructPix2Pix(shown)
             edits = editor.edit_each(sources, instructions, seeds=range(len(sources)), config=config)
-        truths = [fit(pair.edited, size) for pair in self._pairs]
+        truths = [fit(pair.edited, size) for pair in self.pairs]
         return [[a, b.image, c] for a, b, c in zip(sources, edits, truths, strict=True)]
 
     def save(self, rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
         """One picture: a strip for each pair, one below the other."""
         strips = [
             strip(row, ["before", pair.instruction, "true edit"], height=128)
-            for row, pair in zip(rows, self._pairs, strict=True)
+            for row, pair in zip(rows, self.pairs, strict=True)
         ]
         sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
         y = 0
@@ -54,8 +54,14 @@ class ValidationSet:
         save_image(sheet, path)
 
 
-def _good(source: Any) -> Iterator[Pair]:
-    examples = (source[row] for row in range(len(source))) if hasattr(source, "__len__") else source.epoch(0)
+def _good(source: Any, count: int) -> Iterator[Pair]:
+    """Pairs that can be used: of rows ``count`` stretches in turn, since neighbours are often of one caption."""
+    if hasattr(source, "__len__"):
+        stretch = -(-len(source) // count)
+        order = (start + k for k in range(stretch) for start in range(0, len(source), stretch))
+        examples = (source[row] for row in order if row < len(source))
+    else:
+        examples = source.epoch(0)
     for example in examples:
         try:
             yield open_pair(example)

@@ -21,6 +21,7 @@ from ip2p_engine.train.crops import bucket_shapes, crop_pair, draw_crop, nearest
 from ip2p_engine.train.draws import draw, stream
 from ip2p_engine.train.order import make_order
 from ip2p_engine.train.sources import Example, open_pair, open_source
+from ip2p_engine.train.validation import ValidationSet
 
 SMALL = TrainConfig(steps=6, batch_size=4, resolution=64, resize=(64, 72), workers=0)
 WHOLE = Share(rank=0, world=1, micro=4)
@@ -289,3 +290,37 @@ def test_draws_have_the_right_distribution():
     others = (chance.noise[:, 0, 0, 0], chance.posterior[:, 0, 0, 0], chance.level.float())
     correlation = torch.corrcoef(torch.stack([chance.drop, *others]))
     assert (correlation - torch.eye(4)).abs().max() < 0.08
+
+
+# Validation
+
+
+class Numbered:
+    """Ten pairs named by their row; the pictures of some are broken."""
+
+    identity = "numbered"
+
+    def __init__(self, broken=()):
+        self.broken = broken
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, row):
+        picture = b"no picture" if row in self.broken else png(Image.new("RGB", (64, 64)))
+        return Example(name=f"{row}", original=picture, instruction=f"{row}", edited=picture)
+
+
+@pytest.mark.parametrize(
+    ("count", "broken", "rows"),
+    [
+        (2, (), "05"),
+        (3, (), "048"),
+        (3, (0, 4), "815"),
+        (10, (), "0123456789"),
+        (20, (9,), "012345678"),
+    ],
+)
+def test_validation_is_spread_over_the_data(count, broken, rows):
+    chosen = ValidationSet(Numbered(broken), replace(SMALL, validation_count=count))
+    assert "".join(pair.name for pair in chosen.pairs) == rows
