@@ -77,8 +77,11 @@ def info(folder: Path | str) -> DatasetInfo:
 
 
 def _size(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as picture:
-        return f"{picture.width}x{picture.height} {picture.format}"
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return f"{picture.width}x{picture.height} {picture.format}"
+    except Exception:  # as in _pair_faults
+        return "unreadable"
 
 
 def _summary(values: list[float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -60,10 +61,11 @@ def read_original(folder: Path) -> Iterator[PairRecord]:
         log = place / "metadata.jsonl"
         metadata = {str(row.get("seed")): row for row in json_lines(log, DatasetError)} if log.exists() else {}
         for seed in seeds:
-            scores: dict[str, Any] = {column: metadata.get(seed, {}).get(theirs) for column, theirs in METADATA.items()}
+            row = metadata.get(seed, {})
+            scores: dict[str, Any] = {column: _number(row, theirs, log) for column, theirs in METADATA.items()}
             before, after = (_picture(place / f"{seed}_{n}.jpg") for n in (0, 1))
-            key = f"{name}/{seed}"
-            yield PairRecord(original_image=before, edited_image=after, seed=int(seed), key=key, **texts, **scores)
+            key, number = f"{name}/{seed}", _seed({"seed": seed}, place)
+            yield PairRecord(original_image=before, edited_image=after, seed=number, key=key, **texts, **scores)
 
 
 def listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
@@ -81,8 +83,12 @@ def listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield prompt.parent.name, [seed for seed in seeds if seed.isdecimal()]
 
 
-def named(row: Mapping[str, Any], column: str, place: Any) -> str:
+def named(row: Any, column: str, place: Any) -> str:
     """The value of a column under any of its names in the field; raises DatasetError if it has none."""
+    if not isinstance(row, Mapping):
+        raise DatasetError(
+            f"{place} is no JSON object; give one with {', '.join(names[0] for names in NAMES.values())}"
+        )
     for name in NAMES[column]:
         if isinstance(row.get(name), str):
             return row[name]
@@ -101,8 +107,7 @@ def read_triplets(path: Path) -> Iterator[PairRecord]:
         }
         texts: dict[str, Any] = {column: _optional(row, column) for column in ("original_prompt", "edited_prompt")}
         texts["edit_prompt"] = named(row, "edit_prompt", place)
-        seed = _number(row, "seed", place)
-        texts["seed"] = None if seed is None else int(seed)
+        texts["seed"] = _seed(row, place)
         scores: dict[str, Any] = {column: _number(row, column, place) for column in METADATA}
         yield PairRecord(**pictures, **texts, **scores, key=str(row.get("key") or f"{path.stem}/{number}"))
 
@@ -119,12 +124,28 @@ def _optional(row: Mapping[str, Any], column: str) -> str:
     return next((str(row[name]) for name in NAMES[column] if row.get(name)), "")
 
 
-def _number(row: Mapping[str, Any], column: str, place: str) -> float | None:
+def _number(row: Mapping[str, Any], column: str, place: Any) -> float | None:
     value: Any = row.get(column)
     try:
-        return None if value in (None, "") else float(value)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{place} has the {column} {value!r}; give a number, or leave it out") from error
+        number = None if value in (None, "") else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise DatasetError(f"{place} has the {column} {value!r}; give a number, or leave it out")
+    return number
+
+
+def _seed(row: Mapping[str, Any], place: Any) -> int | None:
+    value: Any = row.get("seed")
+    if value in (None, ""):
+        return None
+    try:
+        seed = int(str(value).removesuffix(".0"))  # spreadsheets write 12 as 12.0
+    except ValueError:
+        seed = 2**63
+    if not -(2**63) <= seed < 2**63:
+        raise DatasetError(f"{place} has the seed {value!r}; give a whole number below 2**63, or leave it out")
+    return seed
 
 
 def _picture(path: Path) -> bytes:
@@ -155,11 +176,11 @@ def write_original(pairs: Iterable[PairRecord], folder: Path) -> int:
     A key such as 0000012/34 names the folder; other pairs are gathered by their texts, in the order of appearance.
     seeds.json comes last, so a folder without it is unfinished. Raises DatasetError if the folder is not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise DatasetError(f"{folder} is not empty; export to a new folder")
     numbers: dict[Any, str] = {}
     seeds: dict[str, list[str]] = {}
     with disk_errors(folder, "written", DatasetError, "free some space and export to a new folder"):
+        if folder.exists() and any(folder.iterdir()):
+            raise DatasetError(f"{folder} is not empty; export to a new folder")
         for pair in pairs:
             name = _caption_folder(pair, numbers)
             if name not in seeds:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,9 +15,22 @@ from filelock import FileLock, Timeout
 
 from .errors import IP2PError
 
-__all__ = ["AppendLog", "disk_errors", "is_locked", "json_lines", "locked", "read_json", "whole_file", "write_json"]
+__all__ = [
+    "NO_JSON",
+    "AppendLog",
+    "disk_errors",
+    "is_locked",
+    "json_lines",
+    "locked",
+    "read_json",
+    "text_lines",
+    "whole_file",
+    "write_json",
+]
 
 TEMPORARY = ".part"
+# What json.loads raises; brackets within brackets end in the second.
+NO_JSON = (ValueError, RecursionError)
 Error = type[IP2PError]
 
 
@@ -73,7 +86,7 @@ def read_json(path: Path, error: Error) -> Any:
         text = path.read_bytes()
     try:
         return json.loads(text)
-    except ValueError as cause:
+    except NO_JSON as cause:
         raise error(f"{path} is no JSON ({cause}); restore it from a copy or make it again") from cause
 
 
@@ -143,26 +156,27 @@ def json_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[d
 
     ``growing``: another process may be writing it, so a last line without its end is left out.
     """
+    for number, line in enumerate(text_lines(path, error, growing=growing), start=1):
+        if not line.strip() or (growing and not line.endswith("\n")):
+            continue
+        try:
+            row = json.loads(line)
+        except NO_JSON as cause:
+            raise error(f"{path}, line {number}, is no JSON ({cause}); correct or remove the line") from cause
+        if not isinstance(row, dict):
+            raise error(f"{path}, line {number}, is {line.strip()[:60]!r}; give one JSON object a line")
+        yield row
+
+
+def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 file, without a byte order mark; raises the given class for anything else."""
     # An unfinished line may end within a letter.
     faulty = "replace" if growing else "strict"
-    with disk_errors(path, "read", error), path.open(encoding="utf-8", errors=faulty) as lines:
-        for number, line in enumerate(_decoded(lines, path, error), start=1):
-            if not line.strip() or (growing and not line.endswith("\n")):
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as cause:
-                raise error(f"{path}, line {number}, is no JSON ({cause}); correct or remove the line") from cause
-            if not isinstance(row, dict):
-                raise error(f"{path}, line {number}, is {line.strip()[:60]!r}; give one JSON object a line")
-            yield row
-
-
-def _decoded(lines: Iterable[str], path: Path, error: Error) -> Iterator[str]:
-    try:
-        yield from lines
-    except UnicodeDecodeError as cause:
-        raise error(f"{path} is no UTF-8 text ({cause.reason}); save it as UTF-8") from cause
+    with disk_errors(path, "read", error), path.open(encoding="utf-8-sig", errors=faulty) as lines:
+        try:
+            yield from lines
+        except UnicodeDecodeError as cause:
+            raise error(f"{path} is no UTF-8 text ({cause.reason}); save it as UTF-8") from cause
 
 
 def _write_all(stream: io.FileIO, data: bytes) -> None:

@@ -302,11 +302,15 @@ def _read_group(path: Path, row: int) -> tuple[int, Any]:
 def _record(row: dict[str, Any], path: Path) -> PairRecord:
     try:
         pictures: dict[str, Any] = {column: row[column]["bytes"] for column in IMAGE_COLUMNS}
-        texts: dict[str, Any] = {column: row[column] for column in ("edit_prompt", "original_prompt", "edited_prompt")}
+        texts: dict[str, Any] = {column: row[column] or "" for column in ("original_prompt", "edited_prompt")}
+        texts["edit_prompt"] = row["edit_prompt"]
     except (KeyError, TypeError) as error:
         raise DatasetError(
             f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:5])}"
         ) from error
+    for column, value in {**pictures, **texts}.items():
+        if value is None:
+            raise DatasetError(f"{path} has a row without {column}; fill it in, or leave the row out")
     rest: dict[str, Any] = {column: row.get(column) for column in ("seed", "p", "cfg", *SCORES)}
     return PairRecord(**pictures, **texts, **rest, key=row.get("key") or "")
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import CaptionError, ConfigError
-from ..files import disk_errors, json_lines
+from ..files import json_lines, text_lines
 
-__all__ = ["CaptionEdit", "CaptionSource", "Rejected", "Request", "plain", "read_captions", "read_edits"]
+__all__ = [
+    "CaptionEdit",
+    "CaptionSource",
+    "Rejected",
+    "Request",
+    "in_test_split",
+    "plain",
+    "read_captions",
+    "read_edits",
+]
 
 CAPTION_NAMES = ("caption", "input", "original_prompt", "text")
 INSTRUCTION_NAMES = ("instruction", "edit", "edit_prompt")
 EDITED_NAMES = ("edited_caption", "output", "edited_prompt")
+TEST_PERCENT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,14 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
+def in_test_split(caption: str) -> bool:
+    """Whether pairs of a caption belong to the test split: one caption in twenty, by a hash of its text.
+
+    The paper's code takes the last twentieth by position; a hash stays true when a data set grows.
+    """
+    return zlib.crc32(caption.strip().encode()) % 100 < TEST_PERCENT
+
+
 def read_captions(path: Path | str, *, column: str | None = None) -> Iterator[str]:
     """The captions of a text file (one a line), a JSON Lines or a Parquet file; empty ones are left out.
 
@@ -82,11 +101,10 @@ def read_captions(path: Path | str, *, column: str | None = None) -> Iterator[st
     path = Path(path)
     kind = path.suffix.lower()
     if kind == ".txt":
-        with disk_errors(path, "read", CaptionError), path.open(encoding="utf-8", errors="replace") as lines:
-            yield from filter(None, map(str.strip, lines))
+        yield from filter(None, map(str.strip, text_lines(path, CaptionError)))
         return
-    for row in _rows(path):
-        caption = _named(row, (column,) if column else CAPTION_NAMES, path).strip()
+    for number, row in enumerate(_rows(path), start=1):
+        caption = _named(row, (column,) if column else CAPTION_NAMES, f"{path}, row {number},").strip()
         if caption:
             yield caption
 
@@ -95,7 +113,10 @@ def read_edits(path: Path | str) -> list[CaptionEdit]:
     """Triplets of a JSON Lines or Parquet file, by our names, the original's or the hub's; raises CaptionError."""
     path = Path(path)
     names = {"caption": CAPTION_NAMES, "instruction": INSTRUCTION_NAMES, "edited_caption": EDITED_NAMES}
-    return [CaptionEdit(**{field: _named(row, names[field], path) for field in names}) for row in _rows(path)]
+    return [
+        CaptionEdit(**{field: _named(row, names[field], f"{path}, row {number},") for field in names})
+        for number, row in enumerate(_rows(path), start=1)
+    ]
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -123,8 +144,8 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise CaptionError(f"{path} is no Parquet file that can be read ({error}); give another copy") from error
 
 
-def _named(row: Mapping[str, Any], names: Sequence[str], path: Path) -> str:
+def _named(row: Mapping[str, Any], names: Sequence[str], place: str) -> str:
     for name in names:
         if isinstance(row.get(name), str):
             return row[name]
-    raise CaptionError(f"{path} has a row with {', '.join(map(str, row))} and no {' or '.join(names)}; name its column")
+    raise CaptionError(f"{place} has {', '.join(map(str, row))} and no text in {' or '.join(names)}; name its column")

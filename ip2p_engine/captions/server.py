@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import os
+import queue
 import random
 import re
 import threading
@@ -18,12 +19,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
 from ..errors import CaptionError, ConfigError
+from ..files import NO_JSON
 from .edits import CaptionEdit, Rejected, Request
 
 __all__ = ["ServerConfig", "ServerSource"]
@@ -92,17 +94,31 @@ class ServerSource:
     def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
         """One answer a request. Raises CaptionError once a request has failed for good; the rest is given up then."""
         self._gate.open()
-        pool = ThreadPoolExecutor(self.config.concurrency)
+        work: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
+        futures: list[Future] = [Future() for _ in requests]
+        for one in zip(requests, futures, strict=True):
+            work.put(one)
+        # Daemons, since an executor's threads would keep the process until the last silent server has timed out.
+        for _ in range(min(self.config.concurrency, len(requests))):
+            threading.Thread(target=self._work_off, args=(work,), daemon=True).start()
         try:
-            futures = [pool.submit(self._ask, request) for request in requests]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
-            return [future.result() for future in futures]
         except BaseException:
             self._gate.close()
             raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
+
+    def _work_off(self, work: queue.SimpleQueue[tuple[Request, Future]]) -> None:
+        while True:
+            try:
+                request, future = work.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                future.set_result(self._ask(request))
+            except BaseException as error:
+                future.set_exception(error)
 
     def _ask(self, request: Request) -> CaptionEdit | Rejected:
         body = json.dumps(_body(request, self.config)).encode()
@@ -144,7 +160,7 @@ class ServerSource:
             if error.code not in TRANSIENT:
                 raise CaptionError(f"{url} refused the request ({said}); check address, model and key") from error
             raise _Passing(said, _asked_wait(error.headers)) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, *NO_JSON) as error:
             raise _Passing(f"{type(error).__name__}: {error}") from error
 
 
@@ -179,6 +195,8 @@ class _Gate:
 
     def wait(self) -> None:
         while (left := self._until - time.monotonic()) > 0:
+            if left > LONGEST_ASKED:
+                raise CaptionError(f"the server asks to wait {left / 3600:.1f} hours; run the same command again then")
             self.sleep(left)
         self.sleep(0)
 
@@ -207,12 +225,14 @@ def _parsed(caption: str, answer: Any) -> CaptionEdit | Rejected:
         text = answer["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise _Passing(f"an answer without choices: {json.dumps(answer)[:200]}") from error
-    found = re.search(r"\{.*\}", text or "", re.DOTALL)
+    if not isinstance(text, str):
+        return Rejected(reason="malformed", text="" if text is None else json.dumps(text)[:1000])
+    found = re.search(r"\{.*\}", text, re.DOTALL)
     try:
         fields = json.loads(found.group()) if found else {}
         edit = {name: fields[name] for name in ("instruction", "edited_caption")}
-    except (ValueError, KeyError):
-        return Rejected(reason="malformed", text=text or "")
+    except (*NO_JSON, KeyError):
+        return Rejected(reason="malformed", text=text)
     if not all(isinstance(value, str) and value.strip() for value in edit.values()):
         return Rejected(reason="malformed", text=text)
     return CaptionEdit(caption=caption, **{name: " ".join(value.split()) for name, value in edit.items()})
@@ -225,7 +245,7 @@ def _message(error: urllib.error.HTTPError) -> str:
         return str(json.loads(text)["error"]["message"])[:300]
     except (OSError, http.client.HTTPException):
         return error.reason
-    except (ValueError, KeyError, TypeError):
+    except (*NO_JSON, KeyError, TypeError):
         return " ".join(text.split())[:300]
 
 

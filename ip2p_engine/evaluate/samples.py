@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import overload
 
 from PIL import Image
 
+from ..captions.edits import in_test_split
 from ..errors import ConfigError, DatasetError
 from ..images import fit, open_image, plan_size
 from ..store import PairRecord, PairStore
@@ -17,7 +17,6 @@ from ..store import PairRecord, PairStore
 __all__ = ["Sample", "StoreSamples", "batches", "in_test_split"]
 
 SPLITS = ("test", "all")
-TEST_PERCENT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +33,6 @@ class Sample:
     """What the edit should look like, where that is known."""
 
 
-def in_test_split(caption: str) -> bool:
-    """Whether pairs of a caption belong to the test split: one caption in twenty, by a hash of its text.
-
-    The paper's code takes the last twentieth by position; a hash stays true when a data set grows.
-    """
-    return zlib.crc32(caption.strip().encode()) % 100 < TEST_PERCENT
-
-
 class StoreSamples(Sequence[Sample]):
     """Samples of a data set, read when they are asked for; the pair's edited picture is the target."""
 
@@ -54,7 +45,7 @@ class StoreSamples(Sequence[Sample]):
             raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
         self._store, self._seed = PairStore(folder), seed
         captions = self._store.columns("original_prompt")["original_prompt"]
-        rows = [n for n, text in enumerate(captions) if split == "all" or in_test_split(text)]
+        rows = [n for n, text in enumerate(captions) if split == "all" or in_test_split(text or "")]
         if not rows:
             raise DatasetError(f"{folder} has no pairs in its {split} split ({len(captions)} in all); try split all")
         wanted = min(count or len(rows), len(rows))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import email.utils
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +35,8 @@ from ip2p_engine.files import locked
 from ip2p_engine.scenes.caption_source import GrammarSource, parse_caption, sample_captions
 from ip2p_engine.scenes.grammar import captions_of, edits_from
 from ip2p_engine.scenes.world import all_scenes
+
+ROOT = Path(__file__).parents[2]
 
 
 def edit(caption="a cat", instruction="make it a dog", edited="a dog"):
@@ -157,7 +163,7 @@ def test_captions_are_read_from_every_format(tmp_path, name):
     for kind in ("txt", "jsonl", "parquet"):
         assert list(read_captions(tmp_path / f"c.{kind}")) == texts
     assert list(read_captions(tmp_path / "c.jsonl", column=name)) == texts
-    with pytest.raises(CaptionError, match="and no title; name its column"):
+    with pytest.raises(CaptionError, match="row 1, has .* and no text in title; name its column"):
         list(read_captions(tmp_path / "c.parquet", column="title"))
 
 
@@ -169,6 +175,19 @@ def test_unreadable_inputs_are_named(tmp_path):
             list(read_captions(tmp_path / name))
     with pytest.raises(CaptionError, match="cannot be read"):
         list(read_captions(tmp_path / "missing.txt"))
+    (tmp_path / "deep.jsonl").write_text('{"caption": ' + "[" * 100_000 + "\n")
+    with pytest.raises(CaptionError, match="line 1, is no JSON"):
+        list(read_captions(tmp_path / "deep.jsonl"))
+    (tmp_path / "null.jsonl").write_text('{"caption": "a"}\n{"caption": null}\n')
+    with pytest.raises(CaptionError, match="row 2, has caption and no text in caption or input"):
+        list(read_captions(tmp_path / "null.jsonl"))
+    for kind, text in (("txt", "a café\n"), ("jsonl", '{"caption": "a café"}\n')):
+        path = tmp_path / f"old.{kind}"
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(CaptionError, match="is no UTF-8 text"):
+            list(read_captions(path))
+        path.write_text(text, encoding="utf-8-sig")  # as editors on Windows save it
+        assert list(read_captions(path)) == ["a café"]
 
 
 def test_triplets_are_read_by_anybodys_names(tmp_path):
@@ -370,6 +389,7 @@ class Server:
     def __init__(self, *script, pause=0.0):
         self.requests, self.times, self.running, self.most = [], [], 0, 0
         self._script, self._pause, self._lock = list(script), pause, threading.Lock()
+        self._released = threading.Event()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -388,6 +408,7 @@ class Server:
         return self
 
     def __exit__(self, *error):
+        self._released.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -399,7 +420,7 @@ class Server:
             self.times.append(time.monotonic())
             self.running += 1
             self.most = max(self.most, self.running)
-        time.sleep(self._pause)
+        self._released.wait(self._pause)
         with self._lock:
             self.running -= 1
         if step == "drop":
@@ -459,12 +480,17 @@ def test_without_a_key_none_is_sent():
         '{"instruction": "x"}',
         answer(edited=" "),
         '{"instruction": 1, "edited_caption": "a"}',
+        '{"a":' * 20_000 + "}",
         None,
+        [{"type": "text", "text": "a list"}],
+        7,
     ],
+    ids=lambda content: repr(content)[:30],
 )
 def test_what_is_no_edit_is_rejected(content):
+    text = content if isinstance(content, str) else json.dumps(content) if content else ""
     with Server(reply(content)) as server:
-        assert source_of(server).propose(requests_of("a cat")) == [Rejected(reason="malformed", text=content or "")]
+        assert source_of(server).propose(requests_of("a cat")) == [Rejected(reason="malformed", text=text)]
     assert len(server.requests) == 1
 
 
@@ -477,9 +503,10 @@ def test_what_is_no_edit_is_rejected(content):
         "drop",
         {"code": 200, "headers": {}, "body": "<html>"},
         {"code": 200, "headers": {}, "body": "{}"},
+        {"code": 200, "headers": {}, "body": "[" * 100_000},
         {"code": 200, "headers": {}, "body": "{}", "missing": 10},
     ],
-    ids=["500", "503", "429", "dropped", "no-json", "no-choices", "cut-short"],
+    ids=["500", "503", "429", "dropped", "no-json", "no-choices", "nested", "cut-short"],
 )
 def test_trouble_that_passes_is_waited_out(trouble):
     with Server(trouble, trouble, reply(answer())) as server:
@@ -556,6 +583,37 @@ def test_a_wait_of_hours_ends_the_run():
     said = r"asks to wait 2.0 hours \(HTTP 429 daily limit\)"
     with Server(fault(429, "daily limit", Retry_After="7200")) as server, pytest.raises(CaptionError, match=said):
         source_of(server).propose(requests_of("a cat"))
+
+
+def test_a_limit_that_is_renewed_in_years_ends_the_run():
+    """Some servers give the moment, as seconds since 1970, where others give a duration."""
+    limit = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1767225600"}
+    said = r"asks to wait 49\d{4}\.\d hours; run the same command again then"
+    with Server(reply(answer(), headers=limit)) as server, pytest.raises(CaptionError, match=said):
+        source_of(server, concurrency=1).propose(requests_of("a", "b"))
+
+
+ASK = """
+import sys
+from ip2p_engine import cli
+server = ["--source", "server", "--base-url", {url!r}, "--model", "m"]
+sys.exit(cli.main(["captions", {captions!r}, "--out", {out!r}, *server]))
+"""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_silent_server(tmp_path):
+    (tmp_path / "c.txt").write_text("a cat\n")
+    with Server("hang", pause=300) as server:
+        code = ASK.format(captions=str(tmp_path / "c.txt"), out=str(tmp_path / "e.jsonl"), url=server.url)
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        while not server.requests and process.poll() is None:
+            time.sleep(0.05)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "ip2p: interrupted" in said and "Traceback" not in said
 
 
 def test_a_failure_lets_waiting_requests_go():

@@ -122,9 +122,26 @@ def test_broken_originals_are_named(original, tmp_path):
     (original / "0000000" / "prompt.json").write_text('{"text": "a cat"}')
     with pytest.raises(DatasetError, match="has no original_prompt or caption or input.*, only text; add it"):
         import_dataset(original, tmp_path / "b")
-    (original / "0000000" / "prompt.json").write_text("{")
-    with pytest.raises(DatasetError, match="prompt.json is no JSON"):
-        import_dataset(original, tmp_path / "c")
+    for text, said in (("{", "prompt.json is no JSON"), ("[1]", "prompt.json is no JSON object; give one with")):
+        (original / "0000000" / "prompt.json").write_text(text)
+        with pytest.raises(DatasetError, match=said):
+            import_dataset(original, tmp_path / "c")
+
+
+def test_scores_and_seeds_that_are_none_are_named(original, tmp_path):
+    row = {"seed": "12", "clip_sim_0": "high"}
+    (original / "0000000" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DatasetError, match="metadata.jsonl has the clip_sim_0 'high'; give a number, or leave it out"):
+        import_dataset(original, tmp_path / "a")
+    (tmp_path / "a.png").write_bytes(encoded("red", "PNG"))
+    for n, (seed, score) in enumerate([("nan", ""), ("1.5", ""), (str(2**63), ""), ("", "nan"), ("", "1e999")]):
+        (tmp_path / "l.csv").write_text(f"source,target,edit,seed,sim_0\na.png,a.png,x,{seed},{score}\n")
+        said = f"row 1, has the {'seed' if seed else 'sim_0'} '{seed or score}'; give a"
+        with pytest.raises(DatasetError, match=said):
+            import_dataset(tmp_path / "l.csv", tmp_path / f"out{n}")
+    (tmp_path / "l.csv").write_text(f"source,target,edit,seed,sim_0\na.png,a.png,x,{2**63 - 1},0.5\n")
+    import_dataset(tmp_path / "l.csv", tmp_path / "good")
+    assert (PairStore(tmp_path / "good")[0].seed, PairStore(tmp_path / "good")[0].sim_0) == (2**63 - 1, 0.5)
 
 
 def test_pairs_without_folder_names_are_gathered_by_their_texts(tmp_path):
@@ -139,6 +156,9 @@ def test_pairs_without_folder_names_are_gathered_by_their_texts(tmp_path):
         assert abs(picture.getpixel((8, 8))[1] - 30) <= 2
     with pytest.raises(DatasetError, match="is not empty; export to a new folder"):
         export_dataset(tmp_path / "store", tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="file cannot be written"):
+        export_dataset(tmp_path / "store", tmp_path / "file")
     with pytest.raises(ConfigError, match="layout is 'other'"):
         export_dataset(tmp_path / "store", tmp_path / "new", layout="other")
 
@@ -173,6 +193,15 @@ def test_the_hubs_files_come_in(tmp_path):
     pq.write_table(pa.table(table), tmp_path / "hub" / "part.parquet")
     assert import_dataset(tmp_path / "hub", tmp_path / "store") == 1
     assert PairStore(tmp_path / "store")[0].key == "row/0"
+    for column, value in (("edit_prompt", None), ("edited_image", {"bytes": None, "path": "x.png"})):
+        pq.write_table(pa.table({**table, column: [value]}), tmp_path / "hub" / "part.parquet")
+        with pytest.raises(DatasetError, match=f"part.parquet has a row without {column}; fill it in"):
+            import_dataset(tmp_path / "hub", tmp_path / column)
+        assert f"without {column}" in verify(tmp_path / "hub").faults[-1]
+    pq.write_table(
+        pa.table({**table, "original_prompt": pa.array([None], pa.string())}), tmp_path / "hub" / "p.parquet"
+    )
+    assert PairStore(tmp_path / "hub")[0].original_prompt == ""
 
 
 def test_unknown_layouts_are_refused(tmp_path):
@@ -193,6 +222,7 @@ def test_info_says_what_is_there(store):
     assert "sim_1" not in found.scores
     assert "8 pairs of 8 captions" in found.as_text()
     assert info(make_store(store.parent / "empty", [])).pairs == 0
+    assert info(make_store(store.parent / "bad", [pair(1, original_image=b"")])).picture_sizes == {"unreadable": 1}
 
 
 def test_verify_finds_every_kind_of_fault(tmp_path):
