@@ -19,6 +19,7 @@ __all__ = ["add"]
 PRESET_NAMES = ("paper", "one-gpu", "lora", "sd2", "sdxl", "cosxl", "embedded")
 STOPPED = 130
 WHOLE = ("steps", "batch_size", "micro_batch", "resolution", "workers", "save_every", "validate_every", "seed")
+FLAGS = ("hold_out_test", "cache", "streaming", "buckets", "gradient_checkpointing", "compile")
 EXAMPLES = """examples:
   ip2p train --data my-pairs --base sd15.safetensors --out runs/edit
   ip2p train --data my-pairs --base embedded-sd --out runs/small --preset embedded
@@ -43,8 +44,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--columns", nargs=3, metavar=("PICTURE", "TEXT", "EDITED"), help="of a foreign data set")
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
-    for flag in ("cache", "streaming", "buckets", "gradient-checkpointing", "compile"):
-        parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction)
+    for flag in FLAGS:
+        parser.add_argument(f"--{flag.replace('_', '-')}", action=argparse.BooleanOptionalAction)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: what Accelerate finds")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -82,10 +83,9 @@ def _config(options: argparse.Namespace) -> Any:
     from ..train.config import PRESETS, TrainConfig, read_config
 
     names = (*WHOLE, "learning_rate", "optimizer", "precision", "columns", "lora_rank")
-    flags = ("cache", "streaming", "buckets", "gradient_checkpointing", "compile")
     values = PRESETS[options.preset]
     config = read_config(options.config, values) if options.config else TrainConfig(**values)
-    config = with_overrides(config, {name: getattr(options, name) for name in (*names, *flags)})
+    config = with_overrides(config, {name: getattr(options, name) for name in (*names, *FLAGS)})
     return with_overrides(config, dict(map(_assignment, options.set)))
 
 

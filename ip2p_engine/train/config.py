@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,6 +45,12 @@ AT_LEAST: dict[str, float] = {
     "flip": 0,
 }
 AT_MOST = {"ema_decay": 1, "dropout": 1 / 3, "flip": 1}
+TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
+    "columns": (3, (str,), "the names of picture, instruction and edited picture"),
+    "resize": (2, (int,), "two whole numbers of pixels"),
+    "betas": (2, (int, float), "two numbers from 0 to below 1"),
+}
+FLAGS = ("hold_out_test", "streaming", "buckets", "gradient_checkpointing", "compile", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,8 @@ class TrainConfig:
     """Names of picture, instruction and edited picture in a foreign data set; a dot reaches into a JSON column."""
     split: str = "train"
     """Of a hub data set."""
+    hold_out_test: bool = False
+    """Leave out the test split of a store, on which ``ip2p evaluate`` measures (``captions.edits.in_test_split``)."""
     streaming: bool = False
     """Read a hub data set in its own order through a shuffle buffer, without a copy on the disk."""
     shuffle_buffer: int = 1000
@@ -125,16 +134,24 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("columns", "resize", "betas"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        for name, (count, kinds, what) in TUPLES.items():
+            value = getattr(self, name)
+            fits = isinstance(value, list | tuple) and len(value) == count
+            if not fits or not all(type(part) in kinds for part in value):
+                raise ConfigError(f"{name} is {value!r}; give {what}")
+            object.__setattr__(self, name, tuple(value))  # JSON has lists
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give true or false")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 words = ", ".join(str(word) for word in known)
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {words}")
         for name, least in AT_LEAST.items():
             _check_number(name, getattr(self, name), least, AT_MOST.get(name))
-        if self.micro_batch is not None:
-            _check_number("micro_batch", self.micro_batch, 1, None)
+        for name, least in (("micro_batch", 1), ("lora_alpha", 0)):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), least, None)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -145,8 +162,10 @@ class TrainConfig:
             )
         if self.resolution % 8:
             raise ConfigError(f"resolution is {self.resolution}; give a multiple of 8, better of 64")
-        if len(self.columns) != 3 or not all(self.columns):
+        if not all(self.columns):
             raise ConfigError(f"columns are {self.columns}; name three: picture, instruction, edited picture")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas is {self.betas}; give {TUPLES['betas'][2]}")
         if self.optimizer == "muon" and self.precision == "float16":
             raise ConfigError("muon has no gradient scaler; choose precision float32 or bfloat16, or adamw")
         if self.streaming and (self.buckets or self.cache):
@@ -266,8 +285,8 @@ def changed_fields(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
 
 
 def _check_number(name: str, value: Any, least: float, most: float | None) -> None:
-    kinds = int if isinstance(getattr(TrainConfig, name, 1), int) else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    kinds = (int, float) if isinstance(getattr(TrainConfig, name), float) or name == "lora_alpha" else int
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or value < least or (most is not None and value > most):
         bound = f"at least {least}" if most is None else f"from {least} to {most:.3g}"
         what = "a whole number" if kinds is int else "a number"

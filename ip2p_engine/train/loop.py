@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,8 +38,8 @@ def train(
     unfinished result. Raises ConfigError, CheckpointError, DatasetError, Interrupted if it is to stop while it caches,
     and TrainingError if the loss is not finite, naming the last good checkpoint.
     """
-    with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator:
-        run = begin(config, accelerator, data, base, Path(out), should_stop or _never, on_cache or _ignore)
+    with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator, ExitStack() as held:
+        run = begin(config, accelerator, data, base, Path(out), should_stop or _never, on_cache or _ignore, held)
         parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False

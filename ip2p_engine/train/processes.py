@@ -12,7 +12,7 @@ import torch
 from ..errors import ConfigError
 from .config import TrainConfig
 
-__all__ = ["accelerated", "ordinary_gradients", "total"]
+__all__ = ["accelerated", "ordinary_gradients", "refusals", "total"]
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -30,20 +30,30 @@ def accelerated(config: TrainConfig, folder: Path, device: str | None) -> Iterat
     ours = not accelerate.state.PartialState._shared_state
     handlers = [accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
     try:
-        accelerator = accelerate.Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=PRECISIONS[config.precision],
-            log_with=config.tracker,
-            project_dir=str(folder),
-            kwargs_handlers=handlers,
-        )
+        with refusals():
+            accelerator = accelerate.Accelerator(
+                cpu=device == "cpu",
+                mixed_precision=PRECISIONS[config.precision],
+                log_with=config.tracker,
+                project_dir=str(folder),
+                kwargs_handlers=handlers,
+            )
+        if config.tracker and not accelerator.log_with:  # Accelerate goes on without a tracker that is missing
+            raise ConfigError(f"tracker {config.tracker!r} is not installed; pip install {config.tracker}")
         yield accelerator
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"Accelerate refuses these settings: {error}") from error
     finally:
         # Accelerate keeps its settings for the process, and the next run in it may want others.
         if ours:
             accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What Accelerate says of settings that do not go together, as one sentence."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"Accelerate refuses these settings: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

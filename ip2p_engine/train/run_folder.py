@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .. import __version__
 from ..errors import ConfigError
-from ..files import AppendLog, disk_errors, json_lines, read_json, whole_file, write_json
+from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
 from ..images import save_image
 from .config import TrainConfig, changed_fields
 
@@ -40,12 +41,23 @@ class RunFolder:
         self.curve, self._rows_file = path / "loss.png", path / "log.jsonl"
         self._log: AppendLog | None = None
 
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keep other runs out of the folder; raises ConfigError if one is at work in it."""
+        if not self.writes:
+            yield
+            return
+        with disk_errors(self.path, "written", ConfigError):
+            self.path.mkdir(parents=True, exist_ok=True)
+        refusal = f"{self.path} is being trained in by another process; wait for it, or train in a new folder"
+        with locked(self.path / ".lock", refusal, ConfigError):
+            yield
+
     def begin(self, config: TrainConfig, about: Mapping[str, Any], first: int) -> None:
         """Record what is about to happen, and forget rows that a killed run logged beyond its checkpoint."""
         if not self.writes:
             return
         with disk_errors(self.path, "written", ConfigError):
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "run.json", {"config": asdict(config), "versions": _versions(), **about})
             rows = [row for row in self.rows() if row["step"] <= first]
             with whole_file(self._rows_file) as stream:

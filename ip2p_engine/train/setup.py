@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from .objective import Objective
 from .optimizers import make_optimizers
 from .order import make_order
 from .outputs import export
+from .processes import refusals
 from .run_folder import RunFolder
-from .sources import Rows, open_source
+from .sources import Rows, measured_rows, name_of, open_source
 from .state import State
 from .validation import ValidationSet
 from .watching import TrainResult
@@ -34,6 +36,10 @@ __all__ = ["Data", "Run", "begin"]
 
 Data = str | Path | Sequence[PairRecord] | Rows
 MAX_NAMED = 100
+MEASURED_ROWS = (
+    "%s: %d of %d pairs are of the test split, on which ip2p evaluate measures, and are trained on; to measure on what "
+    "the model has not seen, start a new run with --hold-out-test"
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,19 +116,24 @@ def begin(
     out: Path,
     should_stop: Callable[[], bool],
     on_cache: Callable[[int, int], None],
+    held: ExitStack,
 ) -> Run:
     """Open the data and the base, cache what is to be cached, take up the last checkpoint of ``out`` if there is one.
 
-    Raises Interrupted if it is asked to stop while it caches.
+    ``held`` keeps the folder from other runs until it closes. Raises Interrupted if it is to stop while it caches.
     """
     share = Share.of(config, accelerator.process_index, accelerator.num_processes)
     folder = RunFolder(out, writes=accelerator.is_main_process)
     folder.refuse_other(config)
     source = open_source(data, config)
+    test = len(measured_rows(source))
+    if test and folder.writes:
+        log.warning(MEASURED_ROWS, name_of(data), test, len(source))
     model = make_trainable(load_model(base), config).to(accelerator.device)
     if accelerator.device.type == "cuda":
         model.unet.to(memory_format=torch.channels_last)
     encoder = Encoder(model)
+    held.enter_context(folder.taken())
     reader: Reader = PictureReader(source, config)
     if config.cache:
         key = cache_key(source, model, config)
@@ -132,9 +143,11 @@ def begin(
         move_frozen(model, "cpu")
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
-    about = {"data": str(data)[:500], "base": str(base)[:500], "spec": asdict(model.spec), "processes": share.world}
+    about: dict[str, Any] = {"data": name_of(data), "base": str(base)[:500], "spec": asdict(model.spec)}
+    about |= {"processes": share.world, "test_pairs": test}
     folder.begin(config, about, first)
-    accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
+    with refusals():
+        accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
     return Run(
         config=config,
         accelerator=accelerator,
@@ -159,7 +172,8 @@ def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, St
     if accelerator.distributed_type == "FSDP" and (config.lora_rank or config.optimizer == "muon"):
         raise ConfigError("LoRA and muon need whole tensors; start several GPUs without FSDP")
     optimizers = make_optimizers(trained_parameters(model.unet), config)
-    unet, *optimizers = accelerator.prepare(model.unet, *optimizers)
+    with refusals():
+        unet, *optimizers = accelerator.prepare(model.unet, *optimizers)
     if config.compile:
         model.unet.compile()
     parameters = trained_parameters(model.unet)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ..captions.edits import in_test_split
 from ..dataset_layouts import is_original, listing, named
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import read_json
@@ -18,7 +19,7 @@ from ..images import open_image
 from ..store import PairRecord, PairStore
 from .config import TrainConfig
 
-__all__ = ["Example", "Pair", "Rows", "Stream", "open_pair", "open_source"]
+__all__ = ["Example", "Pair", "Rows", "Stream", "measured_rows", "name_of", "open_pair", "open_source"]
 
 SAME_ASPECT = 0.02
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
@@ -72,12 +73,36 @@ def open_source(data: str | Path | Sequence[PairRecord] | Rows, config: TrainCon
     """Open a store, an original data set, or a hub data set, folder or file with the config's three columns.
 
     Pairs may also be given as a sequence. Returns Rows, or with ``config.streaming`` a Stream. Raises DatasetError
-    where there is nothing to train on.
+    where there is nothing to train on, and ConfigError if a test split is to be held out that nothing names.
     """
     source = _opened(data, config)
+    if config.hold_out_test:
+        source = _held_out(source, data)
     if hasattr(source, "__len__") and not len(source):
-        raise DatasetError(f"{data} holds no pair; give a data set that does")
+        raise DatasetError(f"{name_of(data)} holds no pair; give a data set that does")
     return source
+
+
+def name_of(data: Any) -> str:
+    """What to call a data set in a sentence."""
+    return str(data)[:500] if isinstance(data, str | Path) else f"the {type(data).__name__} of pairs"
+
+
+def measured_rows(source: Rows | Stream) -> list[int]:
+    """Rows of the test split, on which ``ip2p evaluate`` measures; none where there are no captions to tell."""
+    if not isinstance(source, _StoreRows):
+        return []
+    return [row for row, caption in enumerate(source.captions()) if in_test_split(caption)]
+
+
+def _held_out(source: Rows | Stream, data: Any) -> Rows:
+    if not isinstance(source, _StoreRows):
+        reason = f"hold_out_test goes by the captions of a store, and {name_of(data)} is none"
+        raise ConfigError(f"{reason}; bring it in with ip2p dataset import, or leave the option out")
+    test = set(measured_rows(source))
+    if len(test) == len(source):
+        raise DatasetError(f"{name_of(data)} has only pairs of the test split; give more, with their captions")
+    return _Chosen(source, [row for row in range(len(source)) if row not in test])
 
 
 def open_pair(example: Example) -> Pair:
@@ -137,6 +162,26 @@ class _StoreRows:
         pair = self._pairs[row]
         name = f"pair {pair.key or row}"
         return Example(name=name, original=pair.original_image, instruction=pair.edit_prompt, edited=pair.edited_image)
+
+    def captions(self) -> list[str]:
+        """Of the pictures before the edit; empty where unknown."""
+        if isinstance(self._pairs, PairStore):
+            return [caption or "" for caption in self._pairs.columns("original_prompt")["original_prompt"]]
+        return [pair.original_prompt for pair in self._pairs]
+
+
+class _Chosen:
+    """Some rows of a store."""
+
+    def __init__(self, rows: _StoreRows, numbers: Sequence[int]) -> None:
+        self._rows, self._numbers = rows, numbers
+        self.identity = f"{len(numbers)} rows of {rows.identity}"
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, row: int) -> Example:
+        return self._rows[self._numbers[row]]
 
 
 class _OriginalRows:

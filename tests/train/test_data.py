@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from ip2p_engine.captions.edits import in_test_split
 from ip2p_engine.dataset import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.store import PairWriter
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.batches import PictureReader, Share, batches
 from ip2p_engine.train.crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from ip2p_engine.train.draws import draw, stream
 from ip2p_engine.train.order import make_order
-from ip2p_engine.train.sources import Example, open_pair, open_source
+from ip2p_engine.train.sources import Example, measured_rows, open_pair, open_source
 from ip2p_engine.train.validation import ValidationSet
 
 SMALL = TrainConfig(steps=6, batch_size=4, resolution=64, resize=(64, 72), workers=0)
@@ -113,6 +115,36 @@ def test_the_original_layout(folder, store):
 
 def test_a_sequence_of_pairs(records, store):
     assert texts(open_source(records, TrainConfig())) == texts(open_source(store, TrainConfig()))
+
+
+def test_the_test_split_can_be_held_out_and_is_counted(records, store, tmp_path, run, caplog):
+    """Some captions of every store are those that ``ip2p evaluate`` measures on."""
+    captions = [f"a photo of {n}" for n in range(200)]
+    measured = [n for n, caption in enumerate(captions) if in_test_split(caption)]
+    pairs = [replace(records[n % 10], original_prompt=text, key=f"x/{n}") for n, text in enumerate(captions)]
+    with PairWriter(tmp_path / "pairs", manifest={}) as writer:
+        writer.write(*pairs)
+    for data in (tmp_path / "pairs", pairs):
+        everything, rest = (open_source(data, TrainConfig(hold_out_test=out)) for out in (False, True))
+        assert measured_rows(everything) == measured != []
+        assert measured_rows(rest) == []
+        names = [rest[row].name for row in range(len(rest))]
+        assert names == [f"pair x/{n}" for n in range(200) if n not in measured]
+        assert rest.identity != everything.identity
+        assert [everything[row].name for row in range(200)] == [f"pair x/{n}" for n in range(200)]
+    run("all", data=tmp_path / "pairs", arguments={"should_stop": lambda: True})
+    assert f"{len(measured)} of 200 pairs are of the test split" in caplog.text
+    assert json.loads((tmp_path / "all" / "run.json").read_text())["test_pairs"] == len(measured)
+    caplog.clear()
+    run("rest", data=tmp_path / "pairs", hold_out_test=True, arguments={"should_stop": lambda: True})
+    assert "test split" not in caplog.text
+
+
+def test_a_test_split_that_nothing_names_cannot_be_held_out(folder, records):
+    with pytest.raises(ConfigError, match="goes by the captions of a store, and .*original is none"):
+        open_source(folder / "original", TrainConfig(hold_out_test=True))
+    with pytest.raises(DatasetError, match="the list of pairs has only pairs of the test split"):
+        open_source(records, TrainConfig(hold_out_test=True))
 
 
 def test_a_column_that_is_missing_is_named(folder):

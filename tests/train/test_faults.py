@@ -109,9 +109,9 @@ def test_h_a_resumed_run_sees_what_comes_next(store):
 
 
 def test_i_validation_draws_nothing_that_training_draws_from(run, tmp_path):
-    stop = {"should_stop": lambda: True}
-    run("plain", arguments=stop)
-    run("watched", arguments=stop, validate_every=1, validation_count=1)
+    for name, settings in (("plain", {}), ("watched", {"validate_every": 1, "validation_count": 1})):
+        done = []  # the second step comes after a validation
+        run(name, arguments={"on_progress": done.append, "should_stop": lambda done=done: len(done) == 1}, **settings)
     states = [load_checkpoint(latest(tmp_path / name / "checkpoints")) for name in ("plain", "watched")]
     for part in ("trained", "ema"):
         assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())

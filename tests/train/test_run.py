@@ -209,6 +209,44 @@ def test_another_recipe_is_refused_and_free_settings_are_not(run, copy):
     assert run(steps=5, micro_batch=2, save_every=7).step == 5
 
 
+def test_a_run_of_an_earlier_version_goes_on(run, copy):
+    """Its run.json lacks the fields that have come since."""
+    saved = json.loads((copy / "run.json").read_text())
+    del saved["config"]["hold_out_test"]
+    (copy / "run.json").write_text(json.dumps(saved))
+    assert run(steps=5, save_every=7).step == 5
+    with pytest.raises(ConfigError, match="hold_out_test False and now it is True"):
+        run(steps=6, data=[], hold_out_test=True)
+
+
+def test_one_run_a_folder_at_a_time(run, copy):
+    """The second process would mix its rows and checkpoints with the first one's."""
+    refused = []
+
+    def again(progress):
+        with pytest.raises(ConfigError, match="run is being trained in by another process; wait for it"):
+            run(steps=6)
+        refused.append(progress.step)
+
+    run(steps=5, arguments={"on_progress": again})
+    assert refused == [5]
+    assert run(steps=5).finished
+
+
+def test_a_tracker_that_is_not_installed_is_no_silent_one(run, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ConfigError, match="tracker 'wandb' is not installed; pip install wandb"):
+        run(tracker="wandb")
+
+
+def test_what_goes_wrong_in_a_step_is_not_called_a_setting(run):
+    def fail(progress):
+        raise ValueError("the caller's own")
+
+    with pytest.raises(ValueError, match="the caller's own"):
+        run(arguments={"on_progress": fail})
+
+
 def test_validation_strip(whole):
     folder, result, _ = whole
     assert Image.open(folder / "validation" / "step-00000004.png").height > 3 * 128
@@ -248,6 +286,13 @@ def test_default_is_the_papers_recipe():
         ({"optimizer": "muon", "precision": "float16"}, "muon has no gradient scaler"),
         ({"streaming": True, "cache": True}, "turn streaming off"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"micro_batch": 2.5}, "micro_batch is 2.5; give a whole number"),
+        ({"resize": 64}, "resize is 64; give two whole numbers of pixels"),
+        ({"betas": (0.9, 1)}, "betas is .*; give two numbers from 0 to below 1"),
+        ({"columns": ("a", "b")}, "columns is .*; give the names"),
+        ({"compile": "no"}, "compile is 'no'; give true or false"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'; give a number"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
     ],
 )
 def test_settings_that_make_no_sense(values, message):
