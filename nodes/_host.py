@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import open_image
 
-__all__ = ["check_interrupted", "contained", "hold", "progress", "to_image", "to_pictures"]
+__all__ = [
+    "check_interrupted",
+    "contained",
+    "hold",
+    "load",
+    "output_folder",
+    "preformatted",
+    "progress",
+    "to_image",
+    "to_pictures",
+]
 
 
 def to_pictures(image: Tensor) -> list[Image.Image]:
@@ -33,6 +44,11 @@ def to_image(pictures: Sequence[Image.Image]) -> Tensor:
     """An IMAGE (B, H, W, 3) in [0, 1] of RGB pictures of one size, where ComfyUI keeps what passes between nodes."""
     levels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return (torch.from_numpy(levels).float() / 255).to(comfy.model_management.intermediate_device())
+
+
+def preformatted(text: str) -> str:
+    """Text whose columns stay below each other: the older Preview Any shows Markdown, where an indent keeps lines."""
+    return textwrap.indent(text, "    ")
 
 
 def check_interrupted() -> None:

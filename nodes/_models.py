@@ -94,11 +94,15 @@ def spec_of(model: comfy.model_patcher.ModelPatcher) -> Any:
         return known
     from ..ip2p_engine.checkpoint.spec import ModelSpec, recommended
 
-    edm = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.ModelSamplingContinuousEDM)
+    sampling, channels = model.get_model_object("model_sampling"), in_channels(model)
+    edm = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM)
     wide = isinstance(model.model, comfy.model_base.SDXL)
     family = "cosxl" if wide and edm else "sdxl" if wide else "sd1"
-    values = recommended(family, in_channels(model))
-    return ModelSpec(family=family, in_channels=in_channels(model), prediction="eps", **values)
+    prediction = "v" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "eps"
+    schedule = "edm" if edm else "ddpm"
+    return ModelSpec(
+        family=family, in_channels=channels, prediction=prediction, schedule=schedule, **recommended(family, channels)
+    )
 
 
 def in_channels(model: comfy.model_patcher.ModelPatcher) -> int:

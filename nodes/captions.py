@@ -35,7 +35,7 @@ class Captions(io.ComfyNode):
                     "captions",
                     multiline=True,
                     default="",
-                    tooltip="One a line. Empty, with the scenes grammar: it makes up captions of its own.",
+                    tooltip="What your pictures show, one a line. Empty, the scenes grammar makes some up.",
                 ),
                 io.Combo.Input(
                     "source",
@@ -43,7 +43,7 @@ class Captions(io.ComfyNode):
                     default=GRAMMAR,
                     tooltip=(
                         "scenes grammar: exact and free, for scenes only. model: a causal language model that was "
-                        "fine-tuned for it, a folder in models/ip2p_captions. server: an OpenAI-compatible one, by "
+                        "fine-tuned for it, a folder in models/ip2p_captions. server: an OpenAI-compatible one, named "
                         f"by the environment variables {URL_VARIABLE} and {MODEL_VARIABLE}."
                     ),
                 ),
@@ -52,7 +52,10 @@ class Captions(io.ComfyNode):
                     default=4,
                     min=1,
                     max=10_000,
-                    tooltip="Edits in all; captions take turns. Unusable answers are left out, so it may become fewer.",
+                    tooltip=(
+                        "Edits in all, 1 to 10,000; captions take turns. Raise it for a larger data set. Unusable "
+                        "answers are left out, so it may become fewer."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ip2p_engine.images import fit, give_back, plan_size
-from ._api import advanced, io, schema
+from ._api import io, schema
 from ._host import to_image, to_pictures
 
 SIZES = ["paper", "keep"]
@@ -52,12 +52,8 @@ class EncodeImage(io.ComfyNode):
                         "CosXL-Edit, 64 for the embedded model. Other values move away from what was trained."
                     ),
                 ),
-                advanced(
-                    io.Mask.Input(
-                        "mask",
-                        optional=True,
-                        tooltip="Where the picture may change (white). Without it, everywhere.",
-                    )
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Where the picture may change (white). Without it, everywhere."
                 ),
             ],
             outputs=[

@@ -36,11 +36,13 @@ class SaveDataset(io.ComfyNode):
             is_input_list=True,
             is_output_node=True,
             inputs=[
-                Pairs.Input("pairs", tooltip="Pairs, or lists of them."),
+                Pairs.Input(
+                    "pairs", tooltip="Pairs to add, or lists of pairs, from IP2P CLIP Filter or IP2P Pair Images."
+                ),
                 io.String.Input(
                     "name",
                     default="my-pairs",
-                    tooltip="The data set's folder inside output/datasets; made if it is new.",
+                    tooltip="The folder inside output/datasets, made if it is new. Another name begins another set.",
                 ),
             ],
             outputs=[
@@ -62,7 +64,7 @@ class SaveDataset(io.ComfyNode):
                     writer.write(record)
         if cls.hidden.extra_pnginfo and "workflow" in cls.hidden.extra_pnginfo:
             (folder / "workflow.json").write_text(json.dumps(cls.hidden.extra_pnginfo["workflow"]), encoding="utf-8")
-        return io.NodeOutput(PairStore(folder), info(folder).as_text())
+        return io.NodeOutput(PairStore(folder), _host.preformatted(info(folder).as_text()))
 
 
 class LoadDataset(io.ComfyNode):
@@ -82,18 +84,25 @@ class LoadDataset(io.ComfyNode):
                 io.Combo.Input(
                     "name",
                     options=[SCENES, *data_sets()],
-                    tooltip="Which data set. embedded scenes needs no files: the renderer draws true edits.",
+                    tooltip=(
+                        "Which data set; press R after saving one. embedded scenes needs no files: the renderer draws "
+                        "true edits."
+                    ),
                 ),
                 io.Int.Input(
                     "count",
                     default=64,
                     min=1,
                     max=100_000,
-                    tooltip="How many embedded scenes to draw; a data set on disk is always opened whole.",
+                    tooltip="How many embedded scenes to draw, 64 for a try; a data set on disk is opened whole.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Which embedded scenes to draw."),
+                io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Change it for other embedded scenes."),
                 io.Int.Input(
-                    "preview", default=8, min=1, max=256, tooltip="How many pairs to show; training sees all."
+                    "preview",
+                    default=8,
+                    min=1,
+                    max=256,
+                    tooltip="How many pairs to show, 1 to 256; training sees all, whatever is shown.",
                 ),
             ],
             outputs=[

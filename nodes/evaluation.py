@@ -37,7 +37,7 @@ class Evaluate(io.ComfyNode):
     def execute(cls, model: Any, clip: Any, vae: Any, pairs: Sequence[Any], **settings: Any) -> io.NodeOutput:
         require_edit(model)
         plot, table = evaluate(model, clip, vae, pairs, **settings)
-        return io.NodeOutput(_host.to_image([plot]), table)
+        return io.NodeOutput(_host.to_image([plot]), _host.preformatted(table))
 
 
 def evaluate(
@@ -127,25 +127,45 @@ def _inputs() -> list[io.Input]:
         io.Vae.Input("vae", tooltip="Its autoencoder."),
         Pairs.Input("pairs", tooltip="Pictures with instruction and both captions; not those it was trained on."),
         io.Float.Input(
-            "text_cfg", default=7.5, min=0.0, max=30.0, step=0.1, tooltip="s_T of the whole curve; 7.5 is the paper's."
+            "text_cfg",
+            default=7.5,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip=(
+                "s_T of the whole curve, usually 3 to 12; 7.5 is the paper's. Take the value you edit with: 4 for the "
+                "embedded model."
+            ),
         ),
         io.String.Input(
             "image_cfgs",
             default="1, 1.2, 1.4, 1.6, 1.8, 2, 2.2",
-            tooltip="The points of the curve, divided by commas; these are the paper's.",
+            tooltip="s_I of each point, divided by commas, usually 1 to 3. These are the paper's; fewer are quicker.",
         ),
-        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps; the paper's are 100."),
         io.Int.Input(
-            "count", default=16, min=1, max=100_000, tooltip="How many pairs to measure; more narrows the intervals."
+            "steps", default=20, min=1, max=1000, tooltip="Sampling steps of each edit. 20 is quick, 100 the paper's."
         ),
-        io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Of the first pair; the others follow it."),
+        io.Int.Input(
+            "count",
+            default=16,
+            min=1,
+            max=100_000,
+            tooltip="How many pairs to measure, from the first on. Raise it to narrow the intervals; 100 is a start.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**48,
+            tooltip="Noise of the first pair; the others follow it. Keep it to compare checkpoints.",
+        ),
         io.Combo.Input(
             "clip_model",
             options=CLIPS,
             default="embedded",
             tooltip="embedded knows scenes only. ViT-L-14/openai is the paper's. Numbers of two CLIPs do not compare.",
         ),
-        io.String.Input("label", default="my checkpoint", tooltip="The curve's name in the plot."),
+        io.String.Input("label", default="my checkpoint", tooltip="The curve's name in the plot and in the table."),
         advanced(
             io.Boolean.Input(
                 "references",

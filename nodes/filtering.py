@@ -17,6 +17,7 @@ from ._api import Pairs, advanced, io, schema
 
 CLIPS = ["embedded", "ViT-L-14/openai", "ViT-B-32/openai"]
 MEASURES = ("sim_image", "sim_direction", "sim_0", "sim_1")
+LOWER = "Lower it if nothing is kept."
 
 
 class ClipFilter(io.ComfyNode):
@@ -65,7 +66,7 @@ def filter_pairs(pairs: Sequence[Any], clip_model: str, keep: int, floors: dict[
     for number, row in enumerate(scored):
         mark, seed = "*" if number in result.kept else "", "-" if row.seed is None else row.seed
         lines.append(f"{mark:<5} {seed:>8} " + " ".join(f"{getattr(row, name):>13.3f}" for name in MEASURES))
-    table = "\n".join([*lines, "", result.report.text(histograms=False)])
+    table = _host.preformatted("\n".join([*lines, "", result.report.text(histograms=False)]))
     return tuple(scored[number] for number in result.kept), table
 
 
@@ -114,42 +115,21 @@ def _inputs() -> list[io.Input]:
             default=4,
             min=1,
             max=1000,
-            tooltip="The most pairs to keep, best direction first; 4 is the paper's.",
+            tooltip="The most pairs to keep, best direction first; the paper's are 4 of 100. Lower it for variety.",
         ),
-        io.Float.Input(
-            "min_sim_image",
-            default=0.7,
-            min=-1.0,
-            max=1.0,
-            step=0.01,
-            tooltip="How much the two pictures must resemble each other; 0.7 is the paper's. Lower it for large edits.",
-        ),
-        io.Float.Input(
+        _floor("min_sim_image", 0.7, "How much the two pictures must be alike", "Lower it for large edits."),
+        _floor(
             "min_sim_direction",
-            default=0.2,
-            min=-1.0,
-            max=1.0,
-            step=0.01,
-            tooltip="How well the change of the picture must fit the change of the caption; 0.2 is the paper's.",
+            0.2,
+            "How well the change of the picture must fit the change of the caption",
+            "Raise it for clearer edits, and fewer.",
         ),
-        advanced(
-            io.Float.Input(
-                "min_sim_0",
-                default=0.2,
-                min=-1.0,
-                max=1.0,
-                step=0.01,
-                tooltip="How well the picture before must fit its caption; 0.2 is the paper's.",
-            )
-        ),
-        advanced(
-            io.Float.Input(
-                "min_sim_1",
-                default=0.2,
-                min=-1.0,
-                max=1.0,
-                step=0.01,
-                tooltip="How well the picture after must fit its caption; 0.2 is the paper's.",
-            )
-        ),
+        advanced(_floor("min_sim_0", 0.2, "How well the picture before must fit its caption", LOWER)),
+        advanced(_floor("min_sim_1", 0.2, "How well the picture after must fit its caption", LOWER)),
     ]
+
+
+def _floor(name: str, default: float, meaning: str, advice: str) -> io.Input:
+    """A threshold on a cosine."""
+    tooltip = f"{meaning}, -1 to 1; {default} is the paper's. {advice}"
+    return io.Float.Input(name, default=default, min=-1.0, max=1.0, step=0.01, tooltip=tooltip)

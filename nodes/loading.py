@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import _models
+from . import _host, _models
 from ._api import advanced, io, schema
 
 SAME = "from the file itself"
@@ -59,7 +59,7 @@ class LoadCheckpoint(io.ComfyNode):
         source = _models.source_of(checkpoint)
         giver = None if base == SAME else _models.source_of(base)
         native = _models.load_native(source, weights=weights, base=giver)
-        card = str(report_card(source, weights=weights))
+        card = _host.preformatted(str(report_card(source, weights=weights)))
         spec = native.spec
         return io.NodeOutput(native.model, native.clip, native.vae, spec.text_cfg, spec.image_cfg, card)
 

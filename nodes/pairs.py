@@ -215,7 +215,9 @@ def _generate_inputs() -> list[io.Input]:
             control_after_generate=True,
             tooltip="Of the first candidate; the others follow it. A pair depends on its seed alone.",
         ),
-        io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Sampling steps; the paper's are 100."),
+        io.Int.Input(
+            "steps", default=50, min=1, max=1000, tooltip="Sampling steps. 20 is quick, 50 cleaner, 100 the paper's."
+        ),
         *_range_inputs(),
         *_further_inputs(),
     ]
@@ -235,7 +237,12 @@ def _range_inputs() -> list[io.Input]:
             ),
         ),
         io.Float.Input(
-            "p2p_max", default=0.9, min=0.0, max=1.1, step=0.05, tooltip="The upper end of p; 0.9 is the paper's."
+            "p2p_max",
+            default=0.9,
+            min=0.0,
+            max=1.1,
+            step=0.05,
+            tooltip="The upper end of p; 0.9 is the paper's. Lower it if the edit does not show.",
         ),
         io.Float.Input(
             "cfg_min",
@@ -243,10 +250,18 @@ def _range_inputs() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.5,
-            tooltip="The guidance scale is drawn between cfg_min and cfg_max; 7.5 to 15 is the paper's.",
+            tooltip=(
+                "The guidance scale is drawn between cfg_min and cfg_max. 7.5 to 15 is the paper's; 3 to 6 for the "
+                "embedded model."
+            ),
         ),
         io.Float.Input(
-            "cfg_max", default=15.0, min=0.0, max=30.0, step=0.5, tooltip="The upper end of the guidance scale."
+            "cfg_max",
+            default=15.0,
+            min=0.0,
+            max=30.0,
+            step=0.5,
+            tooltip="The upper end of the guidance scale; 15 is the paper's. Lower it if colours burn.",
         ),
     ]
 
@@ -268,12 +283,15 @@ def _further_inputs() -> list[io.Input]:
             io.Boolean.Input(
                 "local_blend",
                 default=False,
-                tooltip="Keep the picture where the changed words do not look. For small objects.",
+                tooltip="Keep the picture where the changed words do not look. Switch it on for small objects.",
             )
         ),
         advanced(
             io.Combo.Input(
-                "sampler", options=list(SAMPLERS), default="euler_ancestral", tooltip="euler_ancestral is the paper's."
+                "sampler",
+                options=list(SAMPLERS),
+                default="euler_ancestral",
+                tooltip="euler_ancestral is the paper's; others for comparison.",
             )
         ),
         advanced(
@@ -283,7 +301,7 @@ def _further_inputs() -> list[io.Input]:
                 min=0,
                 max=2048,
                 step=64,
-                tooltip="Side of the pictures in pixels. 0 takes the checkpoint's own: 512 for SD1.5.",
+                tooltip="Side of the pictures in pixels. 0 takes the checkpoint's own (512 for SD1.5), which is best.",
             )
         ),
         advanced(
@@ -292,7 +310,7 @@ def _further_inputs() -> list[io.Input]:
                 default=4,
                 min=1,
                 max=64,
-                tooltip="Pairs made at once; lower it if memory runs out. Changes no pair.",
+                tooltip="Pairs made at once, 1 to 64; lower it if memory runs out. Changes no pair.",
             )
         ),
     ]

@@ -53,10 +53,9 @@ class Train(io.ComfyNode):
         native = _models.load_native(_models.source_of(checkpoint))
         with Image.open(result.curve) as curve:
             picture = _host.to_image([curve])
-        report = f"{result.step} steps, loss {result.loss:.4f}, {result.broken_count} pairs could not be used"
-        return io.NodeOutput(
-            native.model, native.clip, native.vae, picture, checkpoint, "\n".join([report, *result.broken])
-        )
+        lines = [f"{result.step} steps, loss {result.loss:.4f}, {result.broken_count} pairs could not be used"]
+        report = _host.preformatted("\n".join([*lines, *result.broken]))
+        return io.NodeOutput(native.model, native.clip, native.vae, picture, checkpoint, report)
 
 
 def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: dict[str, Any]) -> Any:
@@ -138,14 +137,14 @@ def _inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=10_000_000,
-            tooltip="Optimiser steps; 0 is the preset's. More go on from a run.",
+            tooltip="Optimiser steps in all; 0 is the preset's. Raise it to go on from a finished run.",
         ),
         io.Int.Input(
             "batch_size",
             default=0,
             min=0,
             max=65_536,
-            tooltip="Pairs a step; 0 is the preset's. More is steadier and slower.",
+            tooltip="Pairs a step; 0 is the preset's. More is steadier and slower; memory depends on micro_batch.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -157,7 +156,13 @@ def _inputs() -> list[io.Input]:
             tooltip="How far each step goes; 0 is the preset's. Lower it if the loss jumps.",
         ),
         *_advanced_inputs(),
-        io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Order, crops and noise of the run."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**48,
+            tooltip="Order, crops and noise of the run. Change it, with another name, to see how much is chance.",
+        ),
     ]
 
 
@@ -170,7 +175,7 @@ def _advanced_inputs() -> list[io.Input]:
                 min=0,
                 max=2048,
                 step=64,
-                tooltip="Side of the crops in pixels; 0 is the preset's.",
+                tooltip="Side of the crops in pixels; 0 is the preset's, 256 in the paper. More needs more memory.",
             )
         ),
         advanced(
@@ -179,7 +184,7 @@ def _advanced_inputs() -> list[io.Input]:
                 default=0,
                 min=0,
                 max=1024,
-                tooltip="Pairs computed at once; lower it if memory runs out.",
+                tooltip="Pairs computed at once; 0 is the preset's. Lower it if memory runs out; it only costs time.",
             )
         ),
     ]

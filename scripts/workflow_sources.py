@@ -17,12 +17,12 @@ IP2P_FILE = """`instruct-pix2pix-00-22000.safetensors` in `ComfyUI/models/checkp
 ([download, 7.7 GB](https://huggingface.co/timbrooks/instruct-pix2pix/tree/main))"""
 SD_FILE = """Stable Diffusion 1.5 in `ComfyUI/models/checkpoints`
 ([download, 4.3 GB](https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5))"""
+WIDE, TABLE, WIDE_TABLE = 420, 600, 980
 EMBEDDED = "This runs as it is, with the embedded miniature, which knows only scenes: one shape on a plain ground."
 
 
 def edit_an_image(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Edit an image
 Write what to do, press Run. {EMBEDDED}
@@ -33,6 +33,7 @@ Another try: change the **seed**.
     )
     loader = graph.add(1, "IP2P_LoadCheckpoint")
     scene = graph.add(1, "IP2P_RenderScene")
+    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"], width=WIDE)
     edit = graph.add(
         2,
         "IP2P_Sample",
@@ -43,14 +44,13 @@ Another try: change the **seed**.
         instruction="make it snow",
         text_cfg=4.0,
         seed=1,
+        width=WIDE,
     )
-    graph.add(3, "PreviewAny", title="What the checkpoint is", source=loader["report"])
     return graph.add(3, "SaveImage", images=edit["image"], filename_prefix="ip2p/edit")
 
 
 def edit_with_stock_samplers(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Edit with core's samplers
 *IP2P Guider* gives the paper's guidance to *SamplerCustomAdvanced*, so any sampler, scheduler, LoRA or
@@ -74,6 +74,9 @@ ControlNet works. The condition without a picture is made inside; wire both outp
         image=scene["image"],
         resolution=64,
     )
+    noise = graph.add(3, "RandomNoise", noise_seed=7)
+    sampler = graph.add(3, "KSamplerSelect", sampler_name="dpmpp_2m")
+    sigmas = graph.add(3, "BasicScheduler", model=loader["model"], scheduler="karras", steps=20, denoise=1.0)
     guider = graph.add(
         3,
         "IP2P_Guider",
@@ -82,9 +85,6 @@ ControlNet works. The condition without a picture is made inside; wire both outp
         negative=encode["negative"],
         text_cfg=4.0,
     )
-    noise = graph.add(3, "RandomNoise", noise_seed=7)
-    sampler = graph.add(3, "KSamplerSelect", sampler_name="dpmpp_2m")
-    sigmas = graph.add(3, "BasicScheduler", model=loader["model"], scheduler="karras", steps=20, denoise=1.0)
     sample = graph.add(
         4,
         "SamplerCustomAdvanced",
@@ -101,7 +101,6 @@ ControlNet works. The condition without a picture is made inside; wire both outp
 
 def sweep_the_guidances(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Sweep the two guidances
 Every text_cfg with every image_cfg, in one labelled grid: the quickest way to find what a picture needs.
@@ -134,7 +133,6 @@ Rows follow the instruction more from top to bottom, columns keep the picture mo
 
 def make_a_pair(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Make a pair with Prompt-to-Prompt
 Two captions become two pictures that differ only where the captions do: the picture after looks where the picture
@@ -147,6 +145,7 @@ Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Eve
 {EMBEDDED_SD}
 **For photographs** choose *Load Checkpoint* with {SD_FILE} instead of *IP2P Load Checkpoint*.""",
     )
+    graph.band("Pairs from two captions")
     loader = graph.add(1, "IP2P_LoadCheckpoint", checkpoint="embedded-sd")
     pairs = graph.add(
         2,
@@ -164,10 +163,17 @@ Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Eve
         cfg_min=3.0,
         cfg_max=6.0,
     )
-    first = graph.add(2, "IP2P_RenderScene", title="Your picture before", shape="star", colour="green")
-    second = graph.add(2, "IP2P_RenderScene", title="Your picture after", shape="star", colour="purple")
+    graph.add(3, "SaveImage", title="Before", images=pairs["before"], filename_prefix="ip2p/before")
+    graph.add(3, "SaveImage", title="After", images=pairs["after"], filename_prefix="ip2p/after")
+    both = graph.add(4, "ImageStitch", image1=pairs["before"], image2=pairs["after"], direction="down")
+    grid = graph.add(4, "IP2P_LabelledGrid", images=both["IMAGE"], columns=4, height=256)
+    shown = graph.add(4, "PreviewImage", title="Above before, below after", images=grid["grid"])
+
+    graph.band("A pair of your own pictures")
+    first = graph.add(1, "IP2P_RenderScene", title="Your picture before", shape="star", colour="green")
+    second = graph.add(1, "IP2P_RenderScene", title="Your picture after", shape="star", colour="purple")
     own = graph.add(
-        3,
+        2,
         "IP2P_PairImages",
         before=first["image"],
         after=second["image"],
@@ -175,18 +181,13 @@ Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Eve
         edited_caption=second["caption"],
         instruction="make the star purple",
     )
-    scored = graph.add(4, "IP2P_ClipFilter", title="Scores of your pictures", pairs=own["pairs"], **EMBEDDED_THRESHOLDS)
-    graph.add(4, "PreviewAny", title="Scores", source=scored["scores"])
-    graph.add(3, "SaveImage", title="Before", images=pairs["before"], filename_prefix="ip2p/before")
-    graph.add(3, "SaveImage", title="After", images=pairs["after"], filename_prefix="ip2p/after")
-    batch = graph.add(4, "ImageBatch", image1=pairs["before"], image2=pairs["after"])
-    grid = graph.add(4, "IP2P_LabelledGrid", images=batch["IMAGE"], columns=4, height=128)
-    return graph.add(4, "PreviewImage", title="Above before, below after", images=grid["grid"])
+    scored = graph.add(3, "IP2P_ClipFilter", title="Scores of your pictures", pairs=own["pairs"], **EMBEDDED_THRESHOLDS)
+    graph.add(4, "PreviewAny", title="Scores", source=scored["scores"], width=TABLE, lines=14)
+    return shown
 
 
 def save_a_data_set(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Generate, filter and save a small data set
 Captions become edits, edits become candidates, CLIP keeps the best, and the pairs are added to
@@ -215,16 +216,15 @@ another seed for more; what is there already is skipped. Cancelled, it goes on w
     )
     kept = graph.add(3, "IP2P_ClipFilter", pairs=pairs["pairs"], keep=1, **EMBEDDED_THRESHOLDS)
     saved = graph.add(4, "IP2P_SaveDataset", pairs=kept["pairs"])
-    graph.add(3, "PreviewAny", title="Scores", source=kept["scores"])
-    graph.add(4, "PreviewAny", title="What is in it", source=saved["report"])
-    both = graph.add(5, "ImageBatch", image1=kept["before"], image2=kept["after"])
-    grid = graph.add(5, "IP2P_LabelledGrid", images=both["IMAGE"], columns=2, height=128)
+    graph.add(4, "PreviewAny", title="Scores", source=kept["scores"], width=TABLE, lines=16)
+    graph.add(5, "PreviewAny", title="What is in it", source=saved["report"])
+    both = graph.add(4, "ImageStitch", image1=kept["before"], image2=kept["after"])
+    grid = graph.add(5, "IP2P_LabelledGrid", images=both["IMAGE"], columns=1, height=128)
     return graph.add(5, "PreviewImage", title="Kept: before and after", images=grid["grid"])
 
 
 def train_on_it(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Train an InstructPix2Pix
 Pairs go in, a checkpoint comes out: in `ComfyUI/models/checkpoints/ip2p`, ready for *IP2P Load Checkpoint*, and loaded here
@@ -240,6 +240,7 @@ days on one GPU.""",
     data = graph.add(1, "IP2P_LoadDataset", count=64, preview=4)
     train = graph.add(2, "IP2P_Train", pairs=data["pairs"], steps=10, batch_size=8, learning_rate=0.0001)
     scene = graph.add(2, "IP2P_RenderScene", shape="square", colour="green", background="grey", place="bottom right")
+    graph.add(3, "PreviewAny", title="Where it is", source=train["checkpoint"], lines=2)
     edit = graph.add(
         3,
         "IP2P_Sample",
@@ -251,14 +252,12 @@ days on one GPU.""",
         text_cfg=4.0,
         seed=2,
     )
-    graph.add(3, "PreviewAny", title="Where it is", source=train["checkpoint"])
     graph.add(4, "SaveImage", title="First edit", images=edit["image"], filename_prefix="ip2p/trained")
     return graph.add(4, "SaveImage", title="Loss", images=train["loss_curve"], filename_prefix="ip2p/loss")
 
 
 def evaluate_and_plot(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Evaluate and plot
 The paper's figure 8: each point is one **image_cfg**. To the right, the change fits the change of caption better; up, more of
@@ -282,13 +281,13 @@ the picture is kept. A better checkpoint lies further up and to the right. The c
         count=8,
         label="embedded model",
     )
-    graph.add(3, "PreviewAny", title="Numbers", source=result["table"])
-    return graph.add(3, "SaveImage", images=result["plot"], filename_prefix="ip2p/curve")
+    shown = graph.add(3, "SaveImage", images=result["plot"], filename_prefix="ip2p/curve", width=WIDE)
+    graph.add(3, "PreviewAny", title="Numbers", source=result["table"], width=WIDE_TABLE)
+    return shown
 
 
 def edit_with_controlnet(graph: Graph) -> Node:
     graph.note(
-        0,
         f"""
 # Edit with ControlNet
 The instruction says what changes, a ControlNet says where. *Apply ControlNet* goes **behind** *IP2P Encode Image*, on both
@@ -364,7 +363,6 @@ full InstructPix2Pix, and **resolution** 512.
 
 def sdxl_and_cosxl(graph: Graph) -> Node:
     graph.note(
-        0,
         """
 # SDXL and CosXL-Edit
 The same nodes; the settings follow the checkpoint. *IP2P Load Checkpoint* says which text_cfg and image_cfg its authors
@@ -380,9 +378,11 @@ There is no embedded SDXL. Until you load one, this runs on the embedded miniatu
     )
     loader = graph.add(1, "IP2P_LoadCheckpoint")
     scene = graph.add(1, "IP2P_RenderScene", shape="triangle", colour="orange", background="lavender")
+    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"], width=WIDE)
     edit = graph.add(
         2,
         "IP2P_Sample",
+        width=WIDE,
         model=loader["model"],
         clip=loader["clip"],
         vae=loader["vae"],
@@ -392,7 +392,6 @@ There is no embedded SDXL. Until you load one, this runs on the embedded miniatu
         image_cfg=loader["image_cfg"],
         seed=5,
     )
-    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"])
     return graph.add(3, "SaveImage", images=edit["image"], filename_prefix="ip2p/xl")
 
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 PACK = "instruct-pix2pix"
 SHIPPED = ("__init__.py", "pyproject.toml", "requirements.txt", "nodes", "ip2p_engine", "web", "workflows")
 START_SECONDS, RUN_SECONDS = 600, 900
+NOT_OFFERED = "Value not in list"  # ComfyUI's own words for a choice that is not there
 
 
 @dataclass
@@ -78,9 +79,8 @@ class ComfyServer:
         ]
         command += ["--preview-method", "latent2rgb", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         command += self.options
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        if self.comfyui.packages is not None:
-            environment["PYTHONPATH"] = str(self.comfyui.packages)
+        quiet = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **quiet, **self.comfyui.environment}
         self.process = subprocess.Popen(
             command, cwd=self.comfyui.path, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )
@@ -209,6 +209,17 @@ def succeed(run: Run) -> Run:
     """The run, if it ended well."""
     assert run.status == "success", run.message
     return run
+
+
+def complaint(server: ComfyServer, prompt: dict[str, Any]) -> str:
+    """What the artist is told of a workflow that cannot run: by its node, or, of choices in newer versions, before."""
+    try:
+        run = server.run(prompt)
+    except Refused as refusal:
+        errors = [error for node in refusal.args[0]["node_errors"].values() for error in node["errors"]]
+        return f"{errors[0]['message']}: {errors[0]['details']}"
+    assert run.status == "error"
+    return run.message
 
 
 def difference(one: Image.Image, two: Image.Image) -> float:

@@ -1,7 +1,5 @@
 """What we export is what stock ComfyUI and diffusers load: one denoising step agrees in all three.
 
-Needs a ComfyUI checkout: COMFYUI_PATH=... pytest tests/comfyui
-
 ComfyUI rounds a sigma to the nearest of the 1000 timesteps where the original and diffusers take a fractional one, so
 the comparison is made at a sigma of the ladder. There it is fp32 on one CPU against fp32 on one CPU: the three differ
 in the order of sums alone (attention kernels, fused projections).
@@ -114,14 +112,12 @@ def narrow(family: str) -> Model:
 
 
 @pytest.fixture(scope="module")
-def in_comfyui():
+def in_comfyui(comfyui):
     """Runs one of the scripts beside this file in ComfyUI's folder."""
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
-        pytest.skip("set COMFYUI_PATH to a ComfyUI checkout")
 
     def run(script: str, *files: Path) -> None:
-        subprocess.run([sys.executable, str(HERE / script), *map(str, files)], cwd=path, check=True)
+        command = [comfyui.python, str(HERE / script), *map(str, files)]
+        subprocess.run(command, cwd=comfyui.path, env={**os.environ, **comfyui.environment}, check=True)
 
     return run
 
@@ -129,6 +125,8 @@ def in_comfyui():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A randomly initialised model of SD1.5's size: (folder, the single file that `convert` makes of it)."""
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip("minutes and 8 GB; set COMFYUI_PATH to a ComfyUI checkout to run it")
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sd15") / "folder"
     save_diffusers(full_size("sd1"), folder, torch.float16)

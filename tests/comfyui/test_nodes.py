@@ -62,7 +62,8 @@ def test_advanced_inputs_are_marked(ours):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_both_formats_agree_with_object_info(object_info, page):
     workflow = json.loads(page.read_text())
-    assert to_api(workflow, object_info) == json.loads((page.parent / "api" / page.name).read_text())
+    twin = json.loads((page.parent / "api" / page.name).read_text())
+    assert without_titles(to_api(workflow, object_info)) == without_titles(twin)
     for node in workflow["nodes"]:
         if node["type"] == "MarkdownNote":
             continue
@@ -70,14 +71,24 @@ def test_both_formats_agree_with_object_info(object_info, page):
         for (name, kind, options), value in zip(widgets_of(info), node["widgets_values"], strict=True):
             offered = choices(kind, options)
             assert offered is None or value in offered, (node["type"], name)
-        assert [output["type"] for output in node["outputs"]] == [type_name(kind) for kind in info["output"]]
+        # Core's nodes gain outputs with time, behind those they had.
+        outputs = [type_name(kind) for kind in info["output"][: len(node["outputs"])]]
+        assert [output["type"] for output in node["outputs"]] == outputs
+
+
+def without_titles(prompt):
+    """Core renames its nodes now and then."""
+    return {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in prompt.items()}
+
+
+def test_no_workflow_uses_what_comfyui_has_given_up(object_info):
+    used = {node["type"] for page in PAGES for node in json.loads(page.read_text())["nodes"]} - {"MarkdownNote"}
+    assert [name for name in sorted(used) if object_info[name].get("deprecated")] == []
 
 
 def test_templates_are_offered(server):
     offered = server.get("/workflow_templates")
-    assert offered["instruct-pix2pix"] == [page.stem for page in PAGES] or set(offered["instruct-pix2pix"]) == {
-        page.stem for page in PAGES
-    }
+    assert sorted(offered["instruct-pix2pix"]) == [page.stem for page in PAGES]
     assert server.get("/extensions/instruct-pix2pix/docs/IP2P_Sample.md").startswith(b"# IP2P Edit Image")
 
 
