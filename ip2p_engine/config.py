@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import __version__
 from .errors import ConfigError
 
-__all__ = ["from_mapping", "to_json", "with_overrides"]
+__all__ = ["from_mapping", "to_json", "versions_of", "with_overrides"]
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,6 +30,8 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 def from_mapping(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """A config from saved values; raises ConfigError for names it lacks or values it refuses."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{kind.__name__} cannot be made from {values!r}; give names and values")
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -36,6 +40,17 @@ def from_mapping(kind: type[Config], values: Mapping[str, Any]) -> Config:
         return kind(**values)
     except TypeError as error:
         raise ConfigError(f"{kind.__name__} cannot be made from {dict(values)}: {error}") from error
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The versions of this package and of others, as far as they are installed: what results depend on."""
+    found = {"ip2p_engine": __version__}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def to_json(config: Any) -> str:

@@ -12,13 +12,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import __version__
+from .config import versions_of
 from .errors import ConfigError, DatasetError
 from .files import TEMPORARY, disk_errors, is_locked, locked, read_json, whole_file, write_json
 
@@ -184,11 +183,11 @@ class PairWriter:
         mine = json.loads(json.dumps({**self._manifest, "schema_version": SCHEMA_VERSION}))
         if not path.exists():
             with disk_errors(path, "written", DatasetError):
-                write_json(path, {**mine, "versions": _versions()})
+                write_json(path, {**mine, "versions": versions_of(*VERSIONED)})
         theirs = read_manifest(self.folder)
         self.work = theirs.pop(WORK, None)
         mine.pop(WORK, None)
-        changed = _difference(theirs.pop("versions", None), _versions(), "versions")
+        changed = _difference(theirs.pop("versions", None), versions_of(*VERSIONED), "versions")
         if changed:
             log.warning("%s goes on with other software: %s; equal seeds may give other pictures", self.folder, changed)
         for name in sorted(mine.keys() | theirs.keys()):
@@ -331,16 +330,6 @@ def _difference(theirs: Any, mine: Any, name: str) -> str:
         parts = (_difference(theirs.get(key), mine.get(key), f"{name}.{key}") for key in sorted(theirs | mine))
         return next(filter(None, parts), "")
     return "" if theirs == mine else f"its {name} is {theirs!r} and now it is {mine!r}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"ip2p_engine": __version__}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _write_shard(stream: Any, records: Sequence[PairRecord]) -> None:

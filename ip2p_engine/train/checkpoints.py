@@ -18,6 +18,7 @@ from ..files import TEMPORARY, disk_errors, whole_file
 __all__ = ["latest", "load_checkpoint", "save_checkpoint"]
 
 NAME = re.compile(r"step-(\d{8})\.pt")
+PARTS = ("step", "trained", "ema", "optimizers", "scaler", "broken")
 ADVICE = "free some space and run the same command again: earlier checkpoints are whole"
 
 
@@ -44,9 +45,10 @@ def latest(folder: Path) -> Path | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What was saved, mapped rather than read; loading runs no code. Raises CheckpointError for a damaged file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {name: saved[name] for name in PARTS}
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(
             f"{path} cannot be read ({reason}); delete it and run the same command again, the one before it goes on"
         ) from error

@@ -271,9 +271,10 @@ def read_config(path: Path, base: Mapping[str, Any]) -> TrainConfig:
     Raises ConfigError for a file that is no such thing.
     """
     values = read_json(path, ConfigError)
-    if not isinstance(values, dict):
+    given = values.get("config", values) if isinstance(values, dict) else values
+    if not isinstance(given, dict):
         raise ConfigError(f"{path} is no JSON object; give one with fields of TrainConfig")
-    return from_mapping(TrainConfig, {**base, **values.get("config", values)})
+    return from_mapping(TrainConfig, {**base, **given})
 
 
 def changed_fields(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:

@@ -10,13 +10,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .. import __version__
+from ..config import versions_of
 from ..errors import ConfigError
 from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
 from ..images import save_image
@@ -58,7 +57,7 @@ class RunFolder:
         if not self.writes:
             return
         with disk_errors(self.path, "written", ConfigError):
-            write_json(self.path / "run.json", {"config": asdict(config), "versions": _versions(), **about})
+            write_json(self.path / "run.json", {"config": asdict(config), "versions": versions_of(*VERSIONED), **about})
             rows = [row for row in self.rows() if row["step"] <= first]
             with whole_file(self._rows_file) as stream:
                 stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -88,7 +87,8 @@ class RunFolder:
         path = self.path / "run.json"
         if not path.exists():
             return
-        saved = read_json(path, ConfigError).get("config", {})
+        about = read_json(path, ConfigError)
+        saved = about.get("config", {}) if isinstance(about, dict) else about
         changed = changed_fields(saved, config)
         if changed:
             name = changed[0]
@@ -129,13 +129,3 @@ def _trimmed(losses: Sequence[float]) -> list[float]:
 def _running_mean(losses: Sequence[float]) -> list[float]:
     windows = (losses[max(0, n - SMOOTHING) : n] for n in range(1, len(losses) + 1))
     return [sum(window) / len(window) for window in windows]
-
-
-def _versions() -> dict[str, str]:
-    found = {"ip2p_engine": __version__}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -25,6 +25,14 @@ PLAN = CrewPlan(
     pairs=PairConfig(steps=1, batch_pairs=2),
     factory=FactoryConfig(candidates=2, clip="embedded", filter=None),
 )
+# On a machine that is busy with other work: Ray's workers run at niceness 15, have a minute to start, and seconds to
+# answer.
+PATIENCE = {
+    "worker_niceness": "0",
+    "worker_register_timeout_seconds": "900",
+    "health_check_timeout_ms": "60000",
+    "health_check_failure_threshold": "20",
+}
 
 
 def contents(folder):
@@ -35,7 +43,8 @@ def contents(folder):
 @pytest.mark.filterwarnings("ignore")
 def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # its default, 15, starves them on a busy machine
+    for name, value in PATIENCE.items():
+        monkeypatch.setenv(f"RAY_{name}", value)
     with local_crew(PLAN) as crew:
         make_pairs(HEARTS, tmp_path / "alone", crew)
     lost = []

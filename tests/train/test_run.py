@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.export import TRAINING_KEY
-from ip2p_engine.errors import ConfigError, DatasetError, TrainingError
+from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from ip2p_engine.model import load_model
 from ip2p_engine.train import TrainConfig, preset
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
@@ -75,10 +75,13 @@ def test_resumed_run_is_bit_equal(run, whole, tmp_path):
         ("sdxl", {"lora_rank": 2, "micro_batch": 3, "precision": "bfloat16", "validate_every": 2}),
         ("sd2", {"precision": "float16", "min_snr": 5.0, "clip_norm": 1.0, "gradient_checkpointing": True}),
         ("cosxl", {"offset_noise": 0.1, "precision": "bfloat16", "buckets": True}),
+        ("sd1", {"optimizer": "adamw8bit"}),
     ],
-    ids=["muon, cached", "SDXL, LoRA", "SD2, float16, min-SNR", "CosXL, bfloat16, buckets"],
+    ids=["muon, cached", "SDXL, LoRA", "SD2, float16, min-SNR", "CosXL, bfloat16, buckets", "8-bit AdamW"],
 )
 def test_every_kind_of_run_resumes_to_the_bit(run, tmp_path, family, settings):
+    if settings.get("optimizer") == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
     run("whole", family=family, steps=5, save_every=2, **settings)
     run("parts", family=family, steps=5, save_every=2, **settings, arguments=after(3))
     run("parts", family=family, steps=5, save_every=2, **settings)
@@ -219,6 +222,23 @@ def test_a_run_of_an_earlier_version_goes_on(run, copy):
         run(steps=6, data=[], hold_out_test=True)
 
 
+@pytest.mark.parametrize("text", ["[]", '{"config": 5}'])
+def test_a_run_json_that_is_none_is_refused(run, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match="TrainConfig cannot be made from"):
+        run()
+
+
+def test_a_file_that_is_no_checkpoint_is_named(run, tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "step-00000002.pt"
+    path.parent.mkdir(parents=True)
+    for content in ({"step": 2}, [2], None):
+        torch.save(content, path) if content else path.write_bytes(b"torn")
+        with pytest.raises(CheckpointError, match=r"step-00000002.pt cannot be read .*; delete it and run the same"):
+            run()
+
+
 def test_one_run_a_folder_at_a_time(run, copy):
     """The second process would mix its rows and checkpoints with the first one's."""
     refused = []
@@ -305,6 +325,10 @@ def test_config_files(whole, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"resize": [256, 260]}')
     assert read_config(path, PRESETS["paper"]).resize == (256, 260)
+    for text in ("[1]", '{"config": [1]}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="is no JSON object; give one with fields of TrainConfig"):
+            read_config(path, {})
     path.write_text('{"stepz": 1}')
     with pytest.raises(ConfigError, match="no setting 'stepz'"):
         read_config(path, {})
