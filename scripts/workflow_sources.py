@@ -33,7 +33,7 @@ Another try: change the **seed**.
     )
     loader = graph.add(1, "IP2P_LoadCheckpoint")
     scene = graph.add(1, "IP2P_RenderScene")
-    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"], width=WIDE)
+    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"], width=WIDE, lines=13)
     edit = graph.add(
         2,
         "IP2P_Sample",
@@ -378,7 +378,7 @@ There is no embedded SDXL. Until you load one, this runs on the embedded miniatu
     )
     loader = graph.add(1, "IP2P_LoadCheckpoint")
     scene = graph.add(1, "IP2P_RenderScene", shape="triangle", colour="orange", background="lavender")
-    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"], width=WIDE)
+    graph.add(2, "PreviewAny", title="What the checkpoint is", source=loader["report"], width=WIDE, lines=13)
     edit = graph.add(
         2,
         "IP2P_Sample",

@@ -1,7 +1,7 @@
 """One real ComfyUI for the whole session, with the pack installed as a user installs it.
 
 COMFYUI_PATH=checkout [COMFYUI_PYTHON=python] runs the same tests in any other version; without it
-comfy_install.py fetches ComfyUI 0.3.75 once.
+comfy_install.py fetches ComfyUI 0.3.75, or the version that IP2P_COMFYUI names, once.
 """
 
 from __future__ import annotations
