@@ -17,7 +17,7 @@ IP2P_FILE = """`instruct-pix2pix-00-22000.safetensors` in `ComfyUI/models/checkp
 ([download, 7.7 GB](https://huggingface.co/timbrooks/instruct-pix2pix/tree/main))"""
 SD_FILE = """Stable Diffusion 1.5 in `ComfyUI/models/checkpoints`
 ([download, 4.3 GB](https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5))"""
-WIDE, TABLE, WIDE_TABLE = 420, 600, 980
+WIDE, TABLE, WIDE_TABLE = 420, 660, 980
 EMBEDDED = "This runs as it is, with the embedded miniature, which knows only scenes: one shape on a plain ground."
 
 

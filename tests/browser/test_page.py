@@ -33,9 +33,7 @@ def ours(page):
 def open_template(page, name):
     page.complaints.clear()
     page.evaluate(OPEN, name)
-    page.wait_for_timeout(1500)
-    page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(2000)
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
