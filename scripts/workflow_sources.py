@@ -217,7 +217,7 @@ another seed for more; what is there already is skipped. Cancelled, it goes on w
     kept = graph.add(3, "IP2P_ClipFilter", pairs=pairs["pairs"], keep=1, **EMBEDDED_THRESHOLDS)
     saved = graph.add(4, "IP2P_SaveDataset", pairs=kept["pairs"])
     graph.add(4, "PreviewAny", title="Scores", source=kept["scores"], width=TABLE, lines=16)
-    graph.add(5, "PreviewAny", title="What is in it", source=saved["report"])
+    graph.add(5, "PreviewAny", title="What is in it", source=saved["report"], width=WIDE)
     both = graph.add(4, "ImageStitch", image1=kept["before"], image2=kept["after"])
     grid = graph.add(5, "IP2P_LabelledGrid", images=both["IMAGE"], columns=1, height=128)
     return graph.add(5, "PreviewImage", title="Kept: before and after", images=grid["grid"])
@@ -240,7 +240,7 @@ days on one GPU.""",
     data = graph.add(1, "IP2P_LoadDataset", count=64, preview=4)
     train = graph.add(2, "IP2P_Train", pairs=data["pairs"], steps=10, batch_size=8, learning_rate=0.0001)
     scene = graph.add(2, "IP2P_RenderScene", shape="square", colour="green", background="grey", place="bottom right")
-    graph.add(3, "PreviewAny", title="Where it is", source=train["checkpoint"], lines=2)
+    graph.add(3, "PreviewAny", title="Where it is", source=train["checkpoint"], lines=5)
     edit = graph.add(
         3,
         "IP2P_Sample",
