@@ -159,7 +159,7 @@ class Graph:
                 for number, (title, band) in enumerate(self._bands.items(), 1)
             ],
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 80]}},
+            "extra": {"ds": {"scale": 0.7, "offset": [120, 240]}},  # right of the page's side bar, below its tabs
             "version": 0.4,
         }
 

@@ -43,6 +43,9 @@ def test_a_template_opens_and_runs(page, server, screenshots, file):
     twin = json.loads((FOLDER / "api" / file.name).read_text())
     assert known_inputs(page.evaluate(POSTED), twin) == {number: node["inputs"] for number, node in twin.items()}
     page.screenshot(path=screenshots / f"{file.stem} opened.png")
+    page.evaluate(
+        "window.app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+    )  # what is not seen is not drawn
     before = set(server.get("/history"))
     press_run(page)
     page.wait_for_timeout(1000)
