@@ -57,7 +57,7 @@ def _curve(options: argparse.Namespace) -> None:
     rivals = [name for name in dict.fromkeys(row["curve"] for row in rows) if name.startswith("SDEdit")]
     first = editors[0].settings[0].curve
     found = claims(rows, first, rivals) if len(options.text_cfg) == 1 and len(options.image_cfg) > 1 else []
-    examples = example_sheet(samples, editors[0], resolution=resolution)
+    examples = example_sheet(samples, editors[:1], resolution=resolution)
     points = save_trade_off(
         options.out,
         rows,

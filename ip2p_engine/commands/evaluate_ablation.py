@@ -34,6 +34,7 @@ def add(actions: Any) -> None:
 def _ablation(options: argparse.Namespace) -> None:
     from ..evaluate.ablation import make_arms
     from ..evaluate.curve import table
+    from ..evaluate.examples import example_sheet
     from ..evaluate.trade_off import save_trade_off
 
     if len(options.text_cfg) > 1 and len(options.image_cfg) > 1:
@@ -43,9 +44,11 @@ def _ablation(options: argparse.Namespace) -> None:
     with stop_signals() as should_stop:
         files = [_train(options, arm, should_stop) for arm in arms]
         methods = [_method(options, arm.name, path, should_stop) for arm, path in zip(arms, files, strict=True)]
-        rows = measure_samples(options, samples, judge, methods, methods[0].model.spec.resolution)
+        resolution = methods[0].model.spec.resolution
+        rows = measure_samples(options, samples, judge, methods, resolution)
+        examples = example_sheet(samples, methods, resolution=resolution, count=6, first=1)
     title = f"Less data, and no filter: {options.steps} steps of {options.batch_size} each"
-    points = save_trade_off(options.out, rows, kind="ablation", title=title, settings=told(options))
+    points = save_trade_off(options.out, rows, kind="ablation", title=title, settings=told(options), examples=examples)
     sys.stdout.write(f"{table(points)}\n{options.out / 'curve.png'}\n")
 
 

@@ -7,21 +7,28 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..images import strip
-from .methods import Method
+from .methods import Method, Setting
 from .samples import Sample, batches
 
 __all__ = ["example_sheet", "stacked"]
 
 
 def example_sheet(
-    samples: Sequence[Sample], method: Method, *, resolution: int, count: int = 4, height: int = 128
+    samples: Sequence[Sample],
+    methods: Sequence[Method],
+    *,
+    resolution: int,
+    count: int = 4,
+    first: int | None = None,
+    height: int = 128,
 ) -> Image.Image:
-    """One row a sample: before, the method's picture at each setting, and the target where there is one."""
+    """One row a sample: before, the methods' pictures at (the ``first``) settings, and the target if there is one."""
+    chosen = [(method, setting) for method in methods for setting in method.settings[:first]]
+    labels = [_label(setting, [other for _, other in chosen]) for _, setting in chosen]
     rows = []
     for group in batches(samples[:count], count, resolution):
-        prepared = method.prepare(group)
-        made = [method.make(group, prepared, setting).edited for setting in method.settings]
-        labels = [", ".join(f"{n} {v:g}" for n, v in s.values.items() if _varies(n, method)) for s in method.settings]
+        prepared = {id(method): method.prepare(group) for method in methods}
+        made = [method.make(group, prepared[id(method)], setting).edited for method, setting in chosen]
         rows += [_row(sample, [one[n] for one in made], labels, height) for n, sample in enumerate(group)]
     return stacked(rows)
 
@@ -36,8 +43,11 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _varies(name: str, method: Method) -> bool:
-    return len({setting.values[name] for setting in method.settings}) > 1
+def _label(setting: Setting, settings: Sequence[Setting]) -> str:
+    """The curve and the values in which the settings differ."""
+    curve = [setting.curve] if len({other.curve for other in settings}) > 1 else []
+    varies = [name for name in setting.values if len({other.values[name] for other in settings}) > 1]
+    return ", ".join([*curve, *(f"{name} {setting.values[name]:g}" for name in varies)])
 
 
 def _row(sample: Sample, edited: Sequence[Image.Image], labels: Sequence[str], height: int) -> Image.Image:

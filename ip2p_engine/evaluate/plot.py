@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ AXES = ("sim_direction", "sim_image")
 COLOURS = ("#1b4f9c", "#d1495b", "#edae49", "#3c8d53", "#7b4b94", "#00798c", "#8d6a4f", "#444444")
 MARKERS = "osD^vPX*"
 WIDTH, HEIGHT, DPI = 7.2, 5.2, 150
+LABEL_ROOM = 40
+"""Points (1/72 inch) between the ends of a curve, below which their labels would lie on each other."""
 
 
 def trade_off_plot(points: Sequence[Point], *, title: str = "", level: float = 0.95) -> Image.Image:
@@ -46,8 +49,11 @@ def _figure(points: Sequence[Point], title: str, level: float) -> Any:
         raise ConfigError("no points to plot; measure at least one setting")
     figure = _matplotlib()(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
-    for number, curve in enumerate(dict.fromkeys(point.curve for point in points)):
-        _draw(axes, [point for point in points if point.curve == curve], number)
+    curves = [[p for p in points if p.curve == name] for name in dict.fromkeys(point.curve for point in points)]
+    for number, curve in enumerate(curves):
+        _draw(axes, curve, number)
+    for number, curve in enumerate(curves):  # once all curves have settled the axes' limits
+        _label_ends(axes, curve, COLOURS[number % len(COLOURS)])
     axes.set_xlabel("directional similarity: the change fits the change of caption →")
     axes.set_ylabel("image similarity: the picture is kept →")
     axes.set_title(title or " ")
@@ -69,11 +75,20 @@ def _draw(axes: Any, points: Sequence[Point], number: int) -> None:
         x, y, xerr=spread[0], yerr=spread[1], color=colour, marker=marker, markersize=5, linestyle=line,
         linewidth=1.4, elinewidth=0.7, label=points[0].curve,
     )  # fmt: skip
-    for point in {id(p): p for p in (points[0], points[-1]) if point_label(p, points)}.values():
-        place = tuple(point.means[name] for name in AXES)
-        axes.annotate(
-            point_label(point, points), place, xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour
-        )
+
+
+def _label_ends(axes: Any, points: Sequence[Point], colour: str) -> None:
+    """The swept value at both ends of a curve; where these are close, one label for the range."""
+    texts = [point_label(point, points) for point in points]
+    if not texts[0]:
+        return
+    places = [tuple(point.means[name] for name in AXES) for point in points]
+    labels = {places[0]: texts[0], places[-1]: texts[-1]}
+    first, last = axes.transData.transform([places[0], places[-1]])
+    if hypot(*(last - first)) * 72 / axes.figure.dpi < LABEL_ROOM:
+        labels = {places[-1]: f"{texts[0]} to {texts[-1]}"}
+    for place, text in labels.items():
+        axes.annotate(text, place, xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
 
 
 def point_label(point: Point, points: Sequence[Point]) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from PIL import Image
 
 from ip2p_engine.cli import main
 from ip2p_engine.scenes.grammar import sample_edits
@@ -48,5 +49,6 @@ def test_one_command_trains_and_compares_and_goes_on(store, tmp_path, capsys):
     assert main([*command, "--out", str(out)]) == 0
     assert (out / "rows.jsonl").read_text().count("\n") == len(rows)
     assert json.loads((out / "run.json").read_text())["kind"] == "ablation"
+    assert Image.open(out / "examples.png").width > 5 * 128  # before, one a training, the truth
     assert main(["evaluate", "report", str(out)]) == 0
     assert "Ablation" in (out / "report.html").read_text()
