@@ -88,9 +88,10 @@ def plain(text: str) -> str:
 def in_test_split(caption: str) -> bool:
     """Whether pairs of a caption belong to the test split: one caption in twenty, by a hash of its text.
 
-    The paper's code takes the last twentieth by position; a hash stays true when a data set grows.
+    The paper's code takes the last twentieth by position; a hash stays true when a data set grows. Pairs without a
+    caption belong to no split.
     """
-    return zlib.crc32(caption.strip().encode()) % 100 < TEST_PERCENT
+    return bool(caption.strip()) and zlib.crc32(caption.strip().encode()) % 100 < TEST_PERCENT
 
 
 def read_captions(path: Path | str, *, column: str | None = None) -> Iterator[str]:

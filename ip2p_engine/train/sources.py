@@ -96,13 +96,11 @@ def measured_rows(source: Rows | Stream) -> list[int]:
 
 
 def _held_out(source: Rows | Stream, data: Any) -> Rows:
-    if not isinstance(source, _StoreRows):
-        reason = f"hold_out_test goes by the captions of a store, and {name_of(data)} is none"
+    captions = source.captions() if isinstance(source, _StoreRows) else []
+    if not isinstance(source, _StoreRows) or not any(captions):
+        reason = f"hold_out_test goes by the captions of a store, and {name_of(data)} has none"
         raise ConfigError(f"{reason}; bring it in with ip2p dataset import, or leave the option out")
-    test = set(measured_rows(source))
-    if len(test) == len(source):
-        raise DatasetError(f"{name_of(data)} has only pairs of the test split; give more, with their captions")
-    return _Chosen(source, [row for row in range(len(source)) if row not in test])
+    return _Chosen(source, [row for row, caption in enumerate(captions) if not in_test_split(caption)])
 
 
 def open_pair(example: Example) -> Pair:

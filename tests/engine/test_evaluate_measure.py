@@ -286,6 +286,7 @@ def test_one_caption_in_twenty_is_for_testing(store):
     assert [one.caption for one in StoreSamples(store)] == [text for text in tested for _ in range(2)]
     assert sum(in_test_split(f"a photo of {n}") for n in range(20_000)) == pytest.approx(1000, abs=100)
     assert in_test_split(" caption 1 ") == in_test_split("caption 1")
+    assert not in_test_split(" ")
 
 
 def test_samples_are_spread_and_seeded(store):
