@@ -1,4 +1,4 @@
-"""Imports point down (design.md, section 3): the engine knows no host, and no layer knows the one above."""
+"""Imports point down (CONTRIBUTING.md, principle 1): the engine knows no host, and no layer knows the one above."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size budget (design.md, section 7): files of 400 lines, functions of 60, the training loop 120."""
+"""The size budget (CONTRIBUTING.md, principle 3): files of 400 lines, functions of 60, the training loop 120."""
 
 from __future__ import annotations
 
