@@ -384,12 +384,15 @@ def fault(code, message="busy", **headers):
 
 
 class Server:
-    """A real HTTP server on loopback that plays its answers in turn, the last one for ever."""
+    """A real HTTP server on loopback that plays its answers in turn, the last one for ever.
 
-    def __init__(self, *script, pause=0.0):
+    It answers nothing until ``together`` requests have come.
+    """
+
+    def __init__(self, *script, pause=0.0, together=1):
         self.requests, self.times, self.running, self.most = [], [], 0, 0
         self._script, self._pause, self._lock = list(script), pause, threading.Lock()
-        self._released = threading.Event()
+        self._released, self._together, self._all_here = threading.Event(), together, threading.Event()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -420,6 +423,9 @@ class Server:
             self.times.append(time.monotonic())
             self.running += 1
             self.most = max(self.most, self.running)
+            if len(self.requests) >= self._together:
+                self._all_here.set()
+        self._all_here.wait(60)
         self._released.wait(self._pause)
         with self._lock:
             self.running -= 1
@@ -617,7 +623,8 @@ def test_a_second_ctrl_c_does_not_wait_for_a_silent_server(tmp_path):
 
 
 def test_a_failure_lets_waiting_requests_go():
-    with Server(fault(429, Retry_After="30"), fault(401), fault(401)) as server:
+    # Both are on their way before the first is told to wait; else both would.
+    with Server(fault(429, Retry_After="30"), fault(401), fault(401), together=2) as server:
         start = time.monotonic()
         with pytest.raises(CaptionError):
             source_of(server, concurrency=2).propose(requests_of("a", "b"))
