@@ -68,6 +68,7 @@ def test_inspect_tells_what_a_file_is(run_file, capsys):
     assert (card["weights"], card["has_ema"], list(card["sha256"])) == ("raw", True, ["epoch=7.ckpt"])
 
 
+@pytest.mark.slow
 def test_converting_there_and_back_changes_no_bit(run_file, make_model, sd1, same_model, capsys, tmp_path):
     one, folder, two = tmp_path / "one.safetensors", tmp_path / "new" / "folder", tmp_path / "two.safetensors"
     assert run("convert", run_file, one, "--to", "ldm") == 0
@@ -91,6 +92,7 @@ def test_convert_takes_raw_weights_and_another_type(run_file, sd1, tmp_path):
     assert torch.equal(loaded.unet.conv_in.weight, sd1.unet.conv_in.weight.bfloat16())
 
 
+@pytest.mark.slow
 def test_a_file_may_replace_itself(sd1_file, sd1, same_model, tmp_path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(sd1_file.read_bytes())
@@ -116,6 +118,7 @@ def three(sd1_file, make_model, tmp_path_factory):
     return (sd1_file, *others)
 
 
+@pytest.mark.slow
 def test_merge(three, sd1, make_model, same_model, tmp_path):
     target = tmp_path / "merged.safetensors"
     assert run("convert", target, "--to", "ldm", "--add-difference", three[0], "-", three[1], "+", three[2]) == 0

@@ -266,6 +266,7 @@ def requests_of(*captions):
     return [Request.make(caption, 0, 0) for caption in captions]
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_gives_the_edits_it_learned(tiny_model, tmp_path):
     other = Delimiters(prompt_end=" =>", separator=" |", stop=" .")
     config = FineTuneConfig(epochs=90, batch=3, learning_rate=3e-3, delimiters=other)

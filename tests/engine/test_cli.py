@@ -65,6 +65,7 @@ def test_two_runs_of_one_command_write_equal_pictures(scene, tmp_path):
     assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_demo_says_what_the_judge_sees_and_how_long_it_took(tmp_path, capsys):
     assert run("demo", "--out", tmp_path / "demo.png") == 0
     said = capsys.readouterr().out
@@ -73,6 +74,7 @@ def test_demo_says_what_the_judge_sees_and_how_long_it_took(tmp_path, capsys):
     assert Image.open(tmp_path / "demo.png").width > 1000
 
 
+@pytest.mark.slow
 def test_judge_prints_figures_by_kind(capsys, tmp_path):
     sheet = tmp_path / "worst.png"
     assert run("scenes", "judge", "--n", 11, "--steps", 1, "--json", "--sheet", sheet) == 0

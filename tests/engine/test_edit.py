@@ -25,6 +25,7 @@ def near(a, b):
     assert np.abs(np.asarray(a.image).astype(int) - np.asarray(b.image).astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_every_picture_meets_every_instruction_with_every_seed(editor):
     texts = ["make it snow", "paint it blue"]
     results = editor.edit([render(HEART), render(SQUARE)], texts, seeds=[3, 4], config=QUICK)

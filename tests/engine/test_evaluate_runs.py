@@ -43,6 +43,7 @@ def swept(editor, clip):
     return sweep(editor, sample.source, sample.instruction, captions, clip, config=config), config, clip
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_every_setting_once_and_its_scores(swept):
     result, config, clip = swept
     grid = [(c.text_cfg, c.image_cfg, c.seed) for c in result.cells]
@@ -132,6 +133,7 @@ def test_who_chooses_the_guidance():
         choices(grid, AutoPick(), (5.0, 1.5))
 
 
+@pytest.mark.slow
 def test_the_scene_judge_names_what_it_reads():
     samples, judge = scene_samples(2, captions="full")
     edit = judge.edits[samples[0].key]
@@ -180,6 +182,7 @@ def points(count=2):
     return curve_points(made, resamples=20)
 
 
+@pytest.mark.slow
 def test_plots(tmp_path):
     picture = trade_off_plot(points(), title="t")
     assert picture.mode == "RGB" and min(picture.size) > 400 and len(picture.getcolors(2**24)) > 10
@@ -270,6 +273,7 @@ def test_the_curve_command(tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_the_scenes_command(tmp_path, capsys):
     command = ["evaluate", "scenes", "--n", "2", "--steps", "1", "--worst", "2", "--out", str(tmp_path)]
     assert main(command) == 0

@@ -61,6 +61,7 @@ def judged(before, after, **options):
     return judge_pair(record(before, after, **options), *read_scenes([render(before), render(after)]), SCORES)
 
 
+@pytest.mark.slow
 def test_the_true_pair_is_right():
     pair = judged(HEART, STAR)
     assert (pair.kind, pair.says_where, pair.right) == ("shape", True, True)
@@ -86,6 +87,7 @@ def test_each_fault_has_its_name(before, after, wording, faults):
     assert pair.right is (not faults)
 
 
+@pytest.mark.slow
 def test_every_kind_of_edit_is_recognised():
     for kind, target in edits_from(HEART):
         assert judged(HEART, target, asked=(HEART, target)).kind == kind
@@ -201,6 +203,7 @@ def test_the_clip_sees_a_moved_object(folder, clip):
     assert stayed.scores.sim_direction > moved.scores.sim_direction + 0.1
 
 
+@pytest.mark.slow
 def test_sheet_and_curves_are_drawn(folder, clip, tmp_path):
     pairs = judge_store(folder, clip)
     kept = kept_pairs(pairs, FilterConfig(min_sim_image=-1.0, min_sim_direction=-1.0, min_sim_0=-1.0, min_sim_1=-1.0))

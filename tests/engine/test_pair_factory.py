@@ -264,6 +264,7 @@ def test_progress_counts_candidates(crew_of, tmp_path):
     assert "1 caption pairs done" in seen[2][2] and "of candidates kept" in seen[2][2]
 
 
+@pytest.mark.slow
 def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, crew_of, filtering, loose, tmp_path):
     """A margin of 2 drops nothing; none at all drops what the preview already dooms, and changes no other pair."""
     patient = replace(filtering, early_reject=EarlyReject(margin=2.0))

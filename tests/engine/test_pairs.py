@@ -106,6 +106,7 @@ def test_the_original_s_step(tiny_sd, pairs_reference, p):
     assert (ours - pairs_reference[f"step/combined_p2p{p}"]).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_generator_from_a_seed_alone(tiny_sd, pairs_reference):
     """The original on a GPU draws p and w from another generator than the noise; so do we."""
     config = PairConfig(steps=10, size=(128, 128), p2p_range=(0.3, 0.3), cfg_range=(9.0, 9.0))
@@ -154,6 +155,7 @@ def test_a_candidate_depends_on_its_seed_alone(exact):
     assert (mixed[0].caption, mixed[0].edited_caption) == (STAR, "")
 
 
+@pytest.mark.slow
 def test_the_embedded_model(scenes):
     """Trained weights: still the seed alone, and the caption that differs is drawn differently."""
     quick = PairConfig(steps=1)

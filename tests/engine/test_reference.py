@@ -103,6 +103,7 @@ def check_whole_edit(model, weights, reference, run):
         assert np.abs(np.asarray(result.image).astype(int) - theirs).max() <= 1
 
 
+@pytest.mark.slow
 def test_merged_safetensors_equals_the_ema_of_the_ckpt(tiny_ckpt, tiny_safetensors):
     ema, merged = load_model(tiny_ckpt, weights="ema"), load_model(tiny_safetensors)
     assert (ema.spec.weights, merged.spec.weights) == ("ema", "only")

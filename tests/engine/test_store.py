@@ -257,6 +257,7 @@ except DatasetError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_real_limit_of_the_system_is_met_the_same_way(tmp_path):
     code = FILL.format(root=str(ROOT), folder=str(tmp_path))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -29,6 +29,12 @@ SMALL = TrainConfig(steps=6, batch_size=4, resolution=64, resize=(64, 72), worke
 WHOLE = Share(rank=0, world=1, micro=4)
 
 
+@pytest.fixture(autouse=True)
+def no_wait_at_a_streams_end(monkeypatch):
+    """The datasets library sleeps for seconds after a stream's last row, for the sake of threads at Python's exit."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
 def seen(source, config=SMALL, *, share=WHOLE, first=0):
     """All micro-batches of a process."""
     return list(batches(PictureReader(source, config), make_order(source, config), config, share, first))

@@ -108,6 +108,7 @@ def test_h_a_resumed_run_sees_what_comes_next(store):
     assert rest[0].instructions != straight[0].instructions
 
 
+@pytest.mark.slow
 def test_i_validation_draws_nothing_that_training_draws_from(run, tmp_path):
     for name, settings in (("plain", {}), ("watched", {"validate_every": 1, "validation_count": 1})):
         done = []  # the second step comes after a validation

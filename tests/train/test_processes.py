@@ -28,6 +28,7 @@ def command(store, base, out, *more):
     return ["train", "--data", str(store), "--base", str(base), "--out", str(out), *SHORT, *more]
 
 
+@pytest.mark.slow
 def test_train_command(store, base, tmp_path, capsys):
     settings = ("--steps", "2", "--batch-size", "4", "--json")
     assert cli.main(command(store, base(), tmp_path / "run", *settings)) == 0

@@ -21,6 +21,8 @@ from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import PRESETS, read_config
 from ip2p_engine.train.networks import lora_state, make_trainable
 
+pytestmark = pytest.mark.slow
+
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -67,7 +69,6 @@ def test_resumed_run_is_bit_equal(run, whole, tmp_path):
     assert rest.loss == whole[1].loss
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
@@ -156,7 +157,6 @@ def test_outputs_load_everywhere(whole):
     assert Image.open(result.curve).width > 100
 
 
-@pytest.mark.slow
 def test_diffusers_loads_the_folder(whole):
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
@@ -166,7 +166,6 @@ def test_diffusers_loads_the_folder(whole):
     assert all(torch.equal(value, ours[name]) for name, value in pipeline.unet.state_dict().items())
 
 
-@pytest.mark.slow
 def test_adapters_load_in_diffusers_and_merge_to_the_same(run, whole):
     """On an InstructPix2Pix as the base, lora.safetensors on top of it is the merged checkpoint."""
     from diffusers import StableDiffusionInstructPix2PixPipeline

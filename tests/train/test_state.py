@@ -46,6 +46,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_pieces_are_saved_whole_and_go_on_where_whole_ones_were(group, tiny_model):
     config = TrainConfig()
     plain = make_trainable(copy.deepcopy(tiny_model()), config)
