@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .options import add_command, add_guidance_options, add_model_options, check_positive, edit_config, load_editor
+from .options import (
+    Several,
+    add_command,
+    add_guidance_options,
+    add_model_options,
+    check_positive,
+    edit_config,
+    load_editor,
+)
 
 __all__ = ["add"]
 
@@ -21,7 +29,9 @@ def add(commands: Any) -> None:
 def _add_edit(commands: Any) -> None:
     parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit")
-    parser.add_argument("--instruction", nargs="+", required=True, metavar="TEXT", help='e.g. "make it snow"')
+    parser.add_argument(
+        "--instruction", action=Several, nargs="+", required=True, metavar="TEXT", help='e.g. "make it snow"'
+    )
     add_model_options(parser)
     add_guidance_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the first result (default: 0)")

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from . import evaluate_ablation, evaluate_pictures, evaluate_scenes
 from .evaluate_data import SCENES, add_data_options, measure_samples, open_samples, told
-from .options import add_command, torch_dtype
+from .options import Several, add_command, torch_dtype
 
 __all__ = ["add"]
 
@@ -33,12 +33,23 @@ def add(commands: Any) -> None:
 def _add_curve(actions: Any) -> None:
     curve = add_command(actions, "curve", _curve, "image similarity against direction over a sweep (figure 8)")
     add_data_options(curve)
-    curve.add_argument("--text-cfg", type=float, nargs="+", default=[7.5], metavar="S_T", help="default: 7.5")
-    curve.add_argument("--image-cfg", type=float, nargs="+", default=IMAGE_CFGS, metavar="S_I", help="1.0, 1.2 ... 2.2")
-    curve.add_argument("--strength", type=float, nargs="*", default=STRENGTHS, help="SDEdit's (default: 0.3 ... 0.9)")
+    curve.add_argument(
+        "--text-cfg", type=float, action=Several, nargs="+", default=[7.5], metavar="S_T", help="default: 7.5"
+    )
+    curve.add_argument(
+        "--image-cfg", type=float, action=Several, nargs="+", default=IMAGE_CFGS, metavar="S_I", help="1.0, 1.2 ... 2.2"
+    )
+    curve.add_argument(
+        "--strength", type=float, action=Several, nargs="*", default=STRENGTHS, help="SDEdit's (default: 0.3 ... 0.9)"
+    )
     curve.add_argument("--text-to-image", metavar="CHECKPOINT", help="makes SDEdit and Prompt-to-Prompt")
     curve.add_argument(
-        "--checkpoint", nargs="+", default=["embedded"], metavar="[NAME=]CHECKPOINT", help="one curve each"
+        "--checkpoint",
+        action=Several,
+        nargs="+",
+        default=["embedded"],
+        metavar="[NAME=]CHECKPOINT",
+        help="one curve each",
     )
     curve.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
     curve.add_argument("--steps", type=int, help="default: each checkpoint's recommendation")

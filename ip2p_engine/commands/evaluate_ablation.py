@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, Interrupted
 from .evaluate_data import add_data_options, measure_samples, open_samples, told
-from .options import add_command, progress_bar
+from .options import Several, add_command, progress_bar
 from .stopping import stop_signals
 
 __all__ = ["add"]
@@ -22,13 +22,19 @@ def add(actions: Any) -> None:
     add_data_options(ablation)
     ablation.add_argument("--filtered", type=Path, required=True, metavar="DATA", help="pairs that passed the filter")
     ablation.add_argument("--unfiltered", type=Path, metavar="DATA", help="pairs of the same captions that did not")
-    ablation.add_argument("--share", type=float, nargs="+", default=SHARES, help="of the pairs (default: 1 0.1 0.01)")
+    ablation.add_argument(
+        "--share", type=float, action=Several, nargs="+", default=SHARES, help="of the pairs (default: 1 0.1 0.01)"
+    )
     ablation.add_argument("--base", default="embedded-sd", help="text-to-image checkpoint (default: embedded-sd)")
     ablation.add_argument("--preset", default="embedded", help="the recipe, see ip2p train (default: embedded)")
     ablation.add_argument("--steps", type=int, default=500, help="of each training (default: 500)")
     ablation.add_argument("--batch-size", type=int, default=64, help="of each training (default: 64)")
-    ablation.add_argument("--text-cfg", type=float, nargs="+", default=TEXT_CFGS, metavar="S_T", help="swept")
-    ablation.add_argument("--image-cfg", type=float, nargs="+", default=[1.5], metavar="S_I", help="default: 1.5")
+    ablation.add_argument(
+        "--text-cfg", type=float, action=Several, nargs="+", default=TEXT_CFGS, metavar="S_T", help="swept"
+    )
+    ablation.add_argument(
+        "--image-cfg", type=float, action=Several, nargs="+", default=[1.5], metavar="S_I", help="default: 1.5"
+    )
 
 
 def _ablation(options: argparse.Namespace) -> None:

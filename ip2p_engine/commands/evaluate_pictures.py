@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .options import add_command, add_model_options, check_positive, load_editor, progress_bar
+from .options import Several, add_command, add_model_options, check_positive, load_editor, progress_bar
 
 __all__ = ["add"]
 
@@ -27,8 +27,8 @@ def _add_sweep(actions: Any) -> None:
     sweep.add_argument("--instruction", required=True, metavar="TEXT")
     sweep.add_argument("--caption", required=True, metavar="TEXT", help="describes the picture")
     sweep.add_argument("--edited-caption", required=True, metavar="TEXT", help="describes what it should become")
-    sweep.add_argument("--text-cfg", type=float, nargs="+", metavar="S_T", help="default: 3 5 7.5")
-    sweep.add_argument("--image-cfg", type=float, nargs="+", metavar="S_I", help="default: 1.2 1.5 2.0")
+    sweep.add_argument("--text-cfg", type=float, action=Several, nargs="+", metavar="S_T", help="default: 3 5 7.5")
+    sweep.add_argument("--image-cfg", type=float, action=Several, nargs="+", metavar="S_I", help="default: 1.2 1.5 2.0")
     sweep.add_argument("--seed", type=int, default=0, help="the first seed")
     sweep.add_argument("--seeds", type=int, default=1, metavar="K", help="blocks of the grid")
     sweep.add_argument("--steps", type=int, help="default: the checkpoint's recommendation")

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 
 __all__ = [
     "DTYPES",
+    "Several",
     "add_command",
     "add_guidance_options",
     "add_model_options",
@@ -23,6 +24,14 @@ __all__ = [
 SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
 SCHEDULE_NAMES = ("model", "karras", "exponential")
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Several(argparse.Action):
+    """For options of several values: given again, an option adds to them, where argparse forgets the earlier ones."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, list(values) if given is self.default else [*given, *values])
 
 
 def add_command(commands: Any, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:

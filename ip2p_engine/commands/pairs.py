@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import DTYPES, SAMPLER_NAMES, SCHEDULE_NAMES, add_command, progress_bar, torch_dtype
+from .options import DTYPES, SAMPLER_NAMES, SCHEDULE_NAMES, Several, add_command, progress_bar, torch_dtype
 from .stopping import stop_signals
 
 __all__ = ["add", "add_thresholds", "thresholds"]
@@ -67,7 +67,9 @@ def _add_prompt_to_prompt(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mode", help=f"{', '.join(MODES)} (default: self, the paper's)")
     group.add_argument("--cross-steps", type=float, metavar="F", help="of replace and refine (0.8)")
-    group.add_argument("--reweight", nargs="+", metavar="WORD=FACTOR", help="attention to words of the edited caption")
+    group.add_argument(
+        "--reweight", action=Several, nargs="+", metavar="WORD=FACTOR", help="attention to words of the edited caption"
+    )
     group.add_argument("--local-blend", action="store_true", help="change only where the changed words look")
     group.add_argument("--blend-words", nargs=2, metavar=("BEFORE", "AFTER"), help="default: the words that differ")
     group.add_argument("--blend-start", type=float, metavar="F", help="the fraction of the steps (0.2)")

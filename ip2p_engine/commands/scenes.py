@@ -11,6 +11,7 @@ from typing import Any
 
 from .options import (
     SAMPLER_NAMES,
+    Several,
     add_command,
     add_guidance_options,
     add_model_options,
@@ -68,7 +69,9 @@ def _add_pairs(actions: Any) -> None:
     group.add_argument("--clip", default="embedded", help="embedded, a folder, or architecture/weights of open_clip")
     add_thresholds(group)
     pairs.add_argument("--plot", type=Path, metavar="PNG", help="draw the fraction of right pairs over p")
-    pairs.add_argument("--beside", type=Path, nargs="+", default=[], metavar="FOLDER", help="judged ones to draw too")
+    pairs.add_argument(
+        "--beside", type=Path, action=Several, nargs="+", default=[], metavar="FOLDER", help="judged ones to draw too"
+    )
     pairs.add_argument("--sheet", type=Path, metavar="PNG", help="a contact sheet of right and wrong pairs")
     pairs.add_argument(
         "--copy-to", type=Path, metavar="FOLDER", help="write the pairs there that show no held-out scene, to train on"

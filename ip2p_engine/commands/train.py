@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import add_command
+from .options import Several, add_command
 from .stopping import stop_signals
 
 __all__ = ["add"]
@@ -46,14 +47,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
     for flag in FLAGS:
         parser.add_argument(f"--{flag.replace('_', '-')}", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON")
+    parser.add_argument(
+        "--set", action=Several, nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: what Accelerate finds")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from ..train import train
 
     config = _config(options)
@@ -67,15 +68,25 @@ def _train(options: argparse.Namespace) -> int:
             should_stop=should_stop,
             **shown,
         )
-    if options.json:
-        sys.stdout.write(json.dumps(asdict(result), default=str) + "\n")
+    if _is_first_process():
+        _report(result, options.json)
+    return 0 if result.finished else STOPPED
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun or ``accelerate launch`` started: one of them speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _report(result: Any, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(vars(result), default=str) + "\n")
     else:
         sys.stdout.write("".join(f"{path}\n" for path in result.files.values()))
     if result.broken_count:
         sys.stderr.write(f"ip2p: {result.broken_count} broken rows were left out, such as {result.broken[0]}\n")
     if not result.finished:
         sys.stderr.write(f"ip2p: stopped after step {result.step}; the same command goes on\n")
-    return 0 if result.finished else STOPPED
 
 
 def _config(options: argparse.Namespace) -> Any:
@@ -108,7 +119,9 @@ def _bars(steps: int) -> Iterator[dict[str, Any]]:
 
     def bar(name: str, total: int) -> Any:
         if name not in bars:
-            bars[name] = tqdm(total=total, unit=f" {name}", file=sys.stderr, dynamic_ncols=True)
+            bars[name] = tqdm(
+                total=total, unit=f" {name}", file=sys.stderr, dynamic_ncols=True, disable=not _is_first_process()
+            )
         return bars[name]
 
     def on_cache(done: int, of: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -35,6 +36,41 @@ def run(*arguments) -> int:
         return cli.main([str(a) for a in arguments])
     except SystemExit as stop:  # argparse's own refusals
         return stop.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        ([], [1.5]),
+        (["--x", "2"], [2]),
+        (["--x", "2", "3", "--x", "4"], [2, 3, 4]),
+        (["--x", "1.5", "--x", "2"], [1.5, 2]),
+    ],
+)
+def test_an_option_given_again_adds_its_values_and_replaces_the_default(arguments, values):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--x", action=options.Several, type=float, nargs="+", default=[1.5])
+    assert [parser.parse_args(arguments).x for _ in range(2)] == [values, values]
+
+
+def test_every_option_of_several_values_adds_them_up():
+    kinds = {
+        type(action) for parser in all_parsers(cli.build_parser()) for action in parser._actions if several(action)
+    }
+    assert kinds == {options.Several}
+
+
+def several(action):
+    ranges = ("p", "cfg")  # their two values are ends, of which the last ones given count
+    return action.nargs in ("+", "*") and action.option_strings and action.dest not in ranges
+
+
+def all_parsers(parser):
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in set(action.choices.values()):
+                yield from all_parsers(child)
 
 
 def test_edit_writes_a_picture_with_its_settings(scene, tmp_path, capsys):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from ip2p_engine import cli
 from ip2p_engine.commands import train as commands
@@ -18,6 +19,16 @@ from ip2p_engine.train import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--resolution", "64", "--set", "resize=[64,72]", "--workers", "0", "--validate-every", "0", "--device", "cpu"]
+
+
+PIECES = Path(__file__).parent / "in_pieces.py"
+OUTPUTS = ("ema.safetensors", "raw.safetensors", "diffusers")
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock,ResnetBlock2D",
+}
 
 
 def losses(folder):
@@ -79,13 +90,41 @@ def environment():
 def test_two_processes_train_as_one_with_twice_the_batch(store, base, tmp_path):
     settings = ("--steps", "4", "--batch-size", "8", "--learning-rate", "1e-5")
     assert cli.main(command(store, base(), tmp_path / "one", *settings)) == 0
+    run = on_two(["-m", "ip2p_engine"], command(store, base(), tmp_path / "two", *settings, "--micro-batch", "3"))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert run.stdout.split() == [str(tmp_path / "two" / name) for name in OUTPUTS]  # one process speaks for both
+
+
+@pytest.mark.slow
+def test_weights_in_pieces_train_as_whole_ones_and_go_on_from_each_other_s_checkpoints(store, base, tmp_path):
+    def trained(name, *more):
+        return command(store, base(), tmp_path / name, "--batch-size", "8", "--learning-rate", "1e-5", *more)
+
+    assert cli.main(trained("whole", "--steps", "4", "--save-every", "2")) == 0
+    on_two([str(PIECES)], trained("pieces", "--steps", "4", "--save-every", "2", "--micro-batch", "2"), sharded=True)
+    expected = losses(tmp_path / "whole")
+    assert losses(tmp_path / "pieces") == pytest.approx(expected, abs=1e-5)
+    for name in ("whole", "pieces"):
+        (tmp_path / name / "checkpoints" / "step-00000004.pt").unlink()
+    assert cli.main(trained("pieces", "--steps", "4")) == 0
+    on_two([str(PIECES)], trained("whole", "--steps", "4", "--validate-every", "4"), sharded=True)
+    for name in ("whole", "pieces"):
+        assert losses(tmp_path / name) == pytest.approx(expected, abs=1e-5)
+    assert (tmp_path / "whole" / "validation").is_dir()
+    whole, pieces = (load_file(tmp_path / name / "ema.safetensors") for name in ("whole", "pieces"))
+    assert whole.keys() == pieces.keys()
+    assert max((whole[name] - pieces[name]).abs().max() for name in whole) < 1e-6
+
+
+def on_two(program, arguments, sharded=False):
+    """A program on two processes that share the work, by torchrun."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = command(store, base(), tmp_path / "two", *settings, "--micro-batch", "3")
+    more = SHARDED if sharded else {}
     run = subprocess.run(
-        [*launcher, "-m", "ip2p_engine", *arguments], env=environment(), capture_output=True, text=True, timeout=900
+        [*launcher, *program, *arguments], env=environment() | more, capture_output=True, text=True, timeout=900
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    return run
 
 
 @pytest.mark.slow
