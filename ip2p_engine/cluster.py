@@ -2,7 +2,7 @@
 
 Actors, because a worker loads its networks once and keeps them. Only this process writes: results come back in the
 order of the groups, so the files equal those of one machine, a lost worker's group is made again elsewhere, and no
-storage is shared. Workers need the checkpoint under the same name, and this version of the package.
+storage is shared. Workers need the checkpoint under the same name (a URL will do), and this version of the package.
 """
 
 from __future__ import annotations

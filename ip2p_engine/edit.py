@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
+from .checkpoint.remote import public_name
 from .conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .config import with_overrides
 from .denoiser import guided_denoiser
@@ -126,14 +127,14 @@ class InstructPix2Pix:
         compile: bool = False,
         **options: Any,
     ) -> InstructPix2Pix:
-        """Load "embedded", a file, a diffusers folder or a Hugging Face id.
+        """Load "embedded", a file, a diffusers folder, a Hugging Face id or a URL.
 
         The device defaults to a GPU if there is one, the type to half precision there and float32 elsewhere.
         ``compile`` (GPU) runs the UNet in channels_last through torch.compile with CUDA graphs.
         """
         device = usable_device(device)
         model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
-        editor = cls(model, name=str(source))
+        editor = cls(model, name=public_name(source))
         if compile:
             editor.compile()
         return editor

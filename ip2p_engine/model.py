@@ -95,7 +95,7 @@ def load_model(
     text_heads: int | None = None,
     prediction: str | None = None,
 ) -> Model:
-    """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder or a Hugging Face id.
+    """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder, a Hugging Face id or a URL.
 
     ``weights`` picks the averaged (ema) or the raw UNet where there are both. ``base`` gives the autoencoder and the
     text encoders to a lone UNet. ``dtype`` None keeps the file's. ``text_heads`` and ``prediction`` (eps or v) say

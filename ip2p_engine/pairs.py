@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
+from .checkpoint.remote import public_name
 from .conditioning import decode_latents, encode_text, size_ids
 from .cross_attention import CROSS_MODES, CrossControl, LocalBlend, blend_words, cross_edit
 from .denoiser import ACTIVATIONS_PER_PIXEL, free_memory
@@ -182,10 +183,10 @@ class PairGenerator:
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> PairGenerator:
-        """Load "embedded-sd", a file, a diffusers folder or a Hugging Face id; device and type as for editing."""
+        """Load "embedded-sd", a file, a diffusers folder, a hub id or a URL; device and type as for editing."""
         device = usable_device(device)
         model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
-        return cls(model, config, name=str(source))
+        return cls(model, config, name=public_name(source))
 
     def generate(
         self, caption: str, edited_caption: str, seeds: Sequence[int], *, hooks: Hooks | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from .export import TRAINING_KEY
 from .parts import Bundle, Part
+from .remote import public_name
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES
 
@@ -70,7 +71,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
     bundle = open_bundle(source, weights=weights, header_only=True)
     spec, parts = bundle.spec, _parts(bundle)
     return ReportCard(
-        source=str(source),
+        source=public_name(source),
         layout=bundle.layout,
         base="embedded" if source in EMBEDDED else BASE_NAMES[spec.family],
         task="InstructPix2Pix" if spec.in_channels == 8 else "text to image",

@@ -1,4 +1,4 @@
-"""From what a user writes to a checkpoint taken apart: embedded models, files, folders, Hugging Face ids."""
+"""From what a user writes to a checkpoint taken apart: embedded models, files, folders, URLs, Hugging Face ids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..errors import CheckpointError
 from .folder import bundle_of_folder, choose_files
 from .parts import Bundle
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
+from .remote import fetch, is_url
 from .single_file import bundle_of_file
 
 __all__ = ["EMBEDDED", "open_bundle"]
@@ -28,7 +29,7 @@ def open_bundle(
     prediction: str | None = None,
     header_only: bool = False,
 ) -> Bundle:
-    """Take apart "embedded", "embedded-sd", a file, a folder, or a hub id (owner/name, hf://owner/name/file).
+    """Take apart "embedded", "embedded-sd", a file, a folder, a hub id (owner/name, hf://owner/name/file) or a URL.
 
     Raises CheckpointError for a source that does not exist or is no checkpoint.
     """
@@ -43,12 +44,14 @@ def open_bundle(
 
 
 def _local_path(source: str, weights: str) -> Path:
-    """An existing path, or what the hub gives: bare owner/name, or with hf:// also one file of a repository."""
+    """An existing path, a URL's copy, or what the hub gives: owner/name, or with hf:// also one file of it."""
     path = Path(source).expanduser()
     if not source.strip():
         raise CheckpointError("the checkpoint's name is empty; give a checkpoint file, a diffusers folder or a hub id")
     if path.exists():
         return path
+    if is_url(source):
+        return fetch(source, weights)
     explicit = source.startswith(HUB)
     owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), "", ""][:3]
     may_be_local = path.suffix.lower() in WEIGHT_SUFFIXES or bool(rest[0]) or Path(owner).exists()

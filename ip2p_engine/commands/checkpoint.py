@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 def _add_inspect(commands: Any) -> None:
     parser = add_command(commands, "inspect", _inspect, "say what a checkpoint is, without loading it")
-    parser.add_argument("source", metavar="CHECKPOINT", help="a file, a diffusers folder, a hub id or embedded")
+    parser.add_argument("source", metavar="CHECKPOINT", help="a file, a diffusers folder, a hub id, a URL or embedded")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
     parser.add_argument("--sha256", action="store_true", help="also the file's SHA-256")
     parser.add_argument("--json", action="store_true")

@@ -41,7 +41,9 @@ def add_command(commands: Any, name: str, run: Callable, summary: str) -> argpar
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default="embedded", help="embedded, a file, a diffusers folder or a hub id")
+    parser.add_argument(
+        "--checkpoint", default="embedded", help="embedded, a file, a diffusers folder, a hub id or a URL"
+    )
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")

@@ -32,7 +32,9 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "train", _train, "train an InstructPix2Pix, or go on training")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     parser.add_argument("--data", required=True, help="a data set of ours, of the authors, of the hub, or its folder")
-    parser.add_argument("--base", required=True, help="Stable Diffusion or an InstructPix2Pix: a file, folder, hub id")
+    parser.add_argument(
+        "--base", required=True, help="Stable Diffusion or an InstructPix2Pix: a file, folder, hub id, URL"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="RUN", help="the run's folder; resumes what is there"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.remote import public_name
 from ..errors import ConfigError
 from ..model import Model, load_model
 from ..store import PairRecord
@@ -143,7 +144,7 @@ def begin(
         move_frozen(model, "cpu")
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
-    about: dict[str, Any] = {"data": name_of(data), "base": str(base)[:500], "spec": asdict(model.spec)}
+    about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
     about |= {"processes": share.world, "test_pairs": test}
     folder.begin(config, about, first)
     with refusals():
