@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import contextmanager
 
 import pytest
+import torch
 
 from ip2p_engine.candidate_maker import FactoryConfig
 from ip2p_engine.captions.edits import CaptionEdit
@@ -39,13 +41,22 @@ def contents(folder):
     return {path.name: path.read_bytes() for place in ("data", "candidates") for path in (folder / place).iterdir()}
 
 
+@contextmanager
+def one_thread():
+    """As Ray's workers on CPUs compute: sums over more threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatch):
     pytest.importorskip("ray")
     for name, value in PATIENCE.items():
         monkeypatch.setenv(f"RAY_{name}", value)
-    with local_crew(PLAN) as crew:
+    with one_thread(), local_crew(PLAN) as crew:
         make_pairs(HEARTS, tmp_path / "alone", crew)
     lost = []
     with ray_crew(PLAN, "local", workers=2) as crew:
