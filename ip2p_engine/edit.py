@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .checkpoint.remote import public_name
 from .conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .config import with_overrides
 from .denoiser import guided_denoiser
@@ -24,6 +23,7 @@ from .model import Model, load_model
 from .noise import SampleNoise, check_seed
 from .sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
 from .schedule import SCHEDULES, make_sigmas
+from .storage import public_name
 
 __all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_dtype", "usable_device"]
 

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from . import __version__
-from .checkpoint.remote import public_name
 from .conditioning import decode_latents, encode_text, size_ids
 from .cross_attention import CROSS_MODES, CrossControl, LocalBlend, blend_words, cross_edit
 from .denoiser import ACTIVATIONS_PER_PIXEL, free_memory
@@ -25,6 +24,7 @@ from .noise import SampleNoise, check_seed
 from .pair_denoiser import PairConditioning, pair_denoiser
 from .sampling import SAMPLERS, sample
 from .schedule import SCHEDULES, make_sigmas
+from .storage import public_name
 
 __all__ = [
     "PAIR_MODES",

@@ -16,12 +16,12 @@ HOSTS = ("comfy", "nodes", "folder_paths", "server", "execution")
 LOADERS = ("import_module", "__import__")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "PIL", "numpy", "safetensors")
 LAYERS = [
-    "errors config files images",
+    "errors config files storage images",
     "schedule guidance noise sampling attention",
     "tokenizer checkpoint model",
     "conditioning alignment cross_attention denoiser pair_denoiser",
     "edit captions store pairs clip_similarity filtering candidates candidate_maker crew cluster pair_factory refilter",
-    "filter_plot dataset_layouts sheet dataset train evaluate",
+    "filter_plot dataset_layouts sheet dataset dataset_copy train evaluate",
     "scenes",
     "progress commands cli __main__",
 ]

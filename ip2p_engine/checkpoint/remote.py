@@ -9,32 +9,18 @@ import shutil
 import uuid
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import CheckpointError
 from ..files import locked
+from ..storage import public_name, reason_of
 from .folder import choose_files
 
-__all__ = ["CACHE_VARIABLE", "fetch", "is_url", "public_name"]
+__all__ = ["CACHE_VARIABLE", "fetch"]
 
 log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "IP2P_CACHE"
 A_DAY = 24 * 3600
-
-
-def is_url(source: str) -> bool:
-    """Whether a checkpoint is named by an address other than the hub's."""
-    return "://" in source and not source.startswith("hf://")
-
-
-def public_name(source: str | Path) -> str:
-    """A source as pictures and manifests may name it: an address without its user, password and signed query."""
-    text = str(source)
-    if not is_url(text):
-        return text
-    parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def fetch(url: str, weights: str) -> Path:
@@ -49,10 +35,8 @@ def fetch(url: str, weights: str) -> Path:
     except CheckpointError:
         raise
     except Exception as error:  # each kind of storage raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(url, name)
-        raise CheckpointError(
-            f"{name} cannot be read ({reason}); check the address and your access to it, or give a downloaded file"
-        ) from error
+        advice = "check the address and your access to it, or give a downloaded file"
+        raise CheckpointError(f"{name} cannot be read ({reason_of(error, url)}); {advice}") from error
 
 
 def _fetch(url: str, name: str, weights: str) -> Path:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..storage import public_name
 from .export import TRAINING_KEY
 from .parts import Bundle, Part
-from .remote import public_name
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES
 

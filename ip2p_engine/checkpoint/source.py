@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..storage import is_url
 from .folder import bundle_of_folder, choose_files
 from .parts import Bundle
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
-from .remote import fetch, is_url
+from .remote import fetch
 from .single_file import bundle_of_file
 
 __all__ = ["EMBEDDED", "open_bundle"]

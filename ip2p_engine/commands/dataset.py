@@ -23,9 +23,13 @@ def add(commands: Any) -> None:
         ("import", _import, "bring in the original layout, a CSV or JSON Lines file, or Parquet files of the hub"),
         ("export", _export, "write the original repository's layout"),
         ("sheet", _sheet, "write a contact sheet, one HTML file to sort and filter in any browser"),
+        ("copy", _copy, "bring it to shared storage (s3://bucket/pairs ...) or back, or up to date there"),
     ):
         parser = add_command(group, name, run, summary)
-        parser.add_argument("source" if name == "import" else "store", metavar=name == "import" and "SOURCE" or "STORE")
+        foreign = name in ("import", "copy")
+        parser.add_argument("source" if foreign else "store", metavar="SOURCE" if foreign else "STORE")
+        if name == "copy":
+            parser.add_argument("target", metavar="TARGET", help="a folder, or any address that fsspec writes")
         if name in ("import", "export", "sheet"):
             parser.add_argument("--out", type=Path, required=True, help="where to write")
         if name == "sheet":
@@ -72,6 +76,16 @@ def _sheet(options: argparse.Namespace) -> None:
 
     count = sheet(options.store, options.out, limit=options.limit, side=options.side)
     _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
+
+
+def _copy(options: argparse.Namespace) -> None:
+    from ..dataset_copy import copy_dataset
+    from ..storage import public_name
+
+    with progress_bar(0, "files") as bar:
+        report = copy_dataset(options.source, options.target, on_progress=bar)
+    megabytes = f"{report.files:,} files ({report.bytes / 2**20:,.1f} MiB) copied, {report.present:,} were there"
+    _print(options, asdict(report), f"{public_name(options.target)}: {megabytes}")
 
 
 def _print(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.remote import public_name
 from ..errors import ConfigError
 from ..model import Model, load_model
+from ..storage import public_name
 from ..store import PairRecord
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .cache import CacheReader, build_cache, cache_key
