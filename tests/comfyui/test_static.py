@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pathspec import GitIgnoreSpec
 
 ROOT = Path(__file__).parents[2]
 PINNED = json.loads((Path(__file__).parent / "nodes.json").read_text())
@@ -80,6 +81,15 @@ def test_ruff_finds_nothing_of_the_registry_s():
     checks = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "S102,S307,E702", "."]
     run = subprocess.run(checks, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+def test_what_is_published_runs_and_explains_itself():
+    """A pattern without its leading slash once took web/docs for docs."""
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text().splitlines())
+    needed = [ROOT / "__init__.py", ROOT / "requirements.txt"]
+    needed += [path for folder in ("nodes", "ip2p_engine", "web", "workflows") for path in (ROOT / folder).rglob("*.*")]
+    assert len(needed) > 200 and not [path for path in needed if ignored.match_file(path.relative_to(ROOT))]
+    assert ignored.match_file("docs/images/curve.png") and ignored.match_file("tests/conftest.py")
 
 
 def test_the_door_is_small_and_imports_nothing():

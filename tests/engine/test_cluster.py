@@ -56,6 +56,7 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatc
     pytest.importorskip("ray")
     for name, value in PATIENCE.items():
         monkeypatch.setenv(f"RAY_{name}", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with one_thread(), local_crew(PLAN) as crew:
         make_pairs(HEARTS, tmp_path / "alone", crew)
     lost = []
