@@ -143,5 +143,5 @@ def _ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise ConfigError("--cluster needs ray, which is missing; pip install 'instruct-pix2pix[cluster]'") from error
+        raise ConfigError("--cluster needs ray, which is missing; pip install 'ray[default]'") from error
     return ray

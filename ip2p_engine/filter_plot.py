@@ -41,5 +41,5 @@ def _matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("plots need matplotlib, which is missing; pip install 'instruct-pix2pix[plots]'") from error
+        raise ConfigError("plots need matplotlib, which is missing; pip install matplotlib") from error
     return Figure

@@ -380,5 +380,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError("data sets need pyarrow, which is missing; pip install 'instruct-pix2pix[data]'") from error
+        raise ConfigError("data sets need pyarrow, which is missing; pip install pyarrow") from error
     return pyarrow, pyarrow.parquet

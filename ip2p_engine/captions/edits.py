@@ -135,7 +135,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         got = f"{path} needs pyarrow, which is missing"
-        raise ConfigError(f"{got}; pip install 'instruct-pix2pix[data]', or give a .jsonl file") from error
+        raise ConfigError(f"{got}; pip install pyarrow, or give a .jsonl file") from error
     try:
         with ParquetFile(path) as file:
             texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]

@@ -52,8 +52,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_guidance_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text-cfg", type=float, help="how strongly to follow the instruction (default: 7.5)")
-    parser.add_argument("--image-cfg", type=float, help="how strongly to keep the picture (default: 1.5)")
+    parser.add_argument(
+        "--text-cfg",
+        type=float,
+        help="how strongly to follow the instruction (default: the checkpoint's recommendation, 7.5 for the paper's)",
+    )
+    parser.add_argument(
+        "--image-cfg",
+        type=float,
+        help="how strongly to keep the picture (default: the checkpoint's recommendation, 1.5 for the paper's)",
+    )
     parser.add_argument("--steps", type=int, help="default: the checkpoint's recommendation")
     parser.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
     parser.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))

@@ -67,7 +67,7 @@ def draw_curves(results: Mapping[str, PairExamination], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("curves need matplotlib, which is missing; pip install 'instruct-pix2pix[plots]'") from error
+        raise ConfigError("curves need matplotlib, which is missing; pip install matplotlib") from error
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()

@@ -73,7 +73,5 @@ def _accelerate() -> Any:
     try:
         import accelerate
     except ImportError as error:
-        raise ConfigError(
-            "training needs accelerate, which is missing; pip install 'instruct-pix2pix[train]'"
-        ) from error
+        raise ConfigError("training needs accelerate, which is missing; pip install accelerate") from error
     return accelerate

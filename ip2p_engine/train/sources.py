@@ -298,6 +298,6 @@ def _datasets() -> Any:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            "foreign data sets need the datasets library, which is missing; pip install 'instruct-pix2pix[train]'"
+            "foreign data sets need the datasets library, which is missing; pip install datasets"
         ) from error
     return datasets

@@ -78,5 +78,5 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatc
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'instruct-pix2pix\[cluster\]'"), ray_crew(PLAN, "local"):
+    with pytest.raises(ConfigError, match=r"pip install 'ray\[default\]'"), ray_crew(PLAN, "local"):
         pass
