@@ -112,9 +112,9 @@ def _curve_methods(
     baselines: list[Any] = [CopyInput(), Target("true edit" if options.data == SCENES else "the data set's pair")]
     if painter is not None:
         model, name = load_model(painter, device=device, dtype=dtype), public_name(painter)
-        strengths = STRENGTHS if options.strength is None else options.strength
-        if strengths:
-            baselines.insert(0, SDEdit(model, name=name, strengths=strengths, **walk))
+        options.strength = STRENGTHS if options.strength is None else options.strength
+        if options.strength:
+            baselines.insert(0, SDEdit(model, name=name, strengths=options.strength, **walk))
         baselines.append(PromptToPrompt(model, name=name, steps=options.steps))
     return editors, baselines, editors[0].model.spec.resolution
 
