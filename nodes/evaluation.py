@@ -57,9 +57,11 @@ def evaluate(
 ) -> tuple[Any, str]:
     """(plot, table) of the first ``count`` pairs."""
     from ..ip2p_engine.evaluate.baselines import CopyInput, Target
-    from ..ip2p_engine.evaluate.curve import curve_points, table
+    from ..ip2p_engine.evaluate.curve import curve_points
     from ..ip2p_engine.evaluate.measure import measure
     from ..ip2p_engine.evaluate.plot import trade_off_plot
+    from ..ip2p_engine.evaluate.run_folder import text_of
+    from ..ip2p_engine.evaluate.trade_off import points_table
 
     samples = [_sample(pair, seed + number) for number, pair in enumerate(pairs[:count])]
     sweep = _grid.numbers("image_cfgs", image_cfgs)
@@ -75,7 +77,7 @@ def evaluate(
             on_progress=_host.progress(len(samples) * (len(sweep) + len(others))),
         )
     points = curve_points(rows)
-    return trade_off_plot(points, title=label), table(points)
+    return trade_off_plot(points, title=label), text_of(points_table(points))
 
 
 class NativeMethod:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..storage import public_name
 from . import evaluate_ablation, evaluate_pictures, evaluate_scenes
 from .evaluate_data import SCENES, add_data_options, measure_samples, open_samples, told
 from .options import Several, add_command, torch_dtype
@@ -40,7 +42,7 @@ def _add_curve(actions: Any) -> None:
         "--image-cfg", type=float, action=Several, nargs="+", default=IMAGE_CFGS, metavar="S_I", help="1.0, 1.2 ... 2.2"
     )
     curve.add_argument(
-        "--strength", type=float, action=Several, nargs="*", default=STRENGTHS, help="SDEdit's (default: 0.3 ... 0.9)"
+        "--strength", type=float, action=Several, nargs="*", help="SDEdit's (default: 0.3 ... 0.9; none: no SDEdit)"
     )
     curve.add_argument("--text-to-image", metavar="CHECKPOINT", help="makes SDEdit and Prompt-to-Prompt")
     curve.add_argument(
@@ -58,32 +60,41 @@ def _add_curve(actions: Any) -> None:
 
 
 def _curve(options: argparse.Namespace) -> None:
-    from ..evaluate.curve import claims, table
+    from ..evaluate.curve import claims
     from ..evaluate.examples import example_sheet
-    from ..evaluate.trade_off import save_trade_off
+    from ..evaluate.run_folder import check_run, text_of
+    from ..evaluate.trade_off import points_table, save_trade_off
 
+    named = named_checkpoints(options.checkpoint)
+    painter = options.text_to_image or ("embedded-sd" if options.data == SCENES else None)
+    if options.strength and painter is None:
+        raise ConfigError("--strength is SDEdit's, which needs a text-to-image checkpoint; give --text-to-image")
     samples, judge = open_samples(options)
-    editors, baselines, resolution = _curve_methods(options)
-    rows = measure_samples(options, samples, judge, [*editors, *baselines], resolution)
+    check_run(options.out, "curve")
+    editors, baselines, resolution = _curve_methods(options, named, painter)
+    rows = measure_samples(options, "curve", samples, judge, [*editors, *baselines], resolution)
     rivals = [name for name in dict.fromkeys(row["curve"] for row in rows) if name.startswith("SDEdit")]
     first = editors[0].settings[0].curve
-    found = claims(rows, first, rivals) if len(options.text_cfg) == 1 and len(options.image_cfg) > 1 else []
+    s_ts, s_is = set(options.text_cfg), set(options.image_cfg)
+    found = claims(rows, first, rivals) if len(s_ts) == 1 and len(s_is) > 1 else []
     examples = example_sheet(samples, editors[:1], resolution=resolution)
     points = save_trade_off(
         options.out,
         rows,
         kind="curve",
         title=options.title,
-        settings=told(options),
+        settings={**told(options), "checkpoint": ", ".join(f"{name}={public_name(path)}" for name, path in named)},
         claims=found,
         examples=examples,
         closer=[one.settings[0].curve for one in editors],
     )
     sentences = [f"{one.sentence}: {'yes' if one.holds else 'no'} ({one.share:.1%} of resamples)" for one in found]
-    sys.stdout.write("\n".join([table(points), *sentences, f"{options.out / 'curve.png'}"]) + "\n")
+    sys.stdout.write("\n".join([text_of(points_table(points)), *sentences, f"{options.out / 'curve.png'}"]) + "\n")
 
 
-def _curve_methods(options: argparse.Namespace) -> tuple[list[Any], list[Any], int]:
+def _curve_methods(
+    options: argparse.Namespace, named: Sequence[tuple[str, str]], painter: str | None
+) -> tuple[list[Any], list[Any], int]:
     """(one method a checkpoint, the baselines, the resolution of all)."""
     from ..edit import InstructPix2Pix, default_dtype, usable_device
     from ..evaluate.baselines import CopyInput, PromptToPrompt, SDEdit, Target
@@ -94,24 +105,29 @@ def _curve_methods(options: argparse.Namespace) -> tuple[list[Any], list[Any], i
     dtype = torch_dtype(options) or default_dtype(device)
     walk = {"steps": options.steps, "sampler": options.sampler}
     editors = []
-    for name, path in named_checkpoints(options.checkpoint):
+    for name, path in named:
         editor = InstructPix2Pix.load(path, device=device, dtype=dtype, weights=options.weights)
         grid = {"text_cfgs": options.text_cfg, "image_cfgs": options.image_cfg}
         editors.append(InstructionEdit(editor, label=name, **grid, **walk))
     baselines: list[Any] = [CopyInput(), Target("true edit" if options.data == SCENES else "the data set's pair")]
-    source = options.text_to_image or ("embedded-sd" if options.data == SCENES else None)
-    if source is not None:
-        painter = load_model(source, device=device, dtype=dtype)
+    if painter is not None:
+        model, name = load_model(painter, device=device, dtype=dtype), public_name(painter)
+        options.strength = STRENGTHS if options.strength is None else options.strength
         if options.strength:
-            baselines.insert(0, SDEdit(painter, name=source, strengths=options.strength, **walk))
-        baselines.append(PromptToPrompt(painter, name=source, steps=options.steps))
+            baselines.insert(0, SDEdit(model, name=name, strengths=options.strength, **walk))
+        baselines.append(PromptToPrompt(model, name=name, steps=options.steps))
     return editors, baselines, editors[0].model.spec.resolution
 
 
 def named_checkpoints(given: Sequence[str]) -> list[tuple[str, str]]:
-    """(name in the legend, checkpoint) of NAME=CHECKPOINT or CHECKPOINT; raises ConfigError for a name given twice."""
+    """(name in the legend, checkpoint) of NAME=CHECKPOINT or CHECKPOINT; raises ConfigError for a name given twice.
+
+    What stands before = is a name only if it cannot be the beginning of a path or an address.
+    """
+    found = [re.fullmatch(r"([^=/\\:?]+)=(.+)", one) for one in given]
     pairs = [
-        (name, path) if path else (Path(name).stem, name) for name, _, path in (one.partition("=") for one in given)
+        (match[1], match[2]) if match else (Path(public_name(one)).stem, one)
+        for match, one in zip(found, given, strict=True)
     ]
     if len({name for name, _ in pairs}) < len(pairs):
         raise ConfigError(f"checkpoints are named {', '.join(name for name, _ in pairs)}; name each: mine=PATH")

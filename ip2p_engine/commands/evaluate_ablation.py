@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, Interrupted
 from .evaluate_data import add_data_options, measure_samples, open_samples, told
-from .options import Several, add_command, progress_bar
+from .options import Several, add_command, progress_bar, torch_dtype
 from .stopping import stop_signals
 
 __all__ = ["add"]
@@ -39,23 +39,24 @@ def add(actions: Any) -> None:
 
 def _ablation(options: argparse.Namespace) -> None:
     from ..evaluate.ablation import make_arms
-    from ..evaluate.curve import table
     from ..evaluate.examples import example_sheet
-    from ..evaluate.trade_off import save_trade_off
+    from ..evaluate.run_folder import check_run, text_of
+    from ..evaluate.trade_off import points_table, save_trade_off
 
-    if len(options.text_cfg) > 1 and len(options.image_cfg) > 1:
+    if len({*options.text_cfg}) > 1 and len({*options.image_cfg}) > 1:
         raise ConfigError("an ablation sweeps one guidance; give several s_T or several s_I, not both")
     samples, judge = open_samples(options)
     arms = make_arms(options.filtered, options.unfiltered, options.share)
+    check_run(options.out, "ablation")
     with stop_signals() as should_stop:
         files = [_train(options, arm, should_stop) for arm in arms]
         methods = [_method(options, arm.name, path, should_stop) for arm, path in zip(arms, files, strict=True)]
         resolution = methods[0].model.spec.resolution
-        rows = measure_samples(options, samples, judge, methods, resolution)
+        rows = measure_samples(options, "ablation", samples, judge, methods, resolution)
         examples = example_sheet(samples, methods, resolution=resolution, count=6, first=1)
     title = f"Less data, and no filter: {options.steps} steps of {options.batch_size} each"
     points = save_trade_off(options.out, rows, kind="ablation", title=title, settings=told(options), examples=examples)
-    sys.stdout.write(f"{table(points)}\n{options.out / 'curve.png'}\n")
+    sys.stdout.write(f"{text_of(points_table(points))}\n{options.out / 'curve.png'}\n")
 
 
 def _train(options: argparse.Namespace, arm: Any, should_stop: Any) -> Path:
@@ -77,6 +78,6 @@ def _method(options: argparse.Namespace, name: str, path: Path, should_stop: Any
     from ..edit import InstructPix2Pix
     from ..evaluate.methods import InstructionEdit
 
-    editor = InstructPix2Pix.load(path, device=options.device)
+    editor = InstructPix2Pix.load(path, device=options.device, dtype=torch_dtype(options))
     grid = {"text_cfgs": options.text_cfg, "image_cfgs": options.image_cfg}
     return InstructionEdit(editor, label=name, **grid, should_stop=should_stop)

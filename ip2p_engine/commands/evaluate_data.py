@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..storage import public_name
 from .options import DTYPES, check_positive, progress_bar
 
 __all__ = ["SCENES", "add_data_options", "measure_samples", "open_samples", "told"]
@@ -41,21 +42,24 @@ def open_samples(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
 
 
 def measure_samples(
-    options: argparse.Namespace, samples: Sequence[Any], judge: Any, methods: Sequence[Any], resolution: int
+    options: argparse.Namespace, kind: str, samples: Sequence[Any], judge: Any, methods: Sequence[Any], resolution: int
 ) -> list[dict[str, Any]]:
-    """Rows of the methods, scored by the CLIP that the options name."""
+    """Rows of the methods, scored by the CLIP that the options name, in the folder of a run of that kind."""
     from ..clip_similarity import DEFAULT_CLIP, ClipSimilarity
     from ..edit import usable_device
     from ..evaluate.measure import measure
+    from ..evaluate.run_folder import claim_run
 
     options.clip = options.clip or ("embedded" if options.data == SCENES else DEFAULT_CLIP)
     clip = ClipSimilarity.load(options.clip, device=usable_device(options.device))
     settings = {"resolution": resolution, "batch": options.batch, "folder": options.out, "judge": judge}
+    claim_run(options.out, kind)
     with progress_bar(0, "pictures") as bar:
         return measure(samples, methods, clip, **settings, on_progress=bar)
 
 
 def told(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as a report shows them."""
+    """The options as a report shows them, addresses without their secrets."""
     hidden = ("run", "out", "verbose")
-    return {name: str(value) for name, value in vars(options).items() if name not in hidden and value is not None}
+    shown = {name: value for name, value in vars(options).items() if name not in hidden and value is not None}
+    return {name: public_name(value) if isinstance(value, str) else str(value) for name, value in shown.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .options import Several, add_command, add_model_options, check_positive, load_editor, progress_bar
 
 __all__ = ["add"]
@@ -47,6 +47,7 @@ def _add_sweep(actions: Any) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from ..clip_similarity import ClipSimilarity
     from ..evaluate.pareto import AutoPick
+    from ..evaluate.run_folder import check_run
     from ..evaluate.sweep import SweepConfig, sweep
     from ..scenes.auto import SCENES_MIN_IMAGE
 
@@ -61,20 +62,22 @@ def _sweep(options: argparse.Namespace) -> None:
     clip_name = options.clip or ("embedded" if embedded else DEFAULT_CLIP)
     floor = options.min_sim_image
     floor = floor if floor is not None else SCENES_MIN_IMAGE if clip_name == "embedded" else AutoPick().min_sim_image
+    check_run(options.out, "sweep")
     editor = load_editor(options)
     clip = ClipSimilarity.load(clip_name, device=editor.model.device)
     captions = (options.caption, options.edited_caption)
     with progress_bar(0, "edits") as bar:
         settings = {"config": config, "auto": AutoPick(min_sim_image=floor), "on_progress": bar}
         result = sweep(editor, options.picture, options.instruction, captions, clip, **settings)
-    lines = _write_sweep(result, options.out, {"clip": clip_name, "min_sim_image": floor, "checkpoint": editor.name})
+    told = {"picture": options.picture, "clip": clip_name, "min_sim_image": floor}
+    lines = _write_sweep(result, options.out, told)
     if options.auto:
         lines.append(_write_pick(editor, result, config, options.out))
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _write_sweep(result: Any, out: Path, told: dict[str, Any]) -> list[str]:
-    from ..evaluate.run_folder import Table, save_run, text_of
+    from ..evaluate.run_folder import Table, save_run, text_of, write_rows
     from ..evaluate.sweep_sheet import sweep_sheet
     from ..images import save_image
 
@@ -86,9 +89,15 @@ def _write_sweep(result: Any, out: Path, told: dict[str, Any]) -> list[str]:
     table = Table(title="Every setting", columns=("s_T", "s_I", "seed", *names, ""), rows=rows)
     save_image(sweep_sheet(result), out / "sweep.png")
     texts = {name: getattr(result.sample, name) for name in ("instruction", "caption", "edited_caption")}
+    settings = {**told, **texts, **result.settings}
+    write_rows(out, [{**settings, **_cell_row(cell)} for cell in result.cells])
     pictures = {"sweep.png": result.sample.instruction}
-    save_run(out, "sweep", settings={**texts, **told}, tables=[table], pictures=pictures)
+    save_run(out, "sweep", settings=settings, tables=[table], pictures=pictures)
     return [text_of(table), str(out / "sweep.png")]
+
+
+def _cell_row(cell: Any) -> dict[str, Any]:
+    return {"text_cfg": cell.text_cfg, "image_cfg": cell.image_cfg, "seed": cell.seed, **asdict(cell.scores)}
 
 
 def _mark(cell: Any, result: Any) -> str:
@@ -122,33 +131,21 @@ def _add_pairs(actions: Any) -> None:
 def _pairs(options: argparse.Namespace) -> None:
     from ..clip_similarity import ClipSimilarity
     from ..edit import usable_device
-    from ..evaluate.features import DINO, Dino
-    from ..evaluate.pairs import measure_picture, pair_tables, read_table
-    from ..evaluate.run_folder import save_run, text_of
+    from ..evaluate.features import DINO, Dino, Lpips
+    from ..evaluate.pairs import measure_table, pair_tables, read_table
+    from ..evaluate.run_folder import check_run, claim_run, save_run, text_of
 
     rows, device = read_table(options.table), usable_device(options.device)
+    if options.lpips and not any(row.mask for row in rows):
+        raise ConfigError(f"--lpips looks outside masks, and {options.table} has none; add a column mask")
+    check_run(options.out, "pairs")
     clip = ClipSimilarity.load(options.clip, device=device)
     dino = None if options.dino is None else Dino.load(options.dino or DINO, device=device)
-    numbers = []
+    lpips = Lpips() if options.lpips else None
+    claim_run(options.out, "pairs")
     with progress_bar(len(rows), "pictures") as bar:
-        for row in rows:
-            numbers.append(measure_picture(row, clip, dino, perceptual=options.lpips))
-            bar(len(numbers), len(rows))
+        numbers = measure_table(options.table, rows, clip, dino, lpips, folder=options.out, on_progress=bar)
     tables = pair_tables(numbers)
-    _write_rows(options.out, rows, numbers)
     told = {"table": str(options.table), "clip": options.clip, "dino": None if dino is None else options.dino or DINO}
     save_run(options.out, "pairs", settings=told, tables=tables)
     sys.stdout.write("\n\n".join(text_of(table) for table in tables) + "\n")
-
-
-def _write_rows(out: Path, rows: Sequence[Any], numbers: Sequence[dict[str, float]]) -> None:
-    import json
-
-    from ..errors import DatasetError
-    from ..files import disk_errors, whole_file
-
-    lines = [json.dumps({"edited": row.name, **found}) for row, found in zip(rows, numbers, strict=True)]
-    with disk_errors(out, "written", DatasetError):
-        out.mkdir(parents=True, exist_ok=True)
-        with whole_file(out / "rows.jsonl") as stream:
-            stream.write(("\n".join(lines) + "\n").encode())

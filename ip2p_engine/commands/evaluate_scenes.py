@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .options import (
     add_command,
     add_guidance_options,
@@ -18,6 +19,8 @@ from .options import (
 )
 
 __all__ = ["add"]
+
+OF_ONE_EDIT = ("kind", "case", "came_out", "instruction", "seed")
 
 
 def add(actions: Any) -> None:
@@ -45,11 +48,13 @@ def _add_limits(actions: Any) -> None:
 
 
 def _limits(options: argparse.Namespace) -> None:
-    from ..evaluate.run_folder import save_run, text_of
+    from ..evaluate.run_folder import check_run, save_run, text_of, write_rows
     from ..images import save_image
-    from ..scenes.limits import CASES, limit_sheet, limit_table, make_cases, outcomes
+    from ..scenes.limits import CASES, limit_rows, limit_sheet, limit_table, make_cases, outcomes
 
-    count, editor, found = check_positive("--n", options.n), load_editor(options), []
+    count = check_positive("--n", options.n)
+    check_run(options.out, "limits")
+    editor, found = load_editor(options), []
     with progress_bar(len(CASES) * count, "edits") as bar:
         for kind in CASES:
             cases = make_cases(kind, count, seed=options.seed)
@@ -57,7 +62,10 @@ def _limits(options: argparse.Namespace) -> None:
             bar(len(found), len(CASES) * count)
     table = limit_table(found)
     save_image(limit_sheet(found), options.out / "limits.png")
-    told = {"checkpoint": editor.name, "n": count, "seed": options.seed, **vars(edit_config(options))}
+    rows = limit_rows(found)
+    write_rows(options.out, rows)
+    told = {**{name: value for name, value in rows[0].items() if name not in OF_ONE_EDIT}, "n": count}
+    told["seed"] = options.seed
     save_run(options.out, "limits", settings=told, tables=[table], pictures={"limits.png": "Before, after, asked"})
     sys.stdout.write(text_of(table) + "\n")
 
@@ -66,14 +74,19 @@ def _scenes(options: argparse.Namespace) -> None:
     from ..clip_similarity import ClipSimilarity
     from ..evaluate.baselines import RoundTrip
     from ..evaluate.measure import measure
+    from ..evaluate.run_folder import check_run, claim_run
     from ..scenes.samples import scene_samples
 
+    kind = "scenes --auto" if options.auto else "scenes"
+    _refuse_ignored(options)
     samples, judge = scene_samples(check_positive("--n", options.n), seed=options.seed)
+    check_run(options.out, kind)
     editor = load_editor(options)
     method = _method(options, editor)
     limit = RoundTrip(editor.model, name=editor.name)
     clip = ClipSimilarity.load(options.clip, device=editor.model.device)
     settings = {"resolution": editor.model.spec.resolution, "batch": options.batch, "folder": options.out}
+    claim_run(options.out, kind)
     with progress_bar(0, "pictures") as bar:
         rows = measure(samples, [method, limit], clip, judge=judge, on_progress=bar, **settings)
     edits, limits = ([row for row in rows if row["curve"] == name] for name in ("edit", "autoencoder"))
@@ -81,6 +94,14 @@ def _scenes(options: argparse.Namespace) -> None:
         _finish_auto(options, method, edits)
     else:
         _finish(options, samples, method, edits, limits)
+
+
+def _refuse_ignored(options: argparse.Namespace) -> None:
+    if options.auto and (options.text_cfg is not None or options.image_cfg is not None):
+        raise ConfigError("--auto sweeps a grid of its own; leave --text-cfg and --image-cfg out")
+    if options.min_sim_image is not None and not options.auto:
+        raise ConfigError("--min-sim-image is the automatic pick's; add --auto, or leave it out")
+    check_positive("--worst", options.worst)
 
 
 def _method(options: argparse.Namespace, editor: Any) -> Any:
@@ -120,7 +141,7 @@ def _save_worst(options: argparse.Namespace, samples: Any, method: Any, rows: An
     from ..images import save_image
     from ..scenes.findings import worst, worst_sheet
 
-    shown = worst(rows, check_positive("--worst", options.worst))
+    shown = worst(rows, options.worst)
     by_key = {sample.key: sample for sample in samples}
     chosen = [by_key[row["sample"]] for row in shown]
     pictures = []

@@ -80,27 +80,33 @@ def _add_pairs(actions: Any) -> None:
 
 
 def _scenes_judge(options: argparse.Namespace) -> None:
+    from ..images import check_output, save_image
     from ..scenes.exam import examine
     from ..scenes.report import as_text, first_sheet, worst_sheet
 
     count, config = check_positive("--n", options.n), edit_config(options)
+    for path in filter(None, (options.sheet, options.first)):
+        check_output(path)
     editor = load_editor(options)
     with progress_bar(count, "edits") as bar:
         result = examine(editor, count=count, seed=options.seed, config=config, on_progress=bar)
     if options.sheet:
-        worst_sheet(result).save(options.sheet)
+        save_image(worst_sheet(result), options.sheet)
     if options.first:
-        first_sheet(result).save(options.first)
+        save_image(first_sheet(result), options.first)
     sys.stdout.write((json.dumps(result.figures()) if options.json else as_text(result)) + "\n")
 
 
 def _scenes_pairs(options: argparse.Namespace) -> None:
     from ..clip_similarity import ClipSimilarity
+    from ..images import check_output, save_image
     from ..scenes.pair_exam import copy_without_held_out, examine_pairs, judge_store, kept_pairs
     from ..scenes.pair_report import as_text, draw_curves, pair_sheet
     from ..store import PairStore
 
     config = thresholds(options, options.clip)
+    for path in filter(None, (options.plot, options.sheet)):
+        check_output(path)
     if not options.judge_only:
         _make_candidates(options)
     clip = ClipSimilarity.load(options.clip)
@@ -113,7 +119,7 @@ def _scenes_pairs(options: argparse.Namespace) -> None:
         draw_curves(results, options.plot)
     if options.sheet:
         pairs = judged[options.folder]
-        pair_sheet(PairStore(options.folder), pairs, kept_pairs(pairs, config)).save(options.sheet)
+        save_image(pair_sheet(PairStore(options.folder), pairs, kept_pairs(pairs, config)), options.sheet)
     if options.copy_to:
         left_out = copy_without_held_out(options.folder, judged[options.folder], options.copy_to)
         sys.stderr.write(f"{options.copy_to}: without the {left_out} pairs that show a held-out scene\n")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError
-from ..store import PairRecord, PairStore
+from ..store import PairStore
 from ..train import Progress, TrainConfig, train
+from ..train.sources import Chosen, open_source
 from .samples import in_test_split
 
 __all__ = ["Arm", "make_arms", "subset", "train_arm"]
@@ -37,8 +38,8 @@ def make_arms(filtered: Path, unfiltered: Path | None, shares: Sequence[float]) 
     return arms + ([Arm(name="without the filter", folder="unfiltered", data=unfiltered)] if unfiltered else [])
 
 
-def subset(pairs: PairStore, share: float) -> list[PairRecord]:
-    """A share of the pairs outside the test split, at least one; a smaller share's are among a larger one's.
+def subset(pairs: PairStore, share: float) -> list[int]:
+    """Rows of a share of the pairs outside the test split, at least one; a smaller share's are among a larger one's.
 
     Pairs are ordered by a hash of their key, so the choice does not depend on shards. Raises DatasetError for none.
     """
@@ -48,7 +49,7 @@ def subset(pairs: PairStore, share: float) -> list[PairRecord]:
         raise DatasetError(f"{pairs.folder} has no pairs outside the test split; make more")
     keys = columns["key"]
     rows.sort(key=lambda n: hashlib.sha256(f"{keys[n] or n}".encode()).digest())
-    return [pairs[n] for n in sorted(rows[: max(1, round(share * len(rows)))])]
+    return sorted(rows[: max(1, round(share * len(rows)))])
 
 
 def train_arm(
@@ -62,9 +63,11 @@ def train_arm(
     should_stop: Callable[[], bool] | None = None,
 ) -> Path | None:
     """Train one arm, or go on where it stopped; returns its averaged checkpoint, None if it was asked to stop."""
+    rows = subset(PairStore(arm.data), arm.share)
+    config = replace(config, hold_out_test=False)  # subset leaves it out
     result = train(
         config,
-        data=subset(PairStore(arm.data), arm.share),
+        data=Chosen(open_source(arm.data, config), rows),
         base=base,
         out=folder / arm.folder,
         device=device,

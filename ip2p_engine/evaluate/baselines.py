@@ -43,12 +43,13 @@ class SDEdit:
         self.model, self._should_stop = model, should_stop
         self._common = {**common_settings(model, name, steps, sampler, schedule), "cfg": cfg}
         for strength in strengths:
-            if not 1 <= self._walked(strength) <= self._common["steps"]:
-                raise ConfigError(f"strength is {strength} of {self._common['steps']} steps; give more than 0, up to 1")
+            if not 0 < strength <= 1 or self._walked(strength) < 1:
+                got = f"strength {strength} is no part of {self._common['steps']} steps that can be walked"
+                raise ConfigError(f"{got}; give more than 0, up to 1, and more steps for a small one")
         self.settings = [
             Setting(curve=f"SDEdit, {text.replace('edited_', 'output ')}", values={"text": text, "strength": strength})
             for text in texts
-            for strength in strengths
+            for strength in dict.fromkeys(strengths)
         ]
 
     def describe(self, setting: Setting) -> dict[str, Any]:

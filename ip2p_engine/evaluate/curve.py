@@ -11,10 +11,8 @@ from ..errors import ConfigError
 from .measure import Row
 from .statistics import bootstrap_means, curve_margin, interval
 
-__all__ = ["CURVE_NUMBERS", "IMAGE_CFGS", "STRENGTHS", "Claim", "Point", "claims", "curve_points", "table"]
+__all__ = ["CURVE_NUMBERS", "Claim", "Point", "claims", "curve_points"]
 
-IMAGE_CFGS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
-STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CURVE_NUMBERS = ("sim_direction", "sim_image", "sim_1", "sim_0")
 SWEPT = ("text_cfg", "image_cfg", "strength")
 
@@ -115,21 +113,3 @@ def _resampled_lines(rows: Sequence[Row], curves: Sequence[str], resamples: int,
     means = bootstrap_means(table.reshape(len(samples), -1), resamples=resamples, seed=seed)
     stacked = np.concatenate([table.mean(axis=0)[None], means.reshape(resamples, *table.shape[1:])])
     return {curve: stacked[:, [n for n, (name, _) in enumerate(order) if name == curve]] for curve in curves}
-
-
-def table(points: Sequence[Point]) -> str:
-    """The points in words: one row each, means with half the width of the interval."""
-    extra = [name for name in points[0].means if name not in CURVE_NUMBERS] if points else []
-    names = [*CURVE_NUMBERS, *extra]
-    lines = [f"{'curve':28}{'setting':>24}{'n':>6}" + "".join(f"{name:>17}" for name in names)]
-    for point in points:
-        setting = " ".join(f"{name} {value:g}" for name, value in point.setting.items())
-        numbers = "".join(f"{_with_interval(point, name):>17}" for name in names)
-        lines.append(f"{point.curve:28}{setting:>24}{point.count:>6}{numbers}")
-    return "\n".join(lines)
-
-
-def _with_interval(point: Point, name: str) -> str:
-    if name not in point.means:
-        return "-"
-    return f"{point.means[name]:.3f} ±{(point.high[name] - point.low[name]) / 2:.3f}"

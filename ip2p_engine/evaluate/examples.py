@@ -10,7 +10,7 @@ from ..images import strip
 from .methods import Method, Setting
 from .samples import Sample, batches
 
-__all__ = ["example_sheet", "stacked"]
+__all__ = ["example_sheet", "tiled"]
 
 
 def example_sheet(
@@ -30,16 +30,15 @@ def example_sheet(
         prepared = {id(method): method.prepare(group) for method in methods}
         made = [method.make(group, prepared[id(method)], setting).edited for method, setting in chosen]
         rows += [_row(sample, [one[n] for one in made], labels, height) for n, sample in enumerate(group)]
-    return stacked(rows)
+    return tiled(rows)
 
 
-def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below the other on white."""
-    sheet = Image.new("RGB", (max(one.width for one in pictures), sum(one.height for one in pictures)), "white")
-    top = 0
-    for one in pictures:
-        sheet.paste(one, (0, top))
-        top += one.height
+def tiled(pictures: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Pictures on white, row by row, each in a cell as large as the largest."""
+    width, height = max(one.width for one in pictures), max(one.height for one in pictures)
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for n, one in enumerate(pictures):
+        sheet.paste(one, (n % columns * width, n // columns * height))
     return sheet
 
 

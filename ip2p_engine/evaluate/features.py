@@ -6,8 +6,11 @@ The paper's four numbers squeeze instead (``clip_similarity.clip_input``), so th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,9 +19,9 @@ from torch.nn.functional import normalize
 
 from ..clip_similarity import ClipSimilarity
 from ..errors import CheckpointError
-from .pixels import evaluate_extra, unit
+from .pixels import evaluate_extra, same_size, unit
 
-__all__ = ["DINO", "Dino", "centre", "clip_features", "lpips"]
+__all__ = ["DINO", "Dino", "Lpips", "centre", "clip_features"]
 
 DINO = "facebook/dino-vits16"
 DINO_RESIZE, DINO_CROP = 256, 224
@@ -42,7 +45,7 @@ class Dino:
     """DINO's ViT (Caron et al. 2021): unit features of the class token."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, source: str | Path = DINO, *, device: str | torch.device = "cpu") -> Dino:
@@ -50,7 +53,12 @@ class Dino:
         from transformers import ViTModel
 
         try:
-            network = ViTModel.from_pretrained(source, add_pooling_layer=False)
+            network, found = ViTModel.from_pretrained(source, add_pooling_layer=False, output_loading_info=True)
+            # transformers fills in at random what a file of another network lacks.
+            if found["missing_keys"]:
+                raise ValueError(f"it lacks {min(found['missing_keys'])}")
+            if network.config.image_size != DINO_CROP:
+                raise ValueError(f"it sees {network.config.image_size} pixels, and DINO {DINO_CROP}")
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
@@ -63,19 +71,31 @@ class Dino:
         """Unit features (B, d) on the CPU."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         inputs = [(unit(centre(image, DINO_RESIZE, DINO_CROP)) - mean) / std for image in images]
-        device = next(self._network.parameters()).device
-        hidden = self._network(pixel_values=torch.stack(inputs).to(device)).last_hidden_state
+        device = next(self.network.parameters()).device
+        hidden = self.network(pixel_values=torch.stack(inputs).to(device)).last_hidden_state
         return normalize(hidden[:, 0].float(), dim=-1).cpu()
 
 
-@torch.inference_mode()
-def lpips(source: Image.Image, edited: Image.Image, mask: Image.Image) -> float:
-    """LPIPS (Zhang et al. 2018, SqueezeNet) of a source and its edit, with what lies inside the mask taken as kept.
+class Lpips:
+    """LPIPS (Zhang et al. 2018, SqueezeNet) of what lies outside a mask."""
 
-    torchvision downloads SqueezeNet's weights once; torchmetrics carries the rest.
-    """
-    metric = evaluate_extra("torchmetrics.functional.image").learned_perceptual_image_patch_similarity
-    resized = edited.convert("RGB").resize(source.size, Image.Resampling.BICUBIC)
-    inside = mask.convert("L").resize(source.size, Image.Resampling.NEAREST).point(lambda level: 255 * (level >= 128))
-    kept = Image.composite(source.convert("RGB"), resized, inside)
-    return float(metric(unit(kept)[None], unit(source)[None], net_type="squeeze", normalize=True))
+    def __init__(self) -> None:
+        """torchvision downloads SqueezeNet's weights once, torchmetrics carries the rest; CheckpointError offline."""
+        metric: Any = evaluate_extra("torchmetrics.image.lpip").LearnedPerceptualImagePatchSimilarity
+        try:
+            with redirect_stdout(sys.stderr):  # torch tells of its download where results belong
+                self._metric = metric(net_type="squeeze", normalize=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"LPIPS needs SqueezeNet's weights, which cannot be downloaded ({error}); connect once, or do without"
+            ) from error
+
+    @torch.inference_mode()
+    def background(self, source: Image.Image, edited: Image.Image, mask: Image.Image) -> float:
+        """Of a source and its edit, with what lies inside the mask taken as kept."""
+        resized = same_size(edited.convert("RGB"), source)
+        levels = mask.convert("L").resize(source.size, Image.Resampling.NEAREST)
+        inside = levels.point(lambda level: 255 * (level >= 128))
+        kept = Image.composite(source.convert("RGB"), resized, inside)
+        self._metric.reset()
+        return float(self._metric(unit(kept)[None], unit(source)[None]))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..clip_similarity import ClipSimilarity, PairScores, pair_scores
-from ..errors import ConfigError, DatasetError
-from ..files import AppendLog, disk_errors, locked
+from ..errors import ConfigError
 from .methods import Made, Method, Setting, fingerprint
+from .row_log import Row, row_key, row_log
 from .samples import Sample, batches
 
-__all__ = ["ROWS", "Judge", "Row", "measure"]
+__all__ = ["Judge", "Row", "measure"]
 
-ROWS = "rows.jsonl"
 RESULTS = (*(field.name for field in fields(PairScores)), "judged")
-Row = dict[str, Any]
 Judge = Callable[[Sequence[Sample], Sequence[Image.Image]], list[dict[str, Any]]]
 OnProgress = Callable[[int, int], None]
 
@@ -52,7 +48,7 @@ def measure(
     total = len(samples) * sum(len(method.settings) for method in methods)
     found: dict[str, Row] = {}
     scored_by = fingerprint(clip.network)
-    with _row_log(folder) as (known, append):
+    with row_log(folder, RESULTS) as (known, append):
         for group in batches(samples, batch, resolution):
             scorer = _Scorer(clip, scored_by, group)
             for method in methods:
@@ -68,20 +64,24 @@ def _missing_rows(
     method: Method, group: Sequence[Sample], known: dict[str, Row], scorer: _Scorer, judge: Judge | None
 ) -> Iterator[list[Row]]:
     """The rows of one batch, setting by setting, that are not known yet."""
-    missing = [s for s in method.settings if any(key not in known for key in scorer.keys(method, s))]
-    if not missing:
-        return
-    prepared = method.prepare(group)
-    for setting in missing:
-        made = method.make(group, prepared, setting)
-        # A method that makes its own sources edits other pictures than the samples', so it is not judged by them.
-        judged = judge(group, made.edited) if judge is not None and made.sources is None else None
-        extra: list[Row] = [{"judged": one} for one in judged] if judged is not None else [{} for _ in group]
-        scores = scorer.score(made)
-        yield [
-            {**scorer.identity(method, setting, sample), **values, **more}
-            for sample, values, more in zip(group, scores, extra, strict=True)
-        ]
+    missing: dict[tuple[int, ...], list[Setting]] = {}
+    for setting in method.settings:
+        places = tuple(n for n, key in enumerate(scorer.keys(method, setting)) if key not in known)
+        missing.setdefault(places, []).append(setting)
+    for places, settings in missing.items():
+        if not places:
+            continue
+        samples = [group[n] for n in places]
+        prepared = method.prepare(samples)
+        for setting in settings:
+            made = method.make(samples, prepared, setting)
+            # A method that makes its own sources edits other pictures than the samples', so it is not judged by them.
+            judged = judge(samples, made.edited) if judge is not None and made.sources is None else None
+            extra: list[Row] = [{"judged": one} for one in judged] if judged is not None else [{} for _ in samples]
+            yield [
+                {**scorer.identity(method, setting, sample), **values, **more}
+                for sample, values, more in zip(samples, scorer.score(made, places), extra, strict=True)
+            ]
 
 
 class _Scorer:
@@ -95,56 +95,30 @@ class _Scorer:
     def identity(self, method: Method, setting: Setting, sample: Sample) -> Row:
         """What makes a row: the same is never measured twice."""
         texts = {name: getattr(sample, name) for name in ("instruction", "caption", "edited_caption")}
-        picture = f"{zlib.crc32(sample.source.tobytes()):08x}"
-        about = {"sample": sample.key, "picture": picture, "seed": sample.seed, **texts, "clip": self._name}
+        pictures = {"picture": _checksum(sample.source), "size": list(sample.source.size)}
+        if sample.target is not None:
+            pictures["target"] = _checksum(sample.target)
+        about = {"sample": sample.key, **pictures, "seed": sample.seed, **texts, "clip": self._name}
         return {"curve": setting.curve, **method.describe(setting), **about}
 
     def keys(self, method: Method, setting: Setting) -> list[str]:
         """Of the batch's rows, in its order."""
-        return [_key(self.identity(method, setting, sample)) for sample in self._group]
+        return [row_key(self.identity(method, setting, sample)) for sample in self._group]
 
-    def score(self, made: Made) -> list[dict[str, float]]:
-        captions = self._clip.text_features([one.caption for one in self._group])
-        edited_captions = self._clip.text_features([one.edited_caption for one in self._group])
-        edited = self._clip.image_features(made.edited)
-        return [asdict(score) for score in pair_scores(self._source_features(made), edited, captions, edited_captions)]
+    def score(self, made: Made, places: Sequence[int]) -> list[dict[str, float]]:
+        """Of the pictures made of the batch's samples at these places."""
+        captions = self._clip.text_features([self._group[n].caption for n in places])
+        edited_captions = self._clip.text_features([self._group[n].edited_caption for n in places])
+        edited, sources = self._clip.image_features(made.edited), self._source_features(made, places)
+        return [asdict(score) for score in pair_scores(sources, edited, captions, edited_captions)]
 
-    def _source_features(self, made: Made) -> Tensor:
+    def _source_features(self, made: Made, places: Sequence[int]) -> Tensor:
         if made.sources is not None:
             return self._clip.image_features(made.sources)
         if self._sources is None:
             self._sources = self._clip.image_features([one.source for one in self._group])
-        return self._sources
+        return self._sources[list(places)]
 
 
-def _key(identity: Row) -> str:
-    return json.dumps(identity, sort_keys=True)
-
-
-@contextmanager
-def _row_log(folder: Path | None) -> Iterator[tuple[dict[str, Row], Callable[[list[Row]], None]]]:
-    """(rows by key, how to add more): in memory, or in a folder's file, locked against a second writer."""
-    known: dict[str, Row] = {}
-
-    def remember(rows: list[Row]) -> None:
-        known.update((_row_key(row), row) for row in rows)
-
-    if folder is None:
-        yield known, remember
-        return
-    with disk_errors(folder, "written", DatasetError):
-        folder.mkdir(parents=True, exist_ok=True)
-    refusal = f"{folder} is being written by another evaluation; wait for it, or give another folder"
-    with locked(folder / ".rows.lock", refusal, DatasetError):
-        log = AppendLog(folder / ROWS, DatasetError)
-        remember(list(log))
-
-        def append(rows: list[Row]) -> None:
-            log.append(*rows)
-            remember(rows)
-
-        yield known, append
-
-
-def _row_key(row: Row) -> str:
-    return _key({name: value for name, value in row.items() if name not in RESULTS})
+def _checksum(picture: Image.Image) -> str:
+    return f"{zlib.crc32(picture.tobytes()):08x}"

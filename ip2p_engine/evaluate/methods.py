@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
 from ..denoiser import guided_denoiser
-from ..edit import InstructPix2Pix
+from ..edit import EditConfig, InstructPix2Pix
+from ..guidance import check_scale
 from ..images import to_images, to_tensor
 from ..model import Model
 from ..noise import SampleNoise
@@ -90,7 +91,10 @@ class InstructionEdit:
         schedule: str = "model",
         should_stop: ShouldStop | None = None,
     ) -> None:
+        """Raises ConfigError for a scale, a number of steps, a sampler or a schedule that does not exist."""
         self.model, self._should_stop = editor.model, should_stop
+        text_cfgs = [check_scale("text_cfg", value) for value in dict.fromkeys(text_cfgs)]
+        image_cfgs = [check_scale("image_cfg", value) for value in dict.fromkeys(image_cfgs)]
         grid = [{"text_cfg": s_t, "image_cfg": s_i} for s_t in text_cfgs for s_i in image_cfgs]
         self.settings = [Setting(curve=label, values=values) for values in grid]
         self._common = common_settings(self.model, editor.name, steps, sampler, schedule)
@@ -122,13 +126,14 @@ class InstructionEdit:
 
 
 def common_settings(model: Model, name: str, steps: int | None, sampler: str, schedule: str) -> dict[str, Any]:
-    """What every row of a method says about its network."""
+    """What every row of a method says about its network and its walk. Raises ConfigError for what cannot be walked."""
+    EditConfig(steps=steps, sampler=sampler, schedule=schedule)
     return {
         "checkpoint": name,
         "fingerprint": fingerprint(model.unet, model.autoencoder, *model.text_encoders),
         "weights": model.spec.weights,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "steps": steps or model.spec.steps,
+        "steps": model.spec.steps if steps is None else steps,
         "sampler": sampler,
         "schedule": schedule,
     }

@@ -39,7 +39,7 @@ def write_report(folder: Path, out: Path) -> Path:
     page = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Evaluation: {Path(folder).resolve().name}"),
         made=escape("Written by " + ", ".join(f"{name} {number}" for name, number in list(versions().items())[:2])),
-        sections="\n".join(_section(path, run) for path, run in found),
+        sections="\n".join(_section(path, run, Path(folder)) for path, run in found),
     )
     with disk_errors(out, "written", DatasetError):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,11 @@ def write_report(folder: Path, out: Path) -> Path:
     return out
 
 
-def _section(path: Path, run: Run) -> str:
+def _section(path: Path, run: Run, folder: Path) -> str:
+    place = path.resolve().relative_to(folder.resolve().parent).as_posix()
+    title = escape(f"{TITLES.get(run.kind, run.kind)}: {place}")
     pictures = [_figure(path / name, caption) for name, caption in run.pictures.items()]
-    parts = [f"<h2>{escape(TITLES.get(run.kind, run.kind))}</h2>", *pictures, *map(_table, run.tables)]
+    parts = [f"<h2>{title}</h2>", *pictures, *map(_table, run.tables)]
     return "\n".join([*parts, _details("Settings", run.settings), _details("Versions", run.versions)])
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,16 +19,19 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..clip_similarity import ClipSimilarity
-from ..errors import DatasetError
-from ..files import disk_errors, json_lines
+from ..errors import DatasetError, ImageError, IP2PError
+from ..files import disk_errors, json_lines, text_lines
 from ..images import open_image
-from .features import Dino, clip_features, lpips
+from .features import Dino, Lpips, clip_features
+from .methods import fingerprint
 from .pixels import background, distances
+from .row_log import Row, row_key, row_log
 from .run_folder import Table
 
-__all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "pair_tables", "read_table"]
+__all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "pair_tables", "read_table"]
 
 PICTURES = ("source", "edited", "target", "mask")
+TEXTS = ("caption", "edited_caption")
 MAGICBRUSH = {"L1": "l1", "L2": "l2", "CLIP-I": "clip_i", "DINO": "dino", "CLIP-T": "clip_t"}
 EMU = {"CLIP-dir": "clip_dir", "CLIP-im": "clip_im", "CLIP-out": "clip_out", "L1": "source_l1", "DINO": "source_dino"}
 KEPT = {
@@ -37,6 +41,7 @@ KEPT = {
     "background SSIM": "background_ssim",
     "background LPIPS": "background_lpips",
 }
+NUMBERS = {*MAGICBRUSH.values(), *EMU.values(), *KEPT.values(), "background_l2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +74,20 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     if path.suffix.lower() != ".csv":
         raise DatasetError(f"{path} is neither .csv nor .jsonl; give one of these with columns source, edited, ...")
-    with disk_errors(path, "read", DatasetError), path.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines)
+    rows = csv.DictReader(text_lines(path, DatasetError))
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DatasetError(f"{path}, line {rows.reader.line_num}, is no CSV ({error}); correct or remove it") from error
 
 
 def _edited_picture(row: dict[str, Any], number: int, path: Path) -> EditedPicture:
     for name in ("source", "edited"):
         if not row.get(name):
             raise DatasetError(f"{path}, row {number}, has no {name}; give the columns source and edited")
+    for name in (*PICTURES, *TEXTS):
+        if not isinstance(row.get(name) or "", str):
+            raise DatasetError(f"{path}, row {number}: {name} is {row[name]!r}; give a text")
     files = {name: path.parent / row[name] for name in PICTURES if row.get(name)}
     return EditedPicture(
         name=row["edited"],
@@ -89,8 +100,49 @@ def _edited_picture(row: dict[str, Any], number: int, path: Path) -> EditedPictu
     )
 
 
+def measure_table(
+    table: Path,
+    rows: Sequence[EditedPicture],
+    clip: ClipSimilarity,
+    dino: Dino | None = None,
+    lpips: Lpips | None = None,
+    *,
+    folder: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Rows of a table with their numbers; with a ``folder`` they grow in its rows.jsonl, and none is measured twice.
+
+    A number without a finite value is None. Raises what ``measure_picture`` does, naming the row.
+    """
+    networks: Row = {"clip": fingerprint(clip.network), "lpips": lpips is not None}
+    networks["dino"] = None if dino is None else fingerprint(dino.network)
+    found = []
+    with row_log(folder, NUMBERS) as (known, append):
+        for number, row in enumerate(rows, start=1):
+            try:
+                identity = {**_identity(row), "networks": networks}
+                numbers = None if row_key(identity) in known else measure_picture(row, clip, dino, lpips)
+            except IP2PError as error:
+                raise type(error)(f"{table}, row {number}: {error}") from error
+            if numbers is not None:  # JSON has no infinity
+                append([{**identity, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}])
+            found.append(known[row_key(identity)])
+            if on_progress is not None:
+                on_progress(number, len(rows))
+    return found
+
+
+def _identity(row: EditedPicture) -> Row:
+    """What a row of the table says, with a checksum of each file."""
+    checksums = {}
+    for name, path in ((name, getattr(row, name)) for name in PICTURES if getattr(row, name) is not None):
+        with disk_errors(path, "read", ImageError):
+            checksums[name] = f"{zlib.crc32(path.read_bytes()):08x}"
+    return {"edited": row.name, "caption": row.caption, "edited_caption": row.edited_caption, "checksums": checksums}
+
+
 def measure_picture(
-    row: EditedPicture, clip: ClipSimilarity, dino: Dino | None = None, *, perceptual: bool = False
+    row: EditedPicture, clip: ClipSimilarity, dino: Dino | None = None, lpips: Lpips | None = None
 ) -> dict[str, float]:
     """All numbers that a row has what it takes for. Raises ImageError for a picture that cannot be read."""
     source, edited = open_image(row.source), open_image(row.edited)
@@ -106,7 +158,7 @@ def measure_picture(
     if row.mask is not None:
         mask = open_image(row.mask)
         numbers |= background(source, edited, mask)
-        numbers |= {"background_lpips": lpips(source, edited, mask)} if perceptual else {}
+        numbers |= {} if lpips is None else {"background_lpips": lpips.background(source, edited, mask)}
     return numbers
 
 
@@ -129,8 +181,8 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(cosine_similarity(a, b, dim=0))
 
 
-def pair_tables(numbers: Sequence[dict[str, float]]) -> list[Table]:
-    """Means over the rows in both benchmarks' words, with how many rows each mean is of."""
+def pair_tables(numbers: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Means over the rows in both benchmarks' words, with how many rows each mean is of; None is left out."""
     titles = {
         "MagicBrush: edited against target": (MAGICBRUSH, ""),
         "Emu Edit: edited against source": (EMU, ""),
@@ -143,8 +195,9 @@ def pair_tables(numbers: Sequence[dict[str, float]]) -> list[Table]:
     ]
 
 
-def _means(numbers: Sequence[dict[str, float]], names: dict[str, str]) -> list[tuple[str, str, int]]:
+def _means(numbers: Sequence[Mapping[str, Any]], names: dict[str, str]) -> list[tuple[str, str, int]]:
     def found(key: str) -> list[float]:
-        return [one[key] for one in numbers if math.isfinite(one.get(key, math.inf))]
+        values = [one.get(key) for one in numbers]
+        return [value for value in values if value is not None and math.isfinite(value)]
 
     return [(name, f"{fmean(found(key)):.4f}", len(found(key))) for name, key in names.items() if found(key)]

@@ -49,19 +49,34 @@ def _figure(points: Sequence[Point], title: str, level: float) -> Any:
         raise ConfigError("no points to plot; measure at least one setting")
     figure = _matplotlib()(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
-    curves = [[p for p in points if p.curve == name] for name in dict.fromkeys(point.curve for point in points)]
-    for number, curve in enumerate(curves):
-        _draw(axes, curve, number)
-    for number, curve in enumerate(curves):  # once all curves have settled the axes' limits
-        _label_ends(axes, curve, COLOURS[number % len(COLOURS)])
+    lines = _lines(points)
+    for number, line in enumerate(lines.values()):
+        _draw(axes, line, number)
+    for number, line in enumerate(lines.values()):  # once all lines have settled the axes' limits
+        _label_ends(axes, line, COLOURS[number % len(COLOURS)])
     axes.set_xlabel("directional similarity: the change fits the change of caption →")
     axes.set_ylabel("image similarity: the picture is kept →")
-    axes.set_title(title or " ")
+    axes.set_title(title or " ", parse_math=False)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
+    # Names are written in afterwards: matplotlib leaves out labels that begin with _, and reads mathematics into $.
+    legend = axes.legend(frameon=False, fontsize=9)
+    for text, name in zip(legend.get_texts(), lines, strict=True):
+        text.set(text=name, parse_math=False)
     count = points[0].count
     figure.supxlabel(f"CLIP cosines; means of {count} edits, {level:.0%} bootstrap intervals", fontsize=8, color="0.4")
     return figure
+
+
+def _lines(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points that one line joins, by its name: a curve's, or of a grid those of one s_T."""
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        name = point.curve
+        swept = [{p.setting.get(value) for p in points if p.curve == name} for value in ("text_cfg", "image_cfg")]
+        if all(len(values) > 1 for values in swept):
+            name += f", s_T {point.setting['text_cfg']:g}"
+        lines.setdefault(name, []).append(point)
+    return lines
 
 
 def _draw(axes: Any, points: Sequence[Point], number: int) -> None:
@@ -73,7 +88,7 @@ def _draw(axes: Any, points: Sequence[Point], number: int) -> None:
     line = "-" if len(points) > 1 else "none"
     axes.errorbar(
         x, y, xerr=spread[0], yerr=spread[1], color=colour, marker=marker, markersize=5, linestyle=line,
-        linewidth=1.4, elinewidth=0.7, label=points[0].curve,
+        linewidth=1.4, elinewidth=0.7, label=f"{number}",
     )  # fmt: skip
 
 

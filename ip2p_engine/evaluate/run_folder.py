@@ -1,10 +1,12 @@
 """What every evaluation leaves in its folder, so that a report can be made of it later: run.json and pictures.
 
 ``run.json`` holds the kind of evaluation, its settings, the versions, and tables: titles, column names and rows.
+``rows.jsonl`` holds one line a picture. A folder is of one kind: a row of another would be lost or misread.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +16,23 @@ from typing import Any
 
 from .. import __version__
 from ..errors import DatasetError
-from ..files import disk_errors, read_json, write_json
+from ..files import disk_errors, read_json, whole_file, write_json
 
-__all__ = ["RUN", "Run", "Table", "load_run", "save_run", "text_of", "versions"]
+__all__ = [
+    "ROWS",
+    "RUN",
+    "Run",
+    "Table",
+    "check_run",
+    "claim_run",
+    "load_run",
+    "save_run",
+    "text_of",
+    "versions",
+    "write_rows",
+]
 
-RUN = "run.json"
+RUN, ROWS = "run.json", "rows.jsonl"
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "torchmetrics")
 
 
@@ -45,6 +59,26 @@ class Run:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+def check_run(folder: Path, kind: str) -> None:
+    """Raises DatasetError for a folder that holds anything but a run of this kind, finished or not."""
+    if (folder / RUN).exists():
+        content = read_json(folder / RUN, DatasetError)
+        found = content.get("kind", "training") if isinstance(content, dict) else "something else"
+    elif (folder / ROWS).exists():
+        found = f"{ROWS} without {RUN}"
+    else:
+        return
+    if found != kind:
+        raise DatasetError(f"{folder} holds another run ({found}), and this one is {kind}; give a new folder")
+
+
+def claim_run(folder: Path, kind: str) -> None:
+    """Write down of which kind a folder's rows will be, before the first of them. Raises as ``check_run``."""
+    check_run(folder, kind)
+    if not (folder / RUN).exists():
+        save_run(folder, kind, settings={"state": "not finished; the same command goes on"}, tables=[])
+
+
 def save_run(
     folder: Path,
     kind: str,
@@ -54,13 +88,13 @@ def save_run(
     pictures: Mapping[str, str] | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write run.json whole; ``pictures`` are captions by file name. Raises DatasetError."""
+    """Write run.json whole; ``pictures`` are captions by file name, in their order. Raises DatasetError."""
     content = {
         "kind": kind,
         "settings": dict(settings),
         "versions": versions(),
         "tables": [vars(table) for table in tables],
-        "pictures": dict(pictures or {}),
+        "pictures": list((pictures or {}).items()),
         "figures": dict(figures or {}),
     }
     with disk_errors(folder, "written", DatasetError):
@@ -68,12 +102,21 @@ def save_run(
         write_json(folder / RUN, content)
 
 
+def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows.jsonl whole, for an evaluation that is made anew each time. Raises DatasetError."""
+    with disk_errors(folder, "written", DatasetError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / ROWS) as stream:
+            stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
 def load_run(folder: Path) -> Run:
     """Raises DatasetError for a folder that no evaluation wrote."""
     content = read_json(folder / RUN, DatasetError)
     try:
-        return Run(**{**content, "tables": [Table(**table) for table in content["tables"]]})
-    except (TypeError, KeyError) as error:
+        tables = [Table(**table) for table in content["tables"]]
+        return Run(**{**content, "tables": tables, "pictures": dict(content.get("pictures", {}))})
+    except (TypeError, KeyError, ValueError) as error:
         raise DatasetError(f"{folder / RUN} is no evaluation's ({error}); make it again") from error
 
 

@@ -39,17 +39,24 @@ class StoreSamples(Sequence[Sample]):
     def __init__(self, folder: Path | str, *, split: str = "test", count: int | None = None, seed: int = 0) -> None:
         """``count`` samples spread evenly over the split (None: all); sample n has the seed ``seed`` + n.
 
-        Raises ConfigError for an unknown split, DatasetError where there is nothing to measure.
+        Raises ConfigError for an unknown split or no samples, DatasetError where there is nothing to measure, or no
+        captions to measure with.
         """
         if split not in SPLITS:
             raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
+        if count is not None and count < 1:
+            raise ConfigError(f"{count} samples were asked for; give a whole number of at least 1")
         self._store, self._seed = PairStore(folder), seed
-        captions = self._store.columns("original_prompt")["original_prompt"]
+        columns = self._store.columns("original_prompt", "edited_prompt")
+        captions = columns["original_prompt"]
         rows = [n for n, text in enumerate(captions) if split == "all" or in_test_split(text or "")]
         if not rows:
             raise DatasetError(f"{folder} has no pairs in its {split} split ({len(captions)} in all); try split all")
-        wanted = min(count or len(rows), len(rows))
+        wanted = min(len(rows) if count is None else count, len(rows))
         self._rows = [rows[n * len(rows) // wanted] for n in range(wanted)]
+        bare = sum(any(not (column[n] or "").strip() for column in columns.values()) for n in self._rows)
+        if bare:
+            raise DatasetError(f"{bare} of {wanted} samples of {folder} lack a caption, before or after; fill them in")
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from ..errors import ConfigError
 from ..images import fit, open_image, plan_size
 from ..noise import check_seed
 from ..sampling import ShouldStop
-from .methods import InstructionEdit
+from .methods import InstructionEdit, Setting
 from .pareto import AutoPick, Picked, pareto_front
 from .samples import Sample
 
@@ -40,6 +41,8 @@ class SweepConfig:
             raise ConfigError("an empty grid has nothing to sweep; give at least one s_T, s_I and seed")
         for seed in self.seeds:
             check_seed(seed)
+        for name in ("text_cfgs", "image_cfgs", "seeds"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class Sweep:
     sample: Sample
     cells: list[Cell]
     picked: Picked
+    settings: dict[str, Any]
+    """What all cells share: the size, and what a method says of its network and its walk."""
 
     @property
     def best(self) -> Cell:
@@ -91,7 +96,9 @@ def sweep(
     if not all(text.strip() for text in (instruction, *captions)):
         raise ConfigError("a sweep compares pictures with texts; give an instruction and both captions")
     source = open_image(picture)
-    size = plan_size("paper", *source.size, settings.resolution or editor.model.spec.resolution)
+    method = _method(editor, settings, should_stop)
+    resolution = editor.model.spec.resolution if settings.resolution is None else settings.resolution
+    size = plan_size("paper", *source.size, resolution)
     sample = Sample(
         key="picture",
         source=fit(source, size),
@@ -101,13 +108,17 @@ def sweep(
         seed=settings.seeds[0],
     )
     made = []
-    for part in _edits(editor, sample, settings, should_stop):
+    for part in _edits(method, sample, settings):
         made += part
         if on_progress is not None:
             on_progress(len(made), len(settings.text_cfgs) * len(settings.image_cfgs) * len(settings.seeds))
     cells = _scored(made, sample, clip)
     return Sweep(
-        source=source, sample=sample, cells=cells, picked=(auto or AutoPick()).pick([cell.scores for cell in cells])
+        source=source,
+        sample=sample,
+        cells=cells,
+        picked=(auto or AutoPick()).pick([cell.scores for cell in cells]),
+        settings={"size": list(size), **method.describe(Setting(curve=""))},
     )
 
 
@@ -127,11 +138,8 @@ def edit_with(editor: InstructPix2Pix, result: Sweep, config: SweepConfig | None
     return edited
 
 
-def _edits(
-    editor: InstructPix2Pix, sample: Sample, config: SweepConfig, should_stop: ShouldStop | None
-) -> Iterator[list[tuple[float, float, int, Image.Image]]]:
-    """(s_T, s_I, seed, picture) of the grid, some seeds of one setting at a time."""
-    method = InstructionEdit(
+def _method(editor: InstructPix2Pix, config: SweepConfig, should_stop: ShouldStop | None) -> InstructionEdit:
+    return InstructionEdit(
         editor,
         label="",
         text_cfgs=config.text_cfgs,
@@ -140,6 +148,12 @@ def _edits(
         sampler=config.sampler,
         should_stop=should_stop,
     )
+
+
+def _edits(
+    method: InstructionEdit, sample: Sample, config: SweepConfig
+) -> Iterator[list[tuple[float, float, int, Image.Image]]]:
+    """(s_T, s_I, seed, picture) of the grid, some seeds of one setting at a time."""
     seeds = [list(config.seeds[k : k + config.batch]) for k in range(0, len(config.seeds), config.batch)]
     prepared = [method.prepare([sample] * len(part)) for part in seeds]
     for setting, n in product(method.settings, range(len(seeds))):

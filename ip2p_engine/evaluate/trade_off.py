@@ -14,7 +14,7 @@ from .measure import Row
 from .plot import save_plot
 from .run_folder import Table, save_run
 
-__all__ = ["save_trade_off"]
+__all__ = ["points_table", "save_trade_off"]
 
 
 def save_trade_off(
@@ -35,7 +35,7 @@ def save_trade_off(
     """
     points = curve_points(rows, resamples=resamples)
     save_plot(points, folder / "curve", title=title)
-    tables = [_points_table(points, resamples)]
+    tables = [points_table(points, resamples)]
     if claims:
         tables.append(_claims_table(claims))
     pictures = {"curve.png": title}
@@ -56,7 +56,8 @@ def save_trade_off(
     return points
 
 
-def _points_table(points: Sequence[Point], resamples: int) -> Table:
+def points_table(points: Sequence[Point], resamples: int = 1000) -> Table:
+    """The points in words: one row each, means with their intervals."""
     names = [*CURVE_NUMBERS, *dict.fromkeys(n for p in points for n in p.means if n not in CURVE_NUMBERS)]
     return Table(
         title="Means over the samples",

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..evaluate.examples import tiled
 from ..evaluate.measure import Row
 from ..evaluate.run_folder import Table
 from ..evaluate.samples import Sample
@@ -110,12 +111,7 @@ def worst_sheet(
     samples: Sequence[Sample], pictures: Sequence[Image.Image], rows: Sequence[Row], *, columns: int = 3
 ) -> Image.Image:
     """Before, after and truth of some samples, with what was asked and what the judge read."""
-    cells = [_cell(*one) for one in zip(samples, pictures, rows, strict=True)]
-    width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
-    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
-    for n, cell in enumerate(cells):
-        sheet.paste(cell, (n % columns * width, n // columns * height))
-    return sheet
+    return tiled([_cell(*one) for one in zip(samples, pictures, rows, strict=True)], columns)
 
 
 def _cell(sample: Sample, picture: Image.Image, row: Row) -> Image.Image:

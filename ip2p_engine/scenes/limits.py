@@ -8,19 +8,21 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..edit import EditConfig, InstructPix2Pix
+from ..evaluate.examples import tiled
 from ..evaluate.run_folder import Table
 from ..images import strip
 from .grammar import scenes_of
 from .judge import CLEAR_OBJECT_PSNR
 from .world import COLOURS, PLACES, SHAPES, WORLD_SIZE, Scene, render, render_two
 
-__all__ = ["CASES", "Case", "Outcome", "limit_sheet", "limit_table", "make_cases", "outcomes"]
+__all__ = ["CASES", "Case", "Outcome", "limit_rows", "limit_sheet", "limit_table", "make_cases", "outcomes"]
 
 ASKED, UNCHANGED, NONE = "as asked", "unchanged", "something else"
 ZOOM = 1.5
@@ -44,6 +46,8 @@ class Outcome:
     case: Case
     picture: Image.Image
     name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the edit: its seed, guidance, steps, checkpoint."""
 
 
 def make_cases(kind: str, count: int, *, seed: int = 7) -> list[Case]:
@@ -63,8 +67,10 @@ def outcomes(
         seeds=[seed + 1 + n for n in range(len(cases))],
         config=config,
     )
-    pictures = [result.image for result in results]
-    return [Outcome(case=c, picture=p, name=_nearest(c, p)) for c, p in zip(cases, pictures, strict=True)]
+    return [
+        Outcome(case=case, picture=result.image, name=_nearest(case, result.image), settings=result.settings)
+        for case, result in zip(cases, results, strict=True)
+    ]
 
 
 def _nearest(case: Case, picture: Image.Image) -> str:
@@ -155,16 +161,21 @@ def limit_table(results: Sequence[Outcome]) -> Table:
     return Table(title="What fails", columns=("asked", "n", "failed", "what came out instead"), rows=rows)
 
 
+def limit_rows(results: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """A row an edit: its kind, which of the kind's cases it is, what came out, and its settings."""
+    numbers: Counter[str] = Counter()
+    rows = []
+    for one in results:
+        rows.append({"kind": one.case.kind, "case": numbers[one.case.kind], "came_out": one.name, **one.settings})
+        numbers[one.case.kind] += 1
+    return rows
+
+
 def limit_sheet(results: Sequence[Outcome], *, each: int = 4) -> Image.Image:
     """Some of each kind: before, after, what was asked."""
     kinds = list(dict.fromkeys(one.case.kind for one in results))
     rows = [[_cell(one) for one in results if one.case.kind == kind][:each] for kind in kinds]
-    width, height = (max(getattr(cell, side) for row in rows for cell in row) for side in ("width", "height"))
-    sheet = Image.new("RGB", (each * width, len(rows) * height), "white")
-    for y, row in enumerate(rows):
-        for x, cell in enumerate(row):
-            sheet.paste(cell, (x * width, y * height))
-    return sheet
+    return tiled([tiled(row, each) for row in rows])
 
 
 def _cell(one: Outcome) -> Image.Image:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from ..evaluate.examples import tiled
 from ..images import strip
 from .exam import Examination, Score
 from .world import render
@@ -34,12 +35,7 @@ def first_sheet(result: Examination, count: int = 12) -> Image.Image:
 
 
 def _sheet(result: Examination, numbers: Sequence[int], columns: int = 3) -> Image.Image:
-    cells = [_cell(result, n) for n in numbers]
-    width, height = cells[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
-    for n, cell in enumerate(cells):
-        sheet.paste(cell, (n % columns * width, n // columns * height))
-    return sheet
+    return tiled([_cell(result, n) for n in numbers], columns)
 
 
 def _row(name: str, score: Score) -> str:

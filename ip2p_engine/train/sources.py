@@ -19,7 +19,7 @@ from ..images import open_image
 from ..store import PairRecord, PairStore
 from .config import TrainConfig
 
-__all__ = ["Example", "Pair", "Rows", "Stream", "measured_rows", "name_of", "open_pair", "open_source"]
+__all__ = ["Chosen", "Example", "Pair", "Rows", "Stream", "measured_rows", "name_of", "open_pair", "open_source"]
 
 SAME_ASPECT = 0.02
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
@@ -100,7 +100,7 @@ def _held_out(source: Rows | Stream, data: Any) -> Rows:
     if not isinstance(source, _StoreRows) or not any(captions):
         reason = f"hold_out_test goes by the captions of a store, and {name_of(data)} has none"
         raise ConfigError(f"{reason}; bring it in with ip2p dataset import, or leave the option out")
-    return _Chosen(source, [row for row, caption in enumerate(captions) if not in_test_split(caption)])
+    return Chosen(source, [row for row, caption in enumerate(captions) if not in_test_split(caption)])
 
 
 def open_pair(example: Example) -> Pair:
@@ -168,10 +168,10 @@ class _StoreRows:
         return [pair.original_prompt for pair in self._pairs]
 
 
-class _Chosen:
-    """Some rows of a store."""
+class Chosen:
+    """Some of the rows, read when they are asked for."""
 
-    def __init__(self, rows: _StoreRows, numbers: Sequence[int]) -> None:
+    def __init__(self, rows: Rows, numbers: Sequence[int]) -> None:
         self._rows, self._numbers = rows, numbers
         self.identity = f"{len(numbers)} rows of {rows.identity}"
 

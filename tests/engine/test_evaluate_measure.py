@@ -19,8 +19,9 @@ from ip2p_engine.conditioning import encode_image, encode_text
 from ip2p_engine.denoiser import denoised_from, input_scale
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.evaluate.baselines import CopyInput, PromptToPrompt, RoundTrip, SDEdit, Target
-from ip2p_engine.evaluate.measure import ROWS, measure
+from ip2p_engine.evaluate.measure import measure
 from ip2p_engine.evaluate.methods import InstructionEdit, Setting
+from ip2p_engine.evaluate.run_folder import ROWS
 from ip2p_engine.evaluate.samples import Sample, StoreSamples, batches, in_test_split
 from ip2p_engine.images import to_tensor
 from ip2p_engine.model import load_model
@@ -135,10 +136,29 @@ def test_sdedit_s_two_texts_and_all_strengths_are_curves(painter):
     ]
 
 
-@pytest.mark.parametrize("strength", [0, 0.02, 1.05, -1])
+@pytest.mark.parametrize("strength", [0, 0.02, 1.05, -1, float("nan"), float("inf")])
 def test_strengths_that_walk_no_step_or_too_many(painter, strength):
     with pytest.raises(ConfigError, match="strength"):
         SDEdit(painter, name="sd", strengths=[strength], steps=20)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"sampler": "eular"}, "sampler 'eular' is unknown"),
+        ({"text_cfgs": [float("nan")]}, "text_cfg is nan"),
+        ({"image_cfgs": [-1.0]}, "image_cfg is -1"),
+    ],
+)
+def test_settings_that_no_edit_can_have(editor, wrong, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        InstructionEdit(editor, label="e", **{"text_cfgs": [4.0], "image_cfgs": [1.5], **wrong})
+
+
+def test_a_value_given_twice_is_swept_once(editor, painter):
+    assert len(edits(editor, (4.0, 4.0), (1.5, 1.5)).settings) == 1
+    assert len(SDEdit(painter, name="sd", strengths=[0.5, 0.5]).settings) == 2  # a curve each text
 
 
 @pytest.mark.parametrize("strength", [0.05, 1.0])
@@ -209,6 +229,16 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(scenes, clip, tmp_
     assert run(scenes[0], clip, tmp_path / "two", idle) == undisturbed and idle.made == 0
 
 
+def test_only_samples_that_are_not_known_are_made(scenes, clip, tmp_path):
+    run(scenes[0][:1], clip, tmp_path, Counting(), batch=2)
+    more = Counting()
+    rows = run(scenes[0], clip, tmp_path, more, batch=3)
+    assert more.made == 2 * 2 and len((tmp_path / ROWS).read_text().splitlines()) == len(rows) == 6
+    for row, other in zip(rows, run(scenes[0], clip, None, Counting(), batch=3), strict=True):
+        assert {**row, "sim_image": 0, "sim_0": 0, "sim_1": 0} == {**other, "sim_image": 0, "sim_0": 0, "sim_1": 0}
+        assert [row[name] for name in NUMBERS] == pytest.approx([other[name] for name in NUMBERS], abs=1e-5)
+
+
 def test_rows_do_not_depend_on_the_batch(editor, scenes, clip):
     one, all_at_once = (measure(scenes[0], [edits(editor)], clip, resolution=64, batch=size) for size in (1, 3))
     for row, other in zip(one, all_at_once, strict=True):
@@ -222,6 +252,13 @@ def test_another_picture_or_seed_is_another_row(scenes, clip, tmp_path):
     for samples in ([sample], changed[:1], changed[1:], [sample]):
         assert len(run(samples, clip, tmp_path, method)) == 2
     assert method.made == 6
+
+
+def test_another_target_is_another_row(scenes, clip, tmp_path):
+    sample = scenes[0][0]
+    changed = Sample(**{**vars(sample), "target": scenes[0][1].target})
+    before, after = (measure([one], [Target("t")], clip, resolution=64, folder=tmp_path) for one in (sample, changed))
+    assert before[0]["target"] != after[0]["target"] and before[0]["sim_image"] != after[0]["sim_image"]
 
 
 def test_a_checkpoint_that_changed_is_measured_anew(editor, scenes, clip, tmp_path):
@@ -249,7 +286,7 @@ def test_a_row_holds_all_that_repeats_it(editor, scenes, clip):
     (row,) = measure(scenes[0][:1], [edits(editor)], clip, resolution=64)
     sample = scenes[0][0]
     assert json.loads(json.dumps(row)) == row
-    assert row["seed"] == sample.seed and row["instruction"] == sample.instruction
+    assert row["size"] == [64, 64] and row["seed"] == sample.seed and row["instruction"] == sample.instruction
     assert {"checkpoint", "fingerprint", "clip", "steps", "sampler", "schedule", "text_cfg", "image_cfg"} <= set(row)
 
 
@@ -295,6 +332,21 @@ def test_samples_are_spread_and_seeded(store):
     assert samples[-1].seed == 10 and [one.key for one in samples[1:3]] == ["50", "100"]
     assert samples[0].target.getpixel((0, 0)) == (9, 0, 0)
     assert len(StoreSamples(store, split="all", count=999)) == 200
+    for count in (0, -3):
+        with pytest.raises(ConfigError, match=f"^{count} samples were asked for"):
+            StoreSamples(store, count=count)
+
+
+def test_samples_without_captions_are_refused(tmp_path):
+    """Their direction would be 0.000, as if no edit did anything."""
+    with PairWriter(tmp_path, manifest={}) as writer:
+        for n, edited in enumerate(("after", "", " ")):
+            texts = {"edit_prompt": "e", "original_prompt": "before", "edited_prompt": edited}
+            pictures = {"original_image": picture(), "edited_image": picture()}
+            writer.write(PairRecord(**pictures, **texts, seed=n, p=None, cfg=None, key=f"{n}"))
+    with pytest.raises(DatasetError, match="2 of 3 samples .* lack a caption"):
+        StoreSamples(tmp_path, split="all")
+    assert len(StoreSamples(tmp_path, split="all", count=1)) == 1
 
 
 def test_splits_that_are_not_there(store, tmp_path):

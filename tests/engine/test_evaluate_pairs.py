@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from urllib.error import URLError
 
 import numpy as np
 import open_clip
@@ -15,8 +16,8 @@ from torchvision import transforms
 
 from ip2p_engine.clip_similarity import ClipSimilarity
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from ip2p_engine.evaluate.features import Dino, centre, clip_features, lpips
-from ip2p_engine.evaluate.pairs import EditedPicture, measure_picture, pair_tables, read_table
+from ip2p_engine.evaluate.features import Dino, Lpips, centre, clip_features
+from ip2p_engine.evaluate.pairs import EditedPicture, measure_picture, measure_table, pair_tables, read_table
 from ip2p_engine.evaluate.pixels import background, distances, evaluate_extra
 
 
@@ -123,7 +124,7 @@ def test_dino_s_features_are_the_class_token_s(dino_folder):
         ]
     )
     with torch.no_grad():
-        token = dino._network(pixel_values=normal(picture)[None]).last_hidden_state[0, 0]
+        token = dino.network(pixel_values=normal(picture)[None]).last_hidden_state[0, 0]
     together = dino.features([noise(seed=2), picture])
     assert (together[1] - token / token.norm()).abs().max() < 1e-5
     assert (dino.features([picture])[0] - together[1]).abs().max() < 1e-5
@@ -132,6 +133,22 @@ def test_dino_s_features_are_the_class_token_s(dino_folder):
 def test_no_dino(tmp_path):
     with pytest.raises(CheckpointError, match="is no DINO that can be loaded"):
         Dino.load(tmp_path)
+
+
+def test_networks_that_are_no_dino(tmp_path):
+    """transformers loads them, with random weights where theirs have other names."""
+    from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
+
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    networks = {
+        "bert": BertModel(BertConfig(**small, vocab_size=30)),
+        "clip": CLIPVisionModel(CLIPVisionConfig(**small, patch_size=32)),
+        "large": ViTModel(ViTConfig(**small, image_size=518, patch_size=37), add_pooling_layer=False),
+    }
+    for name, network in networks.items():
+        network.save_pretrained(tmp_path / name)
+        with pytest.raises(CheckpointError, match="is no DINO that can be loaded"):
+            Dino.load(tmp_path / name)
 
 
 @pytest.fixture
@@ -181,6 +198,32 @@ def test_tables_say_of_how_many_rows_a_mean_is():
     assert shown == {"L1": ("0.2000", 2), "PSNR to target": ("20.0000", 1)}
 
 
+def numbered(folder, *changes):
+    """A table of rows like ALL but for the changes."""
+    (folder / "t.jsonl").write_text("".join(json.dumps({**ALL, **change}) + "\n" for change in changes))
+    return folder / "t.jsonl", read_table(folder / "t.jsonl")
+
+
+def test_a_bad_row_is_named_and_loses_nothing(folder, clip, monkeypatch):
+    Image.new("L", (64, 64), 255).save(folder / "white.png")
+    table, rows = numbered(folder, {}, {"mask": "white.png"})
+    with pytest.raises(ImageError, match=r"t\.jsonl, row 2: the mask is white everywhere"):
+        measure_table(table, rows, clip, folder=folder / "run")
+    half_mask().save(folder / "white.png")
+    seen = []
+    monkeypatch.setattr("ip2p_engine.evaluate.pairs.measure_picture", lambda row, *_: seen.append(row) or {"l1": 0.5})
+    found = measure_table(table, rows, clip, folder=folder / "run")
+    assert seen == rows[1:] and found[1]["l1"] == 0.5 and found[0]["l1"] != 0.5
+    assert [json.loads(line) for line in (folder / "run" / "rows.jsonl").read_text().splitlines()] == found
+
+
+def test_what_is_infinite_is_null(folder, clip):
+    table, rows = numbered(folder, {"target": "edited.png"})
+    (found,) = measure_table(table, rows, clip, folder=folder)
+    assert found["psnr"] is None and '"psnr": null' in (folder / "rows.jsonl").read_text()
+    assert "PSNR to target" not in str(pair_tables([found]))
+
+
 def test_csv_says_the_same_as_jsonl(folder):
     (folder / "t.csv").write_text(",".join(ALL) + "\n" + ",".join(ALL.values()) + "\n")
     (folder / "t.jsonl").write_text(json.dumps(ALL) + "\n")
@@ -195,10 +238,14 @@ def test_csv_says_the_same_as_jsonl(folder):
         ("t.jsonl", '{"source": "a"}\n', "row 1, has no edited"),
         ("t.jsonl", "{", "line 1, is no JSON"),
         ("t.txt", "", "neither .csv nor .jsonl"),
+        ("t.csv", "source,edited\na,caf\xe9\n", "no UTF-8 text"),
+        ("t.csv", f"source,edited\na,{'b' * 140_000}\n", "line 2, is no CSV"),
+        ("t.jsonl", '{"source": 5, "edited": "b"}\n', "row 1: source is 5; give a text"),
+        ("t.jsonl", '{"source": "a", "edited": "b", "edited_caption": 7}\n', "row 1: edited_caption is 7"),
     ],
 )
 def test_tables_that_cannot_be_measured(tmp_path, name, text, sentence):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     with pytest.raises(DatasetError, match=sentence):
         read_table(tmp_path / name)
 
@@ -220,5 +267,17 @@ def test_lpips_looks_outside_the_mask(tmp_path, monkeypatch):
     inside, outside, mask = source.copy(), source.copy(), half_mask().resize((64, 64))
     inside.paste((0, 0, 0), (0, 0, 32, 64))
     outside.paste((0, 0, 0), (32, 0, 64, 64))
-    assert lpips(source, inside, mask) == pytest.approx(0, abs=1e-7)
-    assert lpips(source, outside, mask) > 1e-4
+    lpips = Lpips()
+    assert lpips.background(source, inside, mask) == pytest.approx(0, abs=1e-7)
+    assert lpips.background(source, outside, mask) > 1e-4
+
+
+def test_lpips_without_a_network_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def offline(*args, **more):
+        raise URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(CheckpointError, match="SqueezeNet's weights, which cannot be downloaded .*no route"):
+        Lpips()
+    assert capsys.readouterr().out == ""

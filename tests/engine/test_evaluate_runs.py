@@ -1,8 +1,7 @@
-"""Sweeps, scenes, limits, plots, reports and the command line."""
+"""Sweeps, scenes, limits, plots, reports and arms."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
@@ -10,24 +9,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ip2p_engine.cli import main
 from ip2p_engine.clip_similarity import ClipSimilarity
 from ip2p_engine.errors import ConfigError, DatasetError
-from ip2p_engine.evaluate.ablation import make_arms, subset
+from ip2p_engine.evaluate import ablation
+from ip2p_engine.evaluate.ablation import make_arms, subset, train_arm
 from ip2p_engine.evaluate.curve import curve_points
+from ip2p_engine.evaluate.examples import tiled
 from ip2p_engine.evaluate.page import write_report
 from ip2p_engine.evaluate.pareto import AutoPick, pareto_front
-from ip2p_engine.evaluate.plot import point_label, save_plot, trade_off_plot
+from ip2p_engine.evaluate.plot import _figure, point_label, save_plot, trade_off_plot
 from ip2p_engine.evaluate.run_folder import Table, load_run, save_run, text_of
 from ip2p_engine.evaluate.samples import in_test_split
 from ip2p_engine.evaluate.sweep import SweepConfig, edit_with, sweep
 from ip2p_engine.evaluate.sweep_sheet import sweep_sheet
 from ip2p_engine.scenes.auto import choices
 from ip2p_engine.scenes.findings import confusions, side_effects, summary, worst
-from ip2p_engine.scenes.limits import ASKED, CASES, NONE, Outcome, limit_sheet, limit_table, make_cases, outcomes
+from ip2p_engine.scenes.limits import (
+    ASKED,
+    CASES,
+    NONE,
+    Outcome,
+    limit_rows,
+    limit_sheet,
+    limit_table,
+    make_cases,
+    outcomes,
+)
 from ip2p_engine.scenes.samples import scene_samples
 from ip2p_engine.scenes.world import render
 from ip2p_engine.store import PairRecord, PairStore, PairWriter
+from ip2p_engine.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +85,12 @@ def test_the_sheet_shows_every_cell(swept):
 def test_an_empty_grid(empty):
     with pytest.raises(ConfigError, match="empty grid"):
         SweepConfig(**{empty: ()})
+
+
+def test_a_sweep_of_no_size(editor, clip):
+    with pytest.raises(ConfigError, match="resolution is 0"):
+        config = SweepConfig(resolution=0, steps=1)
+        sweep(editor, Image.new("RGB", (64, 64)), "make it snow", ("a heart", "a heart in snow"), clip, config=config)
 
 
 def test_a_sweep_without_captions(editor, clip):
@@ -156,12 +173,13 @@ def test_every_result_of_a_limit_is_told_from_the_others(kind):
             """Gives the pictures that it was made of."""
 
             def edit_each(self, images, *args, **more):
-                return [type("Result", (), {"image": self.image}) for _ in images]
+                return [type("Result", (), {"image": self.image, "settings": {"steps": 20}}) for _ in images]
 
         for name, picture in [*case.results.items(), (NONE, Image.effect_noise((64, 64), 200).convert("RGB"))]:
             painter = Painter()
             painter.image = picture
-            assert outcomes(painter, [case])[0].name == name
+            (found,) = outcomes(painter, [case])
+            assert found.name == name and limit_rows([found])[0] | {"steps": 20} == limit_rows([found])[0]
     assert [c.instruction for c in make_cases(kind, 4)] == [c.instruction for c in make_cases(kind, 4)]
 
 
@@ -172,9 +190,15 @@ def test_the_table_of_limits():
     assert limit_sheet(found).width > 3 * 96
 
 
-def points(count=2):
+def test_a_sheet_s_cells_are_as_large_as_the_largest():
+    pictures = [Image.new("RGB", (3, 3)), Image.new("RGB", (4, 7)), Image.new("RGB", (2, 2))]
+    sheet = tiled(pictures, 2)
+    assert sheet.size == (8, 14) and sheet.getpixel((7, 6)) == (0, 0, 0) and sheet.getpixel((1, 8)) == (0, 0, 0)
+
+
+def points(count=2, curve="a", text_cfg=7.5):
     made = [
-        {"curve": "a", "text_cfg": 7.5, "image_cfg": 1 + s, "sample": f"{n}", "sim_0": 0, "sim_1": 0}
+        {"curve": curve, "text_cfg": text_cfg, "image_cfg": 1 + s, "sample": f"{n}", "sim_0": 0, "sim_1": 0}
         | {"sim_direction": 0.5 - 0.1 * s + 0.01 * n, "sim_image": 0.5 + 0.1 * s}
         for s in range(count)
         for n in range(5)
@@ -192,6 +216,21 @@ def test_plots(tmp_path):
     assert point_label(points()[1], points()) == "$s_I$ 2" and point_label(points(1)[0], points(1)) == ""
     with pytest.raises(ConfigError, match="no points"):
         trade_off_plot([])
+
+
+def test_names_are_written_as_they_are():
+    """matplotlib hides labels that begin with _, and cannot parse what only looks like mathematics."""
+    figure = _figure([*points(curve="_mine"), *points(curve="$a_{b$ $y$")], "x $a_{b$ y", 0.95)
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["_mine", "$a_{b$ $y$"]
+
+
+def test_a_grid_is_a_line_each_s_t():
+    axes = _figure([*points(3, text_cfg=2.0), *points(3, text_cfg=4.0)], "", 0.95).axes[0]
+    assert [len(line[0].get_xdata()) for line in axes.containers] == [3, 3]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a, s_T 2", "a, s_T 4"]
+    one = _figure([*points(1, text_cfg=2.0), *points(1, text_cfg=4.0)], "", 0.95).axes[0]  # s_T alone is swept
+    assert [len(line[0].get_xdata()) for line in one.containers] == [2]
 
 
 def test_plots_need_their_extra(monkeypatch):
@@ -213,6 +252,13 @@ def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
     assert page.count("T &lt;1&gt;") == 2 and "x &amp; y" in page and "<script" not in page
     assert re.findall(r'(?:src|href)="(.{10})', page) == ["data:image"]
     assert "torch" in page and "Edited pictures" in page
+    headings = [f"Trade-off curve: {tmp_path.name}", f"Edited pictures: {tmp_path.name}/inner"]
+    assert re.findall("<h2>(.*)</h2>", page) == headings
+
+
+def test_pictures_keep_their_order(tmp_path):
+    save_run(tmp_path, "curve", settings={}, tables=[], pictures={"curve.png": "first", "closer.png": "second"})
+    assert list(load_run(tmp_path).pictures) == ["curve.png", "closer.png"]
 
 
 def test_reports_of_nothing(tmp_path):
@@ -241,7 +287,7 @@ def store(tmp_path_factory):
 
 
 def test_smaller_shares_lie_in_larger_ones_and_none_is_tested_on(store):
-    parts = [{pair.key for pair in subset(store, share)} for share in (1.0, 0.5, 0.1, 0.001)]
+    parts = [{store[row].key for row in subset(store, share)} for share in (1.0, 0.5, 0.1, 0.001)]
     assert parts[0] == {str(n) for n in range(100) if not in_test_split(f"caption {n}")}
     assert all(small < large for large, small in zip(parts, parts[1:], strict=False))
     assert [len(part) for part in parts[1:]] == [round(len(parts[0]) / 2), round(len(parts[0]) / 10), 1]
@@ -255,44 +301,18 @@ def test_arms(tmp_path):
             make_arms(tmp_path, None, (share,))
 
 
-@pytest.mark.slow
-def test_the_curve_command(tmp_path, capsys):
-    command = ["evaluate", "curve", "scenes", "--n", "1", "--steps", "1", "--image-cfg", "1", "1.5", "--strength", "1"]
-    assert main([*command, "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "image similarity rises" in said and "embedded lies above SDEdit, output caption" in said
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 + 2 + 3 and [row["curve"] for row in rows if "judged" not in row] == ["Prompt-to-Prompt"]
-    assert main(["evaluate", "report", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} >= {
-        "curve.png",
-        "curve.svg",
-        "examples.png",
-        "run.json",
-        "report.html",
-    }
+def test_an_arm_reads_pairs_when_they_are_asked_for(store, tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError("a pair was read")
+
+    given = {}
+    monkeypatch.setattr(ablation, "train", lambda config, *, data, **more: given.update(data=data) or Unfinished)
+    monkeypatch.setattr(PairStore, "_read_row", never)
+    (arm,) = make_arms(store.folder, None, (0.1,))
+    assert train_arm(arm, TrainConfig(hold_out_test=True), "embedded-sd", tmp_path) is None
+    monkeypatch.undo()
+    assert [row.name for row in given["data"]] == [f"pair {store[n].key}" for n in subset(store, 0.1)]
 
 
-@pytest.mark.slow
-def test_the_scenes_command(tmp_path, capsys):
-    command = ["evaluate", "scenes", "--n", "2", "--steps", "1", "--worst", "2", "--out", str(tmp_path)]
-    assert main(command) == 0
-    assert "By kind of edit" in capsys.readouterr().out and (tmp_path / "worst.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["curve", "--checkpoint", "a=embedded", "a=embedded"], "name each"),
-        (["curve", "absent"], "absent is no folder"),
-        (["curve", "--n", "0"], "--n is 0"),
-        (["pairs", "absent.csv"], "absent.csv cannot be read"),
-        (["scenes", "--n", "0"], "--n is 0"),
-        (["ablation", "--filtered", "x", "--share", "2"], "share is 2"),
-        (["ablation", "--filtered", "x", "--image-cfg", "1", "2"], "sweeps one guidance"),
-    ],
-)
-def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, capsys):
-    assert main(["evaluate", *arguments, "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1 and not (tmp_path / "out" / "rows.jsonl").exists()
+class Unfinished:
+    finished = False
