@@ -81,6 +81,4 @@ def evaluate_extra(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ConfigError(
-            f"this measure needs {package}, which is missing; pip install 'instruct-pix2pix[evaluate]'"
-        ) from error
+        raise ConfigError(f"this measure needs {package}, which is missing; pip install {package}") from error

@@ -23,6 +23,8 @@ MARKERS = "osD^vPX*"
 WIDTH, HEIGHT, DPI = 7.2, 5.2, 150
 LABEL_ROOM = 40
 """Points (1/72 inch) between the ends of a curve, below which their labels would lie on each other."""
+SIDES = ((5, 5), (-5, 5), (5, -5), (-5, -5))
+"""Where a label may stand beside its point, in points."""
 
 
 def trade_off_plot(points: Sequence[Point], *, title: str = "", level: float = 0.95) -> Image.Image:
@@ -52,8 +54,6 @@ def _figure(points: Sequence[Point], title: str, level: float) -> Any:
     lines = _lines(points)
     for number, line in enumerate(lines.values()):
         _draw(axes, line, number)
-    for number, line in enumerate(lines.values()):  # once all lines have settled the axes' limits
-        _label_ends(axes, line, COLOURS[number % len(COLOURS)])
     axes.set_xlabel("directional similarity: the change fits the change of caption →")
     axes.set_ylabel("image similarity: the picture is kept →")
     axes.set_title(title or " ", parse_math=False)
@@ -64,6 +64,8 @@ def _figure(points: Sequence[Point], title: str, level: float) -> Any:
         text.set(text=name, parse_math=False)
     count = points[0].count
     figure.supxlabel(f"CLIP cosines; means of {count} edits, {level:.0%} bootstrap intervals", fontsize=8, color="0.4")
+    figure.draw_without_rendering()  # settles where everything lies
+    _label_lines(axes, list(lines.values()))
     return figure
 
 
@@ -92,18 +94,49 @@ def _draw(axes: Any, points: Sequence[Point], number: int) -> None:
     )  # fmt: skip
 
 
-def _label_ends(axes: Any, points: Sequence[Point], colour: str) -> None:
-    """The swept value at both ends of a curve; where these are close, one label for the range."""
+def _label_lines(axes: Any, lines: Sequence[Sequence[Point]]) -> None:
+    marks = axes.transData.transform([_place(point) for line in lines for point in line])
+    coloured = [(line, COLOURS[number % len(COLOURS)]) for number, line in enumerate(lines)]
+    _write(axes, [(*label, colour) for line, colour in coloured for label in _label_ends(axes, line).items()], marks)
+
+
+def _label_ends(axes: Any, points: Sequence[Point]) -> dict[tuple[float, ...], str]:
+    """The swept value at both ends of a line, by their places; where these are close, one label for the range."""
     texts = [point_label(point, points) for point in points]
     if not texts[0]:
-        return
-    places = [tuple(point.means[name] for name in AXES) for point in points]
-    labels = {places[0]: texts[0], places[-1]: texts[-1]}
+        return {}
+    places = [_place(point) for point in points]
     first, last = axes.transData.transform([places[0], places[-1]])
     if hypot(*(last - first)) * 72 / axes.figure.dpi < LABEL_ROOM:
-        labels = {places[-1]: f"{texts[0]} to {texts[-1]}"}
-    for place, text in labels.items():
-        axes.annotate(text, place, xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
+        return {places[-1]: f"{texts[0]} to {texts[-1]}"}
+    return {places[0]: texts[0], places[-1]: texts[-1]}
+
+
+def _write(axes: Any, labels: Sequence[tuple[tuple[float, ...], str, str]], marks: Any) -> None:
+    """Each label (place, text, colour) on the side of its point where it covers the fewest marks and other labels."""
+    inside = axes.get_window_extent()
+    taken: list[Any] = []
+    backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    for place, text, colour in labels:
+        note = axes.annotate(
+            text, place, xytext=SIDES[0], textcoords="offset points", fontsize=7, color=colour, bbox=backing
+        )
+        tried = []
+        for n, side in enumerate(SIDES):
+            box = _stand(note, side)
+            outside = box.x0 < inside.x0 or box.x1 > inside.x1
+            tried.append((100 * outside + 10 * box.count_overlaps(taken) + box.count_contains(marks), n))
+        taken.append(_stand(note, SIDES[min(tried)[1]]))
+
+
+def _stand(note: Any, side: tuple[int, int]) -> Any:
+    """Put a label on a side of its point; returns the box that it covers."""
+    note.set(position=side, ha="left" if side[0] > 0 else "right", va="bottom" if side[1] > 0 else "top")
+    return note.get_window_extent()
+
+
+def _place(point: Point) -> tuple[float, ...]:
+    return tuple(point.means[name] for name in AXES)
 
 
 def point_label(point: Point, points: Sequence[Point]) -> str:
@@ -117,5 +150,5 @@ def _matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("plots need matplotlib, which is missing; pip install 'instruct-pix2pix[plots]'") from error
+        raise ConfigError("plots need matplotlib, which is missing; pip install matplotlib") from error
     return Figure

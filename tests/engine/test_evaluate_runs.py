@@ -225,6 +225,15 @@ def test_names_are_written_as_they_are():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["_mine", "$a_{b$ $y$"]
 
 
+def test_labels_stay_inside_and_apart():
+    """One curve ends at the right edge, and two more where it ends."""
+    axes = _figure([*points(curve="a"), *points(curve="b"), *points(curve="c")], "", 0.95).axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    inside = axes.get_window_extent()
+    assert len(boxes) == 6 and all(box.x0 >= inside.x0 and box.x1 <= inside.x1 for box in boxes)
+    assert not [1 for n, box in enumerate(boxes) if box.count_overlaps(boxes[:n])]
+
+
 def test_a_grid_is_a_line_each_s_t():
     axes = _figure([*points(3, text_cfg=2.0), *points(3, text_cfg=4.0)], "", 0.95).axes[0]
     assert [len(line[0].get_xdata()) for line in axes.containers] == [3, 3]
@@ -235,7 +244,7 @@ def test_a_grid_is_a_line_each_s_t():
 
 def test_plots_need_their_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"pip install 'instruct-pix2pix\[plots\]'"):
+    with pytest.raises(ConfigError, match=r"pip install matplotlib"):
         trade_off_plot(points())
 
 
