@@ -30,11 +30,11 @@ def add(commands: Any) -> None:
 
 
 def _filter(options: argparse.Namespace) -> None:
-    from ..refilter import refilter
+    from ..refilter import clip_of, refilter
     from ..store import PairStore
 
     pairs = PairStore(options.store)
-    config = thresholds(options, options.clip or _clip_of(pairs))
+    config = thresholds(options, options.clip or clip_of(pairs))
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None
         report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, on_progress=bar)
@@ -43,14 +43,6 @@ def _filter(options: argparse.Namespace) -> None:
 
         plot_report(report.filtered, options.plot)
     sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
-
-
-def _clip_of(pairs: Any) -> str:
-    """The CLIP that scored a data set, whose own thresholds are the default ones."""
-    from ..store import MANIFEST
-
-    config = pairs.manifest.get("config", {}) if (pairs.folder / MANIFEST).exists() else {}
-    return str(config.get("factory", {}).get("clip", ""))
 
 
 def _rescored(pairs: Any, options: argparse.Namespace, bar: Any) -> Any:
