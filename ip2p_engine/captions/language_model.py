@@ -125,9 +125,22 @@ class LanguageModelSource:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         self._model = model.to(device, dtype).eval()
 
-    @torch.inference_mode()
     def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
-        """One answer a request, sampled in one batch."""
+        """One answer a request, sampled in one batch; what the model's context does not hold is rejected."""
+        fitting = [request for request in requests if self._fits(request)]
+        written = dict(zip(fitting, self._sampled(fitting), strict=True))
+        return [written.get(request) or Rejected(reason="too long", text=request.caption) for request in requests]
+
+    def _fits(self, request: Request) -> bool:
+        """Whether prompt and answer fit together; some models have no limit."""
+        longest = getattr(self._model.config, "max_position_embeddings", None) or math.inf
+        prompt = self._tokenizer(self.delimiters.prompt(request.caption))["input_ids"]
+        return len(prompt) + self.config.max_tokens <= longest
+
+    @torch.inference_mode()
+    def _sampled(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
+        if not requests:
+            return []
         texts = [self.delimiters.prompt(request.caption) for request in requests]
         prompts = self._tokenizer(texts, return_tensors="pt", padding=True).to(self._model.device)
         chooser = _SeededChoice([request.seed for request in requests], self.config.temperature)

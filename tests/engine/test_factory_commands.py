@@ -95,6 +95,11 @@ def test_a_data_set_goes_out_and_in_again(store, tmp_path, capsys):
         (("captions", "IN", "--out", "x.jsonl", "--source", "server"), "give --base-url URL and --model NAME"),
         (("captions", "IN", "--out", "x.jsonl", "--source", "language-model"), "give --language-model FOLDER"),
         (("captions", "--sample", "3", "--source", "server", "--out", "x.jsonl"), "use it with --source grammar"),
+        (
+            ("captions", "IN", "--out", "x.jsonl", "--model", "m"),
+            "--model is no option of --source grammar; use it with",
+        ),
+        (("captions", "IN", "--out", "x.jsonl", "--batch", "4"), "use it with --source language-model"),
         (("captions-fine-tune", "EDITS", "--base", "missing", "--out", "x"), "no causal language model"),
         (("pairs", "missing.jsonl", "--out", "x"), "missing.jsonl cannot be read"),
         (("pairs", "EDITS", "--out", "x", "--p", "0.1", "0.5", "0.9"), "--p got 3 numbers"),
