@@ -130,6 +130,8 @@ def test_another_run_s_folder_is_refused(store, edits, capsys):
     before = verify(store).digest
     assert run("pairs", edits, "--out", store, *QUICK, "--seed", 1) == 2
     assert "another run: its config.factory.seed is 0 and now it is 1" in capsys.readouterr().err
+    assert run("pairs", edits, "--out", store, *QUICK, "--weights", "raw") == 2
+    assert "another run: its config.pairs.weights is None and now it is 'raw'" in capsys.readouterr().err
     assert verify(store).digest == before
 
 

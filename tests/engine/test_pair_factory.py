@@ -13,7 +13,7 @@ from ip2p_engine.candidate_maker import CandidateMaker, EarlyReject, FactoryConf
 from ip2p_engine.candidates import CandidateLog, CaptionCandidates, read_candidates
 from ip2p_engine.captions.edits import CaptionEdit
 from ip2p_engine.clip_similarity import ClipSimilarity, PairScores
-from ip2p_engine.crew import LocalCrew
+from ip2p_engine.crew import CrewPlan, LocalCrew
 from ip2p_engine.dataset import verify
 from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
 from ip2p_engine.filtering import FilterConfig, filter_candidates
@@ -117,6 +117,12 @@ def test_a_row_says_how_its_pair_was_made(undisturbed):
     assert manifest["config"]["factory"]["filter"]["keep"] == 1
     assert manifest["config"]["pairs"]["p2p_range"] == [0.1, 0.9]
     assert manifest["work"] == {"batch_pairs": 2}
+
+
+def test_the_model_s_options_belong_to_the_origin_without_secrets():
+    assert CrewPlan(options={"weights": "ema", "base": None}).origin() == {}
+    options = {"weights": "raw", "base": "https://user:secret@host/sd15.safetensors?signed=secret"}
+    assert CrewPlan(options=options).origin() == {"weights": "raw", "base": "https://host/sd15.safetensors"}
 
 
 def test_candidate_seeds_differ():
