@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from .candidates import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
 from .clip_similarity import ClipSimilarity, PairScores, rounded
@@ -19,6 +22,7 @@ __all__ = ["RefilterReport", "clip_of", "refilter", "rescored"]
 
 AT_ONCE = 64
 
+log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
 Row = TypeVar("Row")
 
@@ -92,8 +96,11 @@ def rescored(
 ) -> dict[str, PairScores]:
     """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
     found: dict[str, PairScores] = {}
+    bare = sum(not (text or "").strip() for text in pairs.columns("original_prompt")["original_prompt"])
+    if bare:
+        log.warning("%d of %d pairs have no captions; of their scores only sim_image means anything", bare, len(pairs))
     for batch in _batches(enumerate(pairs)):
-        before, after = ([open_image(getattr(pair, name)) for _, pair in batch] for name in IMAGE_COLUMNS)
+        before, after = ([_opened(pair, n, name) for n, pair in batch] for name in IMAGE_COLUMNS)
         captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
         scores = scorer.score(before, after, captions, edited)
         found.update({_name(pair.key, n): rounded(one) for (n, pair), one in zip(batch, scores, strict=True)})
@@ -115,7 +122,8 @@ class _Judged:
 
 def _by_ledger(pairs: PairStore, config: FilterConfig) -> _Judged:
     """Line by line: the ledger of a large data set does not fit into memory."""
-    wanted, captions, total = set(), set(), filter_candidates([], config).report
+    wanted: set[str] = set()
+    captions, total = set(), filter_candidates([], config).report
     for line in read_candidates(pairs.folder):
         row, report = line.judged(config)
         wanted.update(pair_key(row.caption, seed) for seed in row.kept)
@@ -125,6 +133,8 @@ def _by_ledger(pairs: PairStore, config: FilterConfig) -> _Judged:
 
 
 def _by_rows(pairs: PairStore, scores: Mapping[str, PairScores] | None, config: FilterConfig) -> _Judged:
+    if not len(pairs):
+        raise DatasetError(f"{pairs.folder} has no pairs to filter; give the folder of a data set")
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
     groups: dict[tuple[str, ...], list[tuple[str, PairScores]]] = {}
     for number, name in enumerate(_names(pairs)):
@@ -188,6 +198,10 @@ def _names(pairs: PairStore) -> list[str]:
 def _name(key: str | None, number: int) -> str:
     """A pair's key, or its place in a foreign data set."""
     return key or f"row/{number}"
+
+
+def _opened(pair: PairRecord, number: int, column: str) -> Image.Image:
+    return open_image(getattr(pair, column), name=f"the {column} of pair {_name(pair.key, number)}")
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -144,7 +144,7 @@ class PairWriter:
             if not key:
                 raise DatasetError(f"a pair for {self.folder} has no key; name the work that made it")
             if key in self._keys or keys.count(key) > 1:
-                raise DatasetError(f"pair {key!r} exists in {self.folder}; skip what done_keys() names")
+                raise DatasetError(f"pair {key!r} exists in {self.folder}; give it a key of its own, or leave it out")
         self._rows += records
         self._keys.update(keys)
         self._dirty = True

@@ -119,7 +119,7 @@ def read_captions(path: Path | str, *, column: str | None = None) -> Iterator[st
     if kind == ".txt":
         yield from filter(None, map(str.strip, text_lines(path, CaptionError)))
         return
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(_rows(path, "a .txt, .jsonl or .parquet file"), start=1):
         caption = _named(row, (column,) if column else CAPTION_NAMES, f"{path}, row {number},").strip()
         if caption:
             yield caption
@@ -131,18 +131,18 @@ def read_edits(path: Path | str) -> list[CaptionEdit]:
     names = {"caption": CAPTION_NAMES, "instruction": INSTRUCTION_NAMES, "edited_caption": EDITED_NAMES}
     return [
         CaptionEdit(**{field: _named(row, names[field], f"{path}, row {number},") for field in names})
-        for number, row in enumerate(_rows(path), start=1)
+        for number, row in enumerate(_rows(path, "a .jsonl or .parquet file of triplets"), start=1)
     ]
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path, wanted: str) -> Iterator[Mapping[str, Any]]:
     kind = path.suffix.lower()
     if kind in (".jsonl", ".json"):
         yield from json_lines(path, CaptionError)
     elif kind == ".parquet":
         yield from _parquet_rows(path)
     else:
-        raise CaptionError(f"{path} ends in {kind or 'no suffix'}; give a .txt, .jsonl or .parquet file")
+        raise CaptionError(f"{path} ends in {kind or 'no suffix'}; give {wanted}")
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
@@ -85,6 +86,8 @@ class FineTuneConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a whole number of at least {least}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is {self.warmup}; give a fraction from 0 to below 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0, such as 2e-5")
 
     @property
     def rate(self) -> float:
@@ -225,7 +228,7 @@ def _load(folder: Path | str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{folder} holds no causal language model ({reason}); give its folder or hub id"
@@ -239,7 +242,12 @@ def _load(folder: Path | str) -> tuple[Any, Any]:
 
 def _saved_delimiters(folder: Path) -> Delimiters:
     path = folder / SETTINGS
-    return from_mapping(Delimiters, read_json(path, CheckpointError)["delimiters"]) if path.exists() else Delimiters()
+    if not path.exists():
+        return Delimiters()
+    saved = read_json(path, CheckpointError)
+    if not isinstance(saved, dict) or "delimiters" not in saved:
+        raise CheckpointError(f"{path} names no delimiters; restore it, or remove it to go by the default ones")
+    return from_mapping(Delimiters, saved["delimiters"])
 
 
 def _with_adapters(model: Any, rank: int) -> Any:

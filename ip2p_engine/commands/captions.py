@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import add_command, check_positive, progress_bar
+from .options import add_command, check_positive, local_path, progress_bar
 from .stopping import stop_signals
 
 __all__ = ["add"]
@@ -36,7 +35,7 @@ def _add_captions(commands: Any) -> None:
         "--column", help="of a .jsonl or .parquet file (default: caption, input, original_prompt, text)"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="a .jsonl file; an unfinished one goes on"
+        "--out", type=local_path, required=True, metavar="FILE", help="a .jsonl file; an unfinished one goes on"
     )
     parser.add_argument(
         "--source", choices=tuple(OPTIONS), default="grammar", help="who thinks of the edits (default: grammar)"
@@ -69,7 +68,7 @@ def _add_fine_tune(commands: Any) -> None:
         "triplets", metavar="TRIPLETS", help="a .jsonl or .parquet file: caption, instruction, edited caption"
     )
     parser.add_argument("--base", required=True, help="a causal model: a folder or a hub id")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=local_path, required=True, metavar="FOLDER")
     parser.add_argument("--epochs", type=int, default=1, help="default: 1, the paper's")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, help="default: 2e-5, with LoRA 2e-4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,12 +367,22 @@ def test_bad_settings_and_models_are_refused(tiny_model, tmp_path, caplog):
         lambda: Delimiters(stop=" "),
         lambda: Delimiters(stop="\n%%\n"),
         lambda: FineTuneConfig(epochs=0),
+        lambda: FineTuneConfig(learning_rate=0),
+        lambda: FineTuneConfig(learning_rate=-1),
         lambda: SampleConfig(temperature=-1),
     ):
         with pytest.raises(ConfigError):
             made()
     with pytest.raises(CheckpointError, match="holds no causal language model"):
         LanguageModelSource(tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="cut holds no causal language model"):
+        LanguageModelSource(tmp_path / "cut")
+    (tmp_path / "cut" / "ip2p_captions.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="ip2p_captions.json names no delimiters"):
+        LanguageModelSource(tmp_path / "cut")
     long = [edit("word " * 300)]
     with pytest.raises(CaptionError, match="1 triplets came and none has at most 256 tokens"):
         fine_tune(tiny_model, long, tmp_path / "t")

@@ -276,6 +276,14 @@ def test_the_clip_of_the_scores_is_the_last_one(everything, loose, clip, tmp_pat
     assert clip_of(PairStore(tmp_path / "again")) == "ViT-L-14/openai"
 
 
+def test_pairs_without_captions_are_said_when_they_are_scored(everything, clip, tmp_path, caplog):
+    first, second = PairStore(everything[0])[:2]
+    with PairWriter(tmp_path / "store", manifest={}) as writer:
+        writer.write(replace(first, original_prompt=""), second)
+    rescored(PairStore(tmp_path / "store"), clip)
+    assert "1 of 2 pairs have no captions; of their scores only sim_image means anything" in caplog.text
+
+
 def test_a_ledger_is_filtered_in_the_memory_of_a_few_lines(tmp_path):
     """300 lines of 20 candidates."""
     best = PairScores(sim_0=0.3, sim_1=0.3, sim_direction=0.3, sim_image=0.9)

@@ -130,7 +130,7 @@ def test_resume_knows_what_exists_and_refuses_it_twice(tmp_path):
         open_writer.write(record(12))
         assert open_writer.done_keys() == {record(n).key for n in range(13)}
         for n in (0, 11, 12):
-            with pytest.raises(DatasetError, match=f"pair '{record(n).key}' exists in .*; skip what done_keys"):
+            with pytest.raises(DatasetError, match=f"pair '{record(n).key}' exists in .*; give it a key of its own"):
                 open_writer.write(record(n))
         with pytest.raises(DatasetError, match="exists"):
             open_writer.write(record(13), record(13))
