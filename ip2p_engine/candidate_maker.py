@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,7 +98,15 @@ def candidate_seed(seed: int, caption: int, candidate: int) -> int:
 class CandidateMaker:
     """A generator and a CLIP that turn caption pairs into pairs of pictures."""
 
-    def __init__(self, generator: PairGenerator, scorer: ClipSimilarity, config: FactoryConfig) -> None:
+    def __init__(
+        self,
+        generator: PairGenerator,
+        scorer: ClipSimilarity,
+        config: FactoryConfig,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``origin``: what else made the generator's model what it is, for the manifest."""
+        self._origin = dict(origin or {})
         self._generator, self._scorer, self.config = generator, scorer, config
         if config.early_reject is not None:
             Preview(at=config.early_reject.at, judge=lambda jobs, z: []).step(generator.config)
@@ -109,7 +117,7 @@ class CandidateMaker:
         settings = {name: value for name, value in asdict(generator.config).items() if name != "batch_pairs"}
         size, dtype = list(generator.size), str(generator.model.dtype).removeprefix("torch.")
         return {
-            "pairs": {**settings, "size": size, "dtype": dtype, "checkpoint": generator.name},
+            "pairs": {**settings, "size": size, "dtype": dtype, "checkpoint": generator.name, **self._origin},
             "factory": asdict(self.config),
         }
 

@@ -94,8 +94,8 @@ class CandidateLog:
 
 
 def has_candidates(folder: Path | str) -> bool:
-    """Whether a data set has a ledger."""
-    return (Path(folder) / FOLDER).is_dir()
+    """Whether a data set has a ledger with anything in it."""
+    return any(path.stat().st_size for path in (Path(folder) / FOLDER).glob("*.jsonl"))
 
 
 def read_candidates(folder: Path | str) -> Iterator[CaptionCandidates]:

@@ -8,6 +8,7 @@ storage is shared. Workers need the checkpoint under the same name (a URL will d
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,6 +25,7 @@ __all__ = ["RayCrew", "ray_crew"]
 AHEAD = 3
 RETRIES = 3
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 5
 
 
 class _Worker:
@@ -114,6 +116,7 @@ def ray_crew(plan: CrewPlan, address: str, *, workers: int | None = None) -> Ite
 
     Raises ConfigError without ray, for an address where no cluster answers, or if its workers are busy elsewhere.
     """
+    _refuse_silent(address)
     ray = _ray()
     try:
         ray.init(
@@ -134,6 +137,17 @@ def ray_crew(plan: CrewPlan, address: str, *, workers: int | None = None) -> Ite
         yield RayCrew(ray, [actor.remote(plan) for _ in range(count)], plan)
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray tries an address for minutes; of host:port, the usual form, one connection tells whether anybody is there."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address!r} ({error}); start one, or give --cluster local") from error
 
 
 def _ray() -> Any:

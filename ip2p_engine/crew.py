@@ -13,8 +13,11 @@ from .candidate_maker import CandidateMaker, FactoryConfig, MadeCaption, Task
 from .clip_similarity import ClipSimilarity
 from .edit import Hooks, usable_device
 from .pairs import PairConfig, PairGenerator
+from .storage import public_name
 
 __all__ = ["Crew", "CrewPlan", "LocalCrew", "local_crew", "shifted"]
+
+DEFAULT_OPTIONS = {"weights": "ema"}
 
 
 class Crew(Protocol):
@@ -47,7 +50,13 @@ class CrewPlan:
         """Load the networks; raises CheckpointError or ConfigError."""
         device = usable_device(self.device)
         generator = PairGenerator.load(self.checkpoint, self.pairs, device=device, dtype=self.dtype, **self.options)
-        return CandidateMaker(generator, ClipSimilarity.load(self.factory.clip, device=device), self.factory)
+        scorer = ClipSimilarity.load(self.factory.clip, device=device)
+        return CandidateMaker(generator, scorer, self.factory, self.origin())
+
+    def origin(self) -> dict[str, str]:
+        """The options that are not the default, for the manifest; one that names none was made with the default."""
+        given = {name: value for name, value in self.options.items() if value != DEFAULT_OPTIONS.get(name)}
+        return {name: public_name(value) for name, value in given.items()}
 
 
 class LocalCrew:

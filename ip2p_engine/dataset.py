@@ -217,9 +217,15 @@ def _reader(source: Path) -> tuple[str, Iterator[PairRecord]]:
     if source.is_file() and source.suffix.lower() in (".csv", ".jsonl"):
         return "triplets", read_triplets(source)
     if source.is_dir() and any(source.rglob("*.parquet")):
-        return "parquet", _with_keys(PairStore(source))
+        return "parquet", _with_keys(_parquet_folder(source))
     kinds = "a folder of the original layout (0000000/prompt.json), a .csv or .jsonl file, or a folder of Parquet files"
     raise DatasetError(f"{source} is no known layout; give {kinds}")
+
+
+def _parquet_folder(source: Path) -> PairStore:
+    """The pairs of a folder; some of the hub's keep their files deeper, such as in default/train."""
+    pairs = PairStore(source)
+    return pairs if pairs.shards else PairStore(source, shards=sorted(source.rglob("[!.]*.parquet")))
 
 
 def _with_keys(pairs: PairStore) -> Iterator[PairRecord]:

@@ -19,9 +19,9 @@ from typing import Any
 from PIL import Image
 
 from .errors import DatasetError
-from .files import disk_errors, json_lines, read_json, whole_file, write_json
+from .files import disk_errors, json_lines, read_json, text_lines, whole_file, write_json
 from .images import open_image
-from .store import PairRecord
+from .store import IMAGE_COLUMNS, PairRecord
 
 __all__ = ["is_original", "listing", "named", "read_original", "read_triplets", "write_original"]
 
@@ -114,8 +114,10 @@ def read_triplets(path: Path) -> Iterator[PairRecord]:
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.suffix.lower() == ".csv":
-        with disk_errors(path, "read", DatasetError), path.open(encoding="utf-8-sig", newline="") as lines:
-            yield from csv.DictReader(lines)
+        try:
+            yield from csv.DictReader(text_lines(path, DatasetError))
+        except csv.Error as error:
+            raise DatasetError(f"{path} is no CSV that can be read ({error}); correct it, or give .jsonl") from error
     else:
         yield from json_lines(path, DatasetError)
 
@@ -150,9 +152,11 @@ def _seed(row: Mapping[str, Any], place: Any) -> int | None:
 
 def _picture(path: Path) -> bytes:
     """The file as it is, if it is a picture in a format of the store, else as PNG."""
+    if "\0" in str(path):
+        raise DatasetError(f"{str(path)!r} is no path, since it holds a NUL; correct it")
     with disk_errors(path, "read", DatasetError):
         data = path.read_bytes()
-    return data if _format(data, path) in KEPT_FORMATS else _encoded(data, "PNG")
+    return data if _format(data, path) in KEPT_FORMATS else _encoded(data, "PNG", str(path))
 
 
 def _format(data: bytes, name: Any) -> str | None:
@@ -163,10 +167,10 @@ def _format(data: bytes, name: Any) -> str | None:
         raise DatasetError(f"{name} is no picture; restore it, or leave the pair out") from error
 
 
-def _encoded(data: bytes, kind: str) -> bytes:
+def _encoded(data: bytes, kind: str, name: str) -> bytes:
     stream = io.BytesIO()
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
-    open_image(data).save(stream, kind, **options)
+    open_image(data, name=name).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -213,9 +217,10 @@ def _begin(place: Path, pair: PairRecord) -> None:
 
 
 def _write_pair(place: Path, seed: str, pair: PairRecord) -> None:
-    for n, data in enumerate((pair.original_image, pair.edited_image)):
+    for n, column in enumerate(IMAGE_COLUMNS):
+        data, name = getattr(pair, column), f"the {column} of pair {pair.key or f'{place.name}/{seed}'}"
         with whole_file(place / f"{seed}_{n}.jpg") as stream:
-            stream.write(data if _format(data, pair.key) == "JPEG" else _encoded(data, "JPEG"))
+            stream.write(data if _format(data, name) == "JPEG" else _encoded(data, "JPEG", name))
     row = {"seed": int(seed), **{theirs: getattr(pair, column) for column, theirs in METADATA.items()}}
     with (place / "metadata.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")

@@ -131,7 +131,9 @@ class AppendLog:
 
     def append(self, *rows: Any) -> None:
         """Write rows as lines and fsync; on any error the file is as it was before."""
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # Halves of letters (lone surrogates) become JSON's escapes for them.
+        data = "".join(lines).encode(errors="backslashreplace")
         # Unbuffered, because a buffer would write what failed once more when the stream is closed.
         with self._refusing(), self.path.open("r+b", buffering=0) as stream:
             stream.seek(self._size)

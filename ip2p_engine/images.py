@@ -46,12 +46,13 @@ SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 
 
-def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
+def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: str = "the given data") -> Image.Image:
     """A new picture that is upright and 8-bit RGB, whatever came; the caller's picture is never changed.
 
     EXIF orientation is applied, transparency laid on white, 16-bit grey (0 .. 65535, also in mode I) scaled, CMYK
     converted by its own profile where it has one. An RGB profile stays in ``info["icc_profile"]``.
-    Raises ImageError for what cannot be read, is animated, or lies outside 8 px a side, 32 : 1 and 100 megapixels.
+    Raises ImageError for what cannot be read, is animated, or lies outside 8 px a side, 32 : 1 and 100 megapixels;
+    ``name`` is what it calls bytes.
     """
     with warnings.catch_warnings():
         # Pillow warns of large pictures, which have their own limit here, and of broken metadata, which is harmless.
@@ -59,7 +60,7 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
         if isinstance(source, Image.Image):
             return _normalise(source, str(getattr(source, "filename", "")) or "the given picture")
         if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), "the given data")
+            return _decode(io.BytesIO(source), name)
         if isinstance(source, str | os.PathLike):
             with _opened(source) as stream:
                 return _decode(stream, str(source))

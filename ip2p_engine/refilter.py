@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from PIL import Image
 
 from .candidates import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
 from .clip_similarity import ClipSimilarity, PairScores, rounded
@@ -15,11 +18,13 @@ from .filtering import MEASURES, FilterConfig, FilterReport, filter_candidates
 from .images import open_image
 from .store import IMAGE_COLUMNS, MANIFEST, PairRecord, PairStore, PairWriter
 
-__all__ = ["RefilterReport", "refilter", "rescored"]
+__all__ = ["RefilterReport", "clip_of", "refilter", "rescored"]
 
 AT_ONCE = 64
 
+log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +65,30 @@ def refilter(
     """
     pairs = PairStore(folder)
     by_ledger = scores is None and has_candidates(folder)
-    lines, reports = _by_ledger(pairs, config) if by_ledger else ([], [])
-    wanted = {pair_key(line.caption, seed) for line in lines for seed in line.kept}
-    if not by_ledger:
-        wanted, reports = _by_rows(pairs, scores, config)
+    judged = _by_ledger(pairs, config) if by_ledger else _by_rows(pairs, scores, config)
     there = set(_names(pairs))
     if out is not None:
-        source = pairs.manifest if (pairs.folder / MANIFEST).exists() else {}
-        filtered = {"source": str(folder), "filter": asdict(config), "clip": clip}
-        writer = PairWriter(out, manifest={"config": {**source.get("config", {}), "filtered": filtered}})
+        source = _config_of(pairs)
+        filtered = {"source": str(folder), "filter": asdict(config), "clip": clip or _rescored_by(source)}
+        writer = PairWriter(out, manifest={"config": {**source, "filtered": filtered}})
         with writer:
-            _copy(pairs, wanted, scores or {}, writer, on_progress)
-            _copy_lines(lines, there, writer)
-    return RefilterReport(filtered=_sum(reports, config), missing=tuple(sorted(wanted - there)))
+            _copy(pairs, judged.wanted, scores or {}, writer, on_progress)
+            _copy_lines(pairs, judged.captions, config, there, writer)
+    return RefilterReport(filtered=judged.report, missing=tuple(sorted(judged.wanted - there)))
+
+
+def clip_of(pairs: PairStore) -> str:
+    """The CLIP that took the scores of a data set; empty where its manifest does not say. Raises DatasetError."""
+    config = _config_of(pairs)
+    return _rescored_by(config) or config.get("factory", {}).get("clip", "")
+
+
+def _config_of(pairs: PairStore) -> dict[str, Any]:
+    return pairs.manifest.get("config", {}) if (pairs.folder / MANIFEST).exists() else {}
+
+
+def _rescored_by(config: Mapping[str, Any]) -> str | None:
+    return config.get("filtered", {}).get("clip")
 
 
 def rescored(
@@ -80,8 +96,11 @@ def rescored(
 ) -> dict[str, PairScores]:
     """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
     found: dict[str, PairScores] = {}
+    bare = sum(not (text or "").strip() for text in pairs.columns("original_prompt")["original_prompt"])
+    if bare:
+        log.warning("%d of %d pairs have no captions; of their scores only sim_image means anything", bare, len(pairs))
     for batch in _batches(enumerate(pairs)):
-        before, after = ([open_image(getattr(pair, name)) for _, pair in batch] for name in IMAGE_COLUMNS)
+        before, after = ([_opened(pair, n, name) for n, pair in batch] for name in IMAGE_COLUMNS)
         captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
         scores = scorer.score(before, after, captions, edited)
         found.update({_name(pair.key, n): rounded(one) for (n, pair), one in zip(batch, scores, strict=True)})
@@ -90,15 +109,32 @@ def rescored(
     return found
 
 
-def _by_ledger(pairs: PairStore, config: FilterConfig) -> tuple[list[CaptionCandidates], list[FilterReport]]:
-    judged = [row.judged(config) for row in read_candidates(pairs.folder)]
-    return [row for row, _ in judged], [report for _, report in judged]
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What a filter says of a whole data set."""
+
+    report: FilterReport
+    wanted: set[str]
+    """Keys of the pairs to keep."""
+    captions: set[int] = field(default_factory=set)
+    """The caption pairs that the ledger had; a writer at work may add more."""
 
 
-def _by_rows(
-    pairs: PairStore, scores: Mapping[str, PairScores] | None, config: FilterConfig
-) -> tuple[set[str], list[FilterReport]]:
-    """(keys to keep, a report a caption pair) of a data set without a ledger."""
+def _by_ledger(pairs: PairStore, config: FilterConfig) -> _Judged:
+    """Line by line: the ledger of a large data set does not fit into memory."""
+    wanted: set[str] = set()
+    captions, total = set(), filter_candidates([], config).report
+    for line in read_candidates(pairs.folder):
+        row, report = line.judged(config)
+        wanted.update(pair_key(row.caption, seed) for seed in row.kept)
+        captions.add(row.caption)
+        total += report
+    return _Judged(report=total, wanted=wanted, captions=captions)
+
+
+def _by_rows(pairs: PairStore, scores: Mapping[str, PairScores] | None, config: FilterConfig) -> _Judged:
+    if not len(pairs):
+        raise DatasetError(f"{pairs.folder} has no pairs to filter; give the folder of a data set")
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
     groups: dict[tuple[str, ...], list[tuple[str, PairScores]]] = {}
     for number, name in enumerate(_names(pairs)):
@@ -107,7 +143,7 @@ def _by_rows(
         groups.setdefault(texts, []).append((name, one))
     results = [(group, filter_candidates([one for _, one in group], config)) for group in groups.values()]
     wanted = {group[n][0] for group, result in results for n in result.kept}
-    return wanted, [result.report for _, result in results]
+    return _Judged(report=_sum((result.report for _, result in results), config), wanted=wanted)
 
 
 def _score_of(pairs: PairStore, columns: Mapping[str, list[Any]], number: int) -> PairScores:
@@ -137,13 +173,22 @@ def _with_scores(pair: PairRecord, scores: PairScores | None) -> PairRecord:
     return pair if scores is None else replace(pair, **asdict(scores))
 
 
-def _copy_lines(lines: Iterable[CaptionCandidates], there: set[str], writer: PairWriter) -> None:
+def _copy_lines(
+    pairs: PairStore, captions: set[int], config: FilterConfig, there: set[str], writer: PairWriter
+) -> None:
     """The ledger goes along, so that the new data set can be filtered again; the pictures first, as always."""
+    if not captions:
+        return
     writer.flush()
-    known = {row.caption for row in read_candidates(writer.folder)}
+    new = captions - {row.caption for row in read_candidates(writer.folder)}
     log = CandidateLog(writer.folder, (0, 1))
-    kept = [(row, tuple(seed for seed in row.kept if pair_key(row.caption, seed) in there)) for row in lines]
-    log.append([replace(row, kept=seeds) for row, seeds in kept if row.caption not in known])
+    lines = (line.filtered(config) for line in read_candidates(pairs.folder) if line.caption in new)
+    for batch in _batches(lines):
+        log.append([replace(row, kept=_pictured(row, there)) for row in batch])
+
+
+def _pictured(row: CaptionCandidates, there: set[str]) -> tuple[int, ...]:
+    return tuple(seed for seed in row.kept if pair_key(row.caption, seed) in there)
 
 
 def _names(pairs: PairStore) -> list[str]:
@@ -155,7 +200,11 @@ def _name(key: str | None, number: int) -> str:
     return key or f"row/{number}"
 
 
-def _batches(rows: Iterable[tuple[int, PairRecord]]) -> Iterator[list[tuple[int, PairRecord]]]:
+def _opened(pair: PairRecord, number: int, column: str) -> Image.Image:
+    return open_image(getattr(pair, column), name=f"the {column} of pair {_name(pair.key, number)}")
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     waiting = iter(rows)
     while batch := list(islice(waiting, AT_ONCE)):
         yield batch

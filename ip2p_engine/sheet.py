@@ -69,7 +69,7 @@ def _card(index: int, pair: PairRecord, side: int) -> str:
     words = escape("\n".join(texts).lower())
     shown = [f"{name} {_short(value)}" for name, value in numbers.items() if value is not None]
     pictures = "".join(
-        f'<img alt="{alt}" src="{_data_uri(data, side)}">'
+        f'<img alt="{alt}" src="{_data_uri(data, side, f"pair {pair.key or index}, the picture {alt},")}">'
         for alt, data in (("before", pair.original_image), ("after", pair.edited_image))
     )
     return (
@@ -84,8 +84,8 @@ def _short(value: float) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _data_uri(data: bytes, side: int) -> str:
-    picture = open_image(data)
+def _data_uri(data: bytes, side: int, name: str) -> str:
+    picture = open_image(data, name=name)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=85)

@@ -103,7 +103,7 @@ class PairWriter:
         """Lock the partition; raises DatasetError if it has a writer, or the folder holds another run's pairs."""
         _pyarrow()
         with disk_errors(self.folder, "written", DatasetError):
-            self._data.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         with self._open:
             opening = f"{self.folder} is being opened by other writers for a minute; try again"
             with locked(self.folder / ".opening.lock", opening, DatasetError, wait=60):
@@ -113,6 +113,8 @@ class PairWriter:
                 self._open.enter_context(locked(self.folder / f".{self._name}.lock", refusal, DatasetError))
                 self._refuse_overlap()
                 self._agree_on_manifest()
+            with disk_errors(self._data, "written", DatasetError):
+                self._data.mkdir(exist_ok=True)
             for left in self._data.glob(f".train-{self._name}-*{TEMPORARY}"):
                 left.unlink()
             self._take_up()
@@ -125,10 +127,10 @@ class PairWriter:
         with self._open:
             try:
                 self.flush()
-            except DatasetError:
+            except DatasetError as refused:
                 if error is None:
                     raise
-                log.exception("the last %d pairs could not be written", len(self._rows))
+                log.error("the last %d pairs could not be written (%s)", len(self._rows), refused)
 
     def write(self, *records: PairRecord) -> None:
         """Append records; those of one call end in one shard, so a kill leaves all of them or none.
@@ -142,7 +144,7 @@ class PairWriter:
             if not key:
                 raise DatasetError(f"a pair for {self.folder} has no key; name the work that made it")
             if key in self._keys or keys.count(key) > 1:
-                raise DatasetError(f"pair {key!r} exists in {self.folder}; skip what done_keys() names")
+                raise DatasetError(f"pair {key!r} exists in {self.folder}; give it a key of its own, or leave it out")
         self._rows += records
         self._keys.update(keys)
         self._dirty = True
@@ -182,6 +184,8 @@ class PairWriter:
         path = self.folder / MANIFEST
         mine = json.loads(json.dumps({**self._manifest, "schema_version": SCHEMA_VERSION}))
         if not path.exists():
+            if any(self.folder.glob("*.parquet")) or any(self._data.glob("*.parquet")):
+                raise DatasetError(f"{self.folder} holds pairs of unknown origin; import it, or write to a new folder")
             with disk_errors(path, "written", DatasetError):
                 write_json(path, {**mine, "versions": versions_of(*VERSIONED)})
         theirs = read_manifest(self.folder)

@@ -18,7 +18,9 @@ __all__ = [
     "CaptionSource",
     "Rejected",
     "Request",
+    "UnfinishedBatch",
     "in_test_split",
+    "is_unicode",
     "plain",
     "read_captions",
     "read_edits",
@@ -77,7 +79,20 @@ class CaptionSource(Protocol):
     """How many requests it likes to get at once."""
 
     def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
-        """One answer a request, in their order."""
+        """One answer a request, in their order; may raise UnfinishedBatch."""
+
+
+class UnfinishedBatch(CaptionError):
+    """Trouble amid a batch, with one answer a request, and None for those that have none."""
+
+    def __init__(self, said: str, answers: Sequence[CaptionEdit | Rejected | None]) -> None:
+        super().__init__(said)
+        self.answers = answers
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down; JSON may hold halves of letters (lone surrogates)."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def plain(text: str) -> str:
@@ -104,7 +119,7 @@ def read_captions(path: Path | str, *, column: str | None = None) -> Iterator[st
     if kind == ".txt":
         yield from filter(None, map(str.strip, text_lines(path, CaptionError)))
         return
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(_rows(path, "a .txt, .jsonl or .parquet file"), start=1):
         caption = _named(row, (column,) if column else CAPTION_NAMES, f"{path}, row {number},").strip()
         if caption:
             yield caption
@@ -116,18 +131,18 @@ def read_edits(path: Path | str) -> list[CaptionEdit]:
     names = {"caption": CAPTION_NAMES, "instruction": INSTRUCTION_NAMES, "edited_caption": EDITED_NAMES}
     return [
         CaptionEdit(**{field: _named(row, names[field], f"{path}, row {number},") for field in names})
-        for number, row in enumerate(_rows(path), start=1)
+        for number, row in enumerate(_rows(path, "a .jsonl or .parquet file of triplets"), start=1)
     ]
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path, wanted: str) -> Iterator[Mapping[str, Any]]:
     kind = path.suffix.lower()
     if kind in (".jsonl", ".json"):
         yield from json_lines(path, CaptionError)
     elif kind == ".parquet":
         yield from _parquet_rows(path)
     else:
-        raise CaptionError(f"{path} ends in {kind or 'no suffix'}; give a .txt, .jsonl or .parquet file")
+        raise CaptionError(f"{path} ends in {kind or 'no suffix'}; give {wanted}")
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -148,5 +163,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 def _named(row: Mapping[str, Any], names: Sequence[str], place: str) -> str:
     for name in names:
         if isinstance(row.get(name), str):
+            if not is_unicode(row[name]):
+                raise CaptionError(f"{place} has half a letter (a lone surrogate) in {name}; correct or remove the row")
             return row[name]
     raise CaptionError(f"{place} has {', '.join(map(str, row))} and no text in {' or '.join(names)}; name its column")

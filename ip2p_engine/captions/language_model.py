@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
@@ -85,6 +86,8 @@ class FineTuneConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a whole number of at least {least}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is {self.warmup}; give a fraction from 0 to below 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0, such as 2e-5")
 
     @property
     def rate(self) -> float:
@@ -125,9 +128,22 @@ class LanguageModelSource:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         self._model = model.to(device, dtype).eval()
 
-    @torch.inference_mode()
     def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
-        """One answer a request, sampled in one batch."""
+        """One answer a request, sampled in one batch; what the model's context does not hold is rejected."""
+        fitting = [request for request in requests if self._fits(request)]
+        written = dict(zip(fitting, self._sampled(fitting), strict=True))
+        return [written.get(request) or Rejected(reason="too long", text=request.caption) for request in requests]
+
+    def _fits(self, request: Request) -> bool:
+        """Whether prompt and answer fit together; some models have no limit."""
+        longest = getattr(self._model.config, "max_position_embeddings", None) or math.inf
+        prompt = self._tokenizer(self.delimiters.prompt(request.caption))["input_ids"]
+        return len(prompt) + self.config.max_tokens <= longest
+
+    @torch.inference_mode()
+    def _sampled(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
+        if not requests:
+            return []
         texts = [self.delimiters.prompt(request.caption) for request in requests]
         prompts = self._tokenizer(texts, return_tensors="pt", padding=True).to(self._model.device)
         chooser = _SeededChoice([request.seed for request in requests], self.config.temperature)
@@ -212,7 +228,7 @@ def _load(folder: Path | str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{folder} holds no causal language model ({reason}); give its folder or hub id"
@@ -226,7 +242,12 @@ def _load(folder: Path | str) -> tuple[Any, Any]:
 
 def _saved_delimiters(folder: Path) -> Delimiters:
     path = folder / SETTINGS
-    return from_mapping(Delimiters, read_json(path, CheckpointError)["delimiters"]) if path.exists() else Delimiters()
+    if not path.exists():
+        return Delimiters()
+    saved = read_json(path, CheckpointError)
+    if not isinstance(saved, dict) or "delimiters" not in saved:
+        raise CheckpointError(f"{path} names no delimiters; restore it, or remove it to go by the default ones")
+    return from_mapping(Delimiters, saved["delimiters"])
 
 
 def _with_adapters(model: Any, rank: int) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import CaptionError, ConfigError, Interrupted
 from ..files import AppendLog, locked
-from .edits import CaptionEdit, CaptionSource, Rejected, Request, plain
+from .edits import CaptionEdit, CaptionSource, Rejected, Request, UnfinishedBatch, plain
 
 __all__ = ["CaptionReport", "make_captions"]
 
@@ -67,7 +67,7 @@ def make_captions(
         for requests in _batches(todo, source.batch):
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped with {ledger.written} edits in {out}; the same command goes on")
-            ledger.settle(source, [request for request in requests if not ledger.knows(request)])
+            ledger.settle(source, [request for request in requests if not ledger.knows(request, source.name)])
             finished += len(requests)
             if on_progress is not None:
                 on_progress(finished, len(unique) * per_caption)
@@ -92,7 +92,8 @@ class _Ledger:
         self._kept = AppendLog(out, CaptionError)
         self._refused = AppendLog(out.with_suffix(f".rejected{out.suffix}"), CaptionError)
         self._lock = ExitStack()
-        self._asked: set[tuple[str, int]] = set()
+        self._answered: set[tuple[str, int]] = set()
+        self._rejected_of: set[tuple[str, int, str]] = set()
         self._edits: set[tuple[str, ...]] = set()
         self.written, self.rejected = 0, Counter[str]()
 
@@ -116,13 +117,13 @@ class _Ledger:
     def _load(self) -> None:
         try:
             for row in self._kept:
-                self._asked.add((row["caption"], row["number"]))
+                self._answered.add((row["caption"], row["number"]))
                 self._edits.add(
                     _identity(CaptionEdit(**{name: row[name] for name in CaptionEdit.__dataclass_fields__}))
                 )
                 self.written += 1
             for row in self._refused:
-                self._asked.add((row["caption"], row["number"]))
+                self._rejected_of.add((row["caption"], row["number"], row["source"]))
                 self.rejected[row["reason"]] += 1
         except KeyError as error:
             raise CaptionError(f"{self._kept.path} has a line without {error}; write to another file") from error
@@ -133,23 +134,33 @@ class _Ledger:
     def __exit__(self, *error: object) -> None:
         self._lock.close()
 
-    def knows(self, request: Request) -> bool:
-        return (request.caption, request.number) in self._asked
+    def knows(self, request: Request, source: str) -> bool:
+        """Whether there is an edit, or this source's answer was rejected; another source may do better."""
+        asked = (request.caption, request.number)
+        return asked in self._answered or (*asked, source) in self._rejected_of
 
     def settle(self, source: CaptionSource, requests: Sequence[Request]) -> None:
-        """Ask, judge and write one batch."""
+        """Ask, judge and write one batch, or what a source finished of it before it gave up."""
         if not requests:
             return
+        try:
+            self._take(source.name, requests, source.propose(requests))
+        except UnfinishedBatch as error:
+            self._take(source.name, requests, error.answers)
+            raise
+
+    def _take(self, source: str, requests: Sequence[Request], answers: Sequence[Answer | None]) -> None:
         kept, refused = [], []
-        for request, answer in zip(requests, source.propose(requests), strict=True):
+        for request, answer in zip(requests, answers, strict=True):
+            if answer is None:
+                continue
             verdict = self._judge(answer)
-            row = {"caption": request.caption, "number": request.number, "seed": request.seed, "source": source.name}
+            row = {"caption": request.caption, "number": request.number, "seed": request.seed, "source": source}
             if isinstance(verdict, Rejected):
                 self.rejected[verdict.reason] += 1
                 refused.append({**row, **asdict(verdict)})
             else:
                 kept.append({**asdict(verdict), **row})
-            self._asked.add((request.caption, request.number))
         if refused:
             self._refused.append(*refused)
         if kept:

@@ -26,12 +26,14 @@ from typing import Any
 from .. import __version__
 from ..errors import CaptionError, ConfigError
 from ..files import NO_JSON
-from .edits import CaptionEdit, Rejected, Request
+from .edits import CaptionEdit, Rejected, Request, UnfinishedBatch, is_unicode
 
 __all__ = ["ServerConfig", "ServerSource"]
 
 log = logging.getLogger(__name__)
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+# A caption that the server's policy or its model's context refuses, or a wrong setting.
+PERHAPS_OF_ONE_CAPTION = (400, 413, 422)
 MAX_ANSWER, LONGEST_ASKED = 1_000_000, 3600.0
 
 INSTRUCTION = """\
@@ -69,7 +71,7 @@ class ServerConfig:
     longest_wait: float = 120.0
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"https?://[^\s/]+.*", self.base_url):
+        if not re.fullmatch(r"https?://[^\s/]+[!-~]*", self.base_url):
             raise ConfigError(f"base_url is {self.base_url!r}; give an address such as http://127.0.0.1:8000/v1")
         if not self.model:
             raise ConfigError("model is empty; give the name under which the server knows it")
@@ -85,14 +87,17 @@ class ServerSource:
     """A source of edits; requests run side by side, answers keep their order."""
 
     def __init__(self, config: ServerConfig) -> None:
+        """Raises ConfigError for a key that no header can carry."""
         self.config, self.name = config, config.model
+        self._key = _key(config.key_variable)
         self.batch = 8 * config.concurrency
         self._gate = _Gate()
+        self._answers, self._trial = False, threading.Lock()
         # No redirects: the key would go wherever they lead.
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def propose(self, requests: Sequence[Request]) -> list[CaptionEdit | Rejected]:
-        """One answer a request. Raises CaptionError once a request has failed for good; the rest is given up then."""
+        """One answer a request; raises UnfinishedBatch once one has failed for good, and gives the rest up."""
         self._gate.open()
         work: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
         futures: list[Future] = [Future() for _ in requests]
@@ -104,6 +109,9 @@ class ServerSource:
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
+        except CaptionError as error:
+            self._gate.close()
+            raise UnfinishedBatch(str(error), [_finished(future) for future in futures]) from error
         except BaseException:
             self._gate.close()
             raise
@@ -121,11 +129,32 @@ class ServerSource:
                 future.set_exception(error)
 
     def _ask(self, request: Request) -> CaptionEdit | Rejected:
+        """The server's answer; a refusal counts as one if it is of this caption alone, and else ends the run."""
+        try:
+            return self._answer(request)
+        except _Refused as refusal:
+            if refusal.code in PERHAPS_OF_ONE_CAPTION and self._takes_others():
+                return Rejected(reason="refused", text=refusal.said)
+            raise
+
+    def _takes_others(self) -> bool:
+        """Whether the server answers at all; until it has, it is asked about a caption that nobody minds."""
+        with self._trial:
+            try:
+                if not self._answers:
+                    self._answer(Request.make(EXAMPLES[0][0], 0, 0))
+            except _Refused:
+                return False
+        return True
+
+    def _answer(self, request: Request) -> CaptionEdit | Rejected:
         body = json.dumps(_body(request, self.config)).encode()
         for attempt in range(self.config.retries + 1):
             self._gate.wait()
             try:
-                return _parsed(request.caption, self._post(body))
+                answer = _parsed(request.caption, self._post(body))
+                self._answers = True
+                return answer
             except _Passing as trouble:
                 if attempt == self.config.retries:
                     tried = f"{self.config.base_url} failed {attempt + 1} times, at last with: {trouble}"
@@ -147,26 +176,37 @@ class ServerSource:
         """The server's answer as JSON; _Passing for trouble that may pass, CaptionError for the rest."""
         url = self.config.base_url.rstrip("/") + "/chat/completions"
         headers = {"Content-Type": "application/json", "User-Agent": f"ip2p/{__version__}"}
-        key = os.environ.get(self.config.key_variable)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         post = urllib.request.Request(url, data=body, headers=headers)  # base_url is http or https
         try:
             with self._opener.open(post, timeout=self.config.timeout) as answer:
                 self._gate.hold(_used_up(answer.headers))
-                return json.loads(answer.read(MAX_ANSWER))
+                content = answer.read(MAX_ANSWER)
         except urllib.error.HTTPError as error:
             said = f"HTTP {error.code} {_message(error)}".strip()
             if error.code not in TRANSIENT:
-                raise CaptionError(f"{url} refused the request ({said}); check address, model and key") from error
+                raise _Refused(url, said, error.code) from error
             raise _Passing(said, _asked_wait(error.headers)) from error
-        except (OSError, http.client.HTTPException, *NO_JSON) as error:
+        except (OSError, http.client.HTTPException) as error:
+            raise _Passing(f"{type(error).__name__}: {error}") from error
+        try:
+            return json.loads(content)
+        except NO_JSON as error:
             raise _Passing(f"{type(error).__name__}: {error}") from error
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any) -> None:
         return None
+
+
+class _Refused(CaptionError):
+    """An answer of the server's that no patience changes."""
+
+    def __init__(self, url: str, said: str, code: int) -> None:
+        super().__init__(f"{url} refused the request ({said}); check address, model and key")
+        self.said, self.code = said, code
 
 
 class _Passing(Exception):
@@ -205,6 +245,19 @@ class _Gate:
             raise CaptionError("the work was given up")
 
 
+def _finished(future: Future) -> CaptionEdit | Rejected | None:
+    return future.result() if future.done() and future.exception() is None else None
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable; what is wrong with it is said without it."""
+    key = os.environ.get(variable, "").strip()
+    if not all(" " < letter <= "~" for letter in key):
+        got = f"the key in {variable} has spaces, control characters or letters beyond ASCII"
+        raise ConfigError(f"{got}; set the variable to the key alone")
+    return key
+
+
 def _body(request: Request, config: ServerConfig) -> dict[str, Any]:
     messages = [{"role": "system", "content": INSTRUCTION}]
     for caption, instruction, edited in EXAMPLES:
@@ -233,7 +286,7 @@ def _parsed(caption: str, answer: Any) -> CaptionEdit | Rejected:
         edit = {name: fields[name] for name in ("instruction", "edited_caption")}
     except (*NO_JSON, KeyError):
         return Rejected(reason="malformed", text=text)
-    if not all(isinstance(value, str) and value.strip() for value in edit.values()):
+    if not all(isinstance(value, str) and value.strip() and is_unicode(value) for value in edit.values()):
         return Rejected(reason="malformed", text=text)
     return CaptionEdit(caption=caption, **{name: " ".join(value.split()) for name, value in edit.items()})
 

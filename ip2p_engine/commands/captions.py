@@ -6,16 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import add_command, progress_bar
+from .options import add_command, check_positive, local_path, progress_bar
 from .stopping import stop_signals
 
 __all__ = ["add"]
 
-SOURCES = ("grammar", "language-model", "server")
+OPTIONS = {
+    "grammar": ("sample", "held_out"),
+    "language-model": ("language_model", "device", "batch", "temperature", "max_tokens"),
+    "server": ("base_url", "model", "key_variable", "concurrency", "retries", "temperature", "max_tokens"),
+}
+"""What each source alone understands."""
 FINE_TUNE = "fine-tune"
 
 
@@ -31,10 +35,10 @@ def _add_captions(commands: Any) -> None:
         "--column", help="of a .jsonl or .parquet file (default: caption, input, original_prompt, text)"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="a .jsonl file; an unfinished one goes on"
+        "--out", type=local_path, required=True, metavar="FILE", help="a .jsonl file; an unfinished one goes on"
     )
     parser.add_argument(
-        "--source", choices=SOURCES, default="grammar", help="who thinks of the edits (default: grammar)"
+        "--source", choices=tuple(OPTIONS), default="grammar", help="who thinks of the edits (default: grammar)"
     )
     parser.add_argument("--per-caption", type=int, default=1, metavar="N", help="edits of each caption (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
@@ -45,15 +49,15 @@ def _add_captions(commands: Any) -> None:
     model = parser.add_argument_group("language-model: a causal model on this machine")
     model.add_argument("--language-model", metavar="FOLDER", help="as ip2p captions-fine-tune writes it, or a hub id")
     model.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
-    model.add_argument("--batch", type=int, default=16, help="texts at once (default: 16)")
+    model.add_argument("--batch", type=int, help="texts at once (default: 16)")
     server = parser.add_argument_group("server: anything that speaks OpenAI's protocol")
     server.add_argument("--base-url", metavar="URL", help="such as http://127.0.0.1:8000/v1")
     server.add_argument("--model", help="the name under which the server knows it")
-    server.add_argument("--key-variable", default="OPENAI_API_KEY", help="the environment variable with the key")
-    server.add_argument("--concurrency", type=int, default=4, help="requests at one time (default: 4)")
-    server.add_argument("--retries", type=int, default=8, help="of errors that may pass (default: 8)")
+    server.add_argument("--key-variable", help="the environment variable with the key (default: OPENAI_API_KEY)")
+    server.add_argument("--concurrency", type=int, help="requests at one time (default: 4)")
+    server.add_argument("--retries", type=int, help="of errors that may pass (default: 8)")
     both = parser.add_argument_group("language-model and server")
-    both.add_argument("--temperature", type=float, default=0.7, help="default: 0.7, the paper's")
+    both.add_argument("--temperature", type=float, help="default: 0.7, the paper's")
     both.add_argument("--max-tokens", type=int, help="of one answer (default: 160, of a server 256)")
 
 
@@ -64,7 +68,7 @@ def _add_fine_tune(commands: Any) -> None:
         "triplets", metavar="TRIPLETS", help="a .jsonl or .parquet file: caption, instruction, edited caption"
     )
     parser.add_argument("--base", required=True, help="a causal model: a folder or a hub id")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=local_path, required=True, metavar="FOLDER")
     parser.add_argument("--epochs", type=int, default=1, help="default: 1, the paper's")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, help="default: 2e-5, with LoRA 2e-4")
@@ -77,6 +81,7 @@ def _add_fine_tune(commands: Any) -> None:
 def _captions(options: argparse.Namespace) -> None:
     from ..captions.make import make_captions
 
+    _refuse_options_of_others(options)
     captions, source = _input(options), _source(options)
     with stop_signals() as should_stop, progress_bar(0, "captions") as bar:
         report = make_captions(
@@ -91,6 +96,19 @@ def _captions(options: argparse.Namespace) -> None:
     sys.stdout.write((json.dumps(vars(report)) if options.json else f"{options.out}: {report.as_text()}") + "\n")
 
 
+def _refuse_options_of_others(options: argparse.Namespace) -> None:
+    """A forgotten --source would use the captions up: what a source has rejected it is not asked again."""
+    for source, names in OPTIONS.items():
+        for name in names:
+            if getattr(options, name) not in (None, False) and name not in OPTIONS[options.source]:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is no option of --source {options.source}; use it with --source {source}")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 def _input(options: argparse.Namespace) -> Iterator[str]:
     from ..captions.edits import read_captions
 
@@ -100,10 +118,7 @@ def _input(options: argparse.Namespace) -> Iterator[str]:
         return read_captions(options.captions, column=options.column)
     from ..scenes.caption_source import sample_captions
 
-    if options.source != "grammar" or options.sample < 1:
-        raise ConfigError(
-            f"--sample {options.sample} writes captions of scenes; use it with --source grammar and N >= 1"
-        )
+    check_positive("--sample", options.sample)
     return sample_captions(options.sample, seed=options.seed, held_out=options.held_out)
 
 
@@ -112,24 +127,22 @@ def _source(options: argparse.Namespace) -> Any:
         from ..scenes.caption_source import GrammarSource
 
         return GrammarSource(held_out=options.held_out)
-    limit = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
     if options.source == "language-model":
-        return _language_model(options, limit)
+        return _language_model(options)
     from ..captions.server import ServerConfig, ServerSource
 
     if not options.base_url or not options.model:
         raise ConfigError("--source server needs to know where and what; give --base-url URL and --model NAME")
-    names = ("base_url", "model", "key_variable", "concurrency", "retries", "temperature")
-    return ServerSource(ServerConfig(**{name: getattr(options, name) for name in names}, **limit))
+    return ServerSource(ServerConfig(**_given(options, *OPTIONS["server"])))
 
 
-def _language_model(options: argparse.Namespace, limit: dict[str, int]) -> Any:
+def _language_model(options: argparse.Namespace) -> Any:
     if not options.language_model:
         raise ConfigError("--source language-model needs a model; give --language-model FOLDER")
     from ..captions.language_model import LanguageModelSource, SampleConfig
     from ..edit import usable_device
 
-    config = SampleConfig(temperature=options.temperature, batch=options.batch, **limit)
+    config = SampleConfig(**_given(options, "temperature", "batch", "max_tokens"))
     return LanguageModelSource(options.language_model, config=config, device=usable_device(options.device))
 
 

@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from .options import add_command, progress_bar
+from .options import add_command, local_path, progress_bar
 
 __all__ = ["add"]
 
@@ -31,7 +30,7 @@ def add(commands: Any) -> None:
         if name == "copy":
             parser.add_argument("target", metavar="TARGET", help="a folder, or any address that fsspec writes")
         if name in ("import", "export", "sheet"):
-            parser.add_argument("--out", type=Path, required=True, help="where to write")
+            parser.add_argument("--out", type=local_path, required=True, help="where to write")
         if name == "sheet":
             parser.add_argument("--limit", type=int, default=200, help="pairs, spread over the data set (default: 200)")
             parser.add_argument("--side", type=int, default=256, help="pixels of a shown picture (default: 256)")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from .options import add_command, progress_bar
+from .options import add_command, local_path, progress_bar
 from .pairs import add_thresholds, thresholds
 
 __all__ = ["add"]
@@ -19,22 +18,26 @@ def add(commands: Any) -> None:
         commands, "filter", _filter, "filter a data set again and say which threshold rejected how many"
     )
     parser.add_argument("store", metavar="STORE", help="the folder of a data set")
-    parser.add_argument("--out", type=Path, metavar="STORE", help="write what is kept there (default: only report)")
+    parser.add_argument(
+        "--out", type=local_path, metavar="STORE", help="write what is kept there (default: only report)"
+    )
     parser.add_argument(
         "--clip", help="score the pictures anew: embedded, a folder, or open_clip's architecture/weights"
     )
     parser.add_argument("--device", help="of the new scores: cpu, cuda, mps (default: a GPU if there is one)")
     add_thresholds(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="the histograms as a picture (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--plot", type=local_path, metavar="FILE", help="the histograms as a picture (.png, .svg, .pdf)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _filter(options: argparse.Namespace) -> None:
-    from ..refilter import refilter
+    from ..refilter import clip_of, refilter
     from ..store import PairStore
 
     pairs = PairStore(options.store)
-    config = thresholds(options, options.clip or _clip_of(pairs))
+    config = thresholds(options, options.clip or clip_of(pairs))
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None
         report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, on_progress=bar)
@@ -43,14 +46,6 @@ def _filter(options: argparse.Namespace) -> None:
 
         plot_report(report.filtered, options.plot)
     sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
-
-
-def _clip_of(pairs: Any) -> str:
-    """The CLIP that scored a data set, whose own thresholds are the default ones."""
-    from ..store import MANIFEST
-
-    config = pairs.manifest.get("config", {}) if (pairs.folder / MANIFEST).exists() else {}
-    return str(config.get("factory", {}).get("clip", ""))
 
 
 def _rescored(pairs: Any, options: argparse.Namespace, bar: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..storage import public_name
 
 __all__ = [
     "DTYPES",
@@ -17,6 +19,7 @@ __all__ = [
     "check_positive",
     "edit_config",
     "load_editor",
+    "local_path",
     "progress_bar",
     "torch_dtype",
 ]
@@ -91,6 +94,14 @@ def edit_config(options: argparse.Namespace, **more: Any) -> Any:
 
     names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule")
     return EditConfig(**{name: getattr(options, name) for name in names}, **more)
+
+
+def local_path(text: str) -> Path:
+    """For options that say where to write; a Path would take an address for a folder named ``s3:``."""
+    if "://" in text:
+        got = f"{public_name(text)} lies in shared storage, and this writes to a local disk"
+        raise argparse.ArgumentTypeError(f"{got}; a data set is brought there by ip2p dataset copy")
+    return Path(text)
 
 
 def progress_bar(total: int, unit: str) -> Any:

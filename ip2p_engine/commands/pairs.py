@@ -6,24 +6,24 @@ import argparse
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import DTYPES, SAMPLER_NAMES, SCHEDULE_NAMES, Several, add_command, progress_bar, torch_dtype
+from .options import DTYPES, SAMPLER_NAMES, SCHEDULE_NAMES, Several, add_command, local_path, progress_bar, torch_dtype
 from .stopping import stop_signals
 
 __all__ = ["add", "add_thresholds", "thresholds"]
 
 MODES = ("self", "replace", "refine")
 MEASURES = ("sim_0", "sim_1", "sim_direction", "sim_image")
+THRESHOLDS = ("keep", *(f"min_{measure}" for measure in MEASURES))
 
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "pairs", _pairs, "make pairs of pictures from captions and filter them by CLIP")
     parser.add_argument("edits", metavar="EDITS", help="a .jsonl or .parquet file, as ip2p captions writes it")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="the data set; an unfinished one goes on"
+        "--out", type=local_path, required=True, metavar="FOLDER", help="the data set; an unfinished one goes on"
     )
     _add_model(parser)
     _add_candidates(parser)
@@ -81,12 +81,8 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip", help="embedded, a folder, or architecture/weights of open_clip (ViT-L-14/openai)")
     add_thresholds(group)
     group.add_argument("--early-reject", action="store_true", help="drop candidates whose preview is doomed")
-    group.add_argument(
-        "--early-at", type=float, default=0.5, metavar="F", help="look after this part of the steps (0.5)"
-    )
-    group.add_argument(
-        "--early-margin", type=float, default=0.1, metavar="M", help="below a threshold by so much (0.1)"
-    )
+    group.add_argument("--early-at", type=float, metavar="F", help="look after this part of the steps (0.5)")
+    group.add_argument("--early-margin", type=float, metavar="M", help="below a threshold by so much (0.1)")
 
 
 def add_thresholds(parser: Any) -> None:
@@ -124,16 +120,32 @@ def _crew(options: argparse.Namespace) -> Any:
     from ..cluster import ray_crew
     from ..crew import CrewPlan, local_crew
 
+    pairs = _pair_config(options)
+    _refuse_idle(options, pairs.mode)
     clip = options.clip or ("embedded" if options.checkpoint == "embedded-sd" else None)
     plan = CrewPlan(
         checkpoint=options.checkpoint,
         options={"weights": options.weights, "base": options.base},
         device=options.device,
         dtype=torch_dtype(options),
-        pairs=_pair_config(options),
+        pairs=pairs,
         factory=_factory_config(options, clip),
     )
     return ray_crew(plan, options.cluster) if options.cluster else local_crew(plan)
+
+
+def _refuse_idle(options: argparse.Namespace, mode: str) -> None:
+    """An option that would change nothing is a mistake."""
+    for holds, needed, names in (
+        (mode != "self", "--mode replace or refine", ("cross_steps",)),
+        (options.local_blend, "--local-blend", ("blend_words", "blend_start")),
+        (options.filter == "inline", "--filter inline", THRESHOLDS),
+        (options.early_reject, "--early-reject", ("early_at", "early_margin")),
+    ):
+        for name in names:
+            if not holds and getattr(options, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} has no effect without {needed}; add that, or leave {flag} out")
 
 
 def _work(options: argparse.Namespace) -> Any:
@@ -160,17 +172,18 @@ def thresholds(options: argparse.Namespace, clip: str) -> Any:
     from ..clip_similarity import own_thresholds
     from ..filtering import FilterConfig
 
-    names = ("keep", *(f"min_{measure}" for measure in MEASURES))
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in THRESHOLDS if getattr(options, name) is not None}
     return FilterConfig(**{**own_thresholds(clip), **given})
 
 
 def _factory_config(options: argparse.Namespace, clip: str | None) -> Any:
     from ..candidate_maker import EarlyReject, FactoryConfig
     from ..clip_similarity import DEFAULT_CLIP
+    from ..config import with_overrides
 
     name = clip or DEFAULT_CLIP
-    early = EarlyReject(at=options.early_at, margin=options.early_margin) if options.early_reject else None
+    looks = {"at": options.early_at, "margin": options.early_margin}
+    early = with_overrides(EarlyReject(), looks) if options.early_reject else None
     return FactoryConfig(
         candidates=options.candidates,
         seed=options.seed,

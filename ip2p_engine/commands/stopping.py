@@ -26,7 +26,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
                 raise KeyboardInterrupt
             return  # torchrun passes a Ctrl-C on as SIGTERM
         asked.set()
-        sys.stderr.write("\nip2p: finishing what is begun; once more ends at once\n")
+        sys.stderr.write("\nip2p: stopping, and keeping what is finished; once more ends at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

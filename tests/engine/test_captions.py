@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_a_later_run_asks_only_for_what_is_new(tmp_path):
     assert more.asked == [("a cat", 1)]
 
 
+def test_another_source_is_asked_about_what_one_rejected(tmp_path):
+    out, answers = tmp_path / "edits.jsonl", {"a cat": edit(), "a rat": Rejected(reason="unknown caption")}
+    make_captions(answers, Table(answers), out)
+    other = Table({"a rat": edit("a rat", "make it a hat", "a hat")})
+    other.name = "another"
+    assert make_captions(answers, other, out).new == 1 and other.asked == [("a rat", 0)]
+
+
 def test_a_line_cut_off_by_a_kill_is_asked_for_again(tmp_path):
     out = tmp_path / "edits.jsonl"
     captions = list(sample_captions(20, seed=0))
@@ -181,6 +190,9 @@ def test_unreadable_inputs_are_named(tmp_path):
     (tmp_path / "null.jsonl").write_text('{"caption": "a"}\n{"caption": null}\n')
     with pytest.raises(CaptionError, match="row 2, has caption and no text in caption or input"):
         list(read_captions(tmp_path / "null.jsonl"))
+    (tmp_path / "half.jsonl").write_text('{"caption": "a \\ud83d"}\n')
+    with pytest.raises(CaptionError, match="row 1, has half a letter"):
+        list(read_captions(tmp_path / "half.jsonl"))
     for kind, text in (("txt", "a café\n"), ("jsonl", '{"caption": "a café"}\n')):
         path = tmp_path / f"old.{kind}"
         path.write_text(text, encoding="latin-1")
@@ -325,6 +337,13 @@ def test_an_untrained_model_is_malformed_and_batches_do_not_matter(tiny_model):
     assert len({answer.text for answer in source.propose(other)}) == 2
 
 
+def test_a_caption_that_the_context_does_not_hold_is_rejected(tiny_model):
+    source = LanguageModelSource(tiny_model, config=SampleConfig(max_tokens=12))
+    first, second = source.propose(requests_of("word " * 200, "a cat"))
+    assert (first.reason, second.reason) == ("too long", "malformed")
+    assert source.propose(requests_of("word " * 200)) == [first]
+
+
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
@@ -348,12 +367,22 @@ def test_bad_settings_and_models_are_refused(tiny_model, tmp_path, caplog):
         lambda: Delimiters(stop=" "),
         lambda: Delimiters(stop="\n%%\n"),
         lambda: FineTuneConfig(epochs=0),
+        lambda: FineTuneConfig(learning_rate=0),
+        lambda: FineTuneConfig(learning_rate=-1),
         lambda: SampleConfig(temperature=-1),
     ):
         with pytest.raises(ConfigError):
             made()
     with pytest.raises(CheckpointError, match="holds no causal language model"):
         LanguageModelSource(tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="cut holds no causal language model"):
+        LanguageModelSource(tmp_path / "cut")
+    (tmp_path / "cut" / "ip2p_captions.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="ip2p_captions.json names no delimiters"):
+        LanguageModelSource(tmp_path / "cut")
     long = [edit("word " * 300)]
     with pytest.raises(CaptionError, match="1 triplets came and none has at most 256 tokens"):
         fine_tune(tiny_model, long, tmp_path / "t")
@@ -471,6 +500,21 @@ def test_a_server_is_asked_as_the_protocol_says(monkeypatch, tmp_path):
     assert "secret-123" not in (tmp_path / "e.jsonl").read_text() + repr(source.config)
 
 
+@pytest.mark.parametrize("key", ["secret-123\n", "secret-123\nsecret-456", "secret-\u2013", "secret 123"])
+def test_a_key_is_never_said(key, monkeypatch, capsys):
+    """Its line's end is cut off; what cannot be sent was named by the library, with the key."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with Server(reply(answer())) as server:
+        if key.strip() == "secret-123":
+            source_of(server).propose(requests_of("a cat"))
+            assert server.requests[0][1]["Authorization"] == "Bearer secret-123"
+        else:
+            with pytest.raises(ConfigError, match="the key in OPENAI_API_KEY has") as caught:
+                source_of(server)
+            assert "secret" not in str(caught.value)
+    assert "secret" not in "".join(capsys.readouterr())
+
+
 def test_without_a_key_none_is_sent():
     with Server(reply(answer())) as server:
         source_of(server).propose(requests_of("a cat"))
@@ -488,6 +532,8 @@ def test_without_a_key_none_is_sent():
         answer(edited=" "),
         '{"instruction": 1, "edited_caption": "a"}',
         '{"a":' * 20_000 + "}",
+        answer(edited="a \ud83d"),
+        "half a letter: \ud83d",
         None,
         [{"type": "text", "text": "a list"}],
         7,
@@ -575,6 +621,31 @@ def test_a_server_that_stays_broken_ends_the_run_with_one_sentence(tmp_path):
     assert len(rows(tmp_path / "e.jsonl")) == 8  # the first batch stays
 
 
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_a_caption_that_the_server_refuses_is_rejected(code, tmp_path):
+    """The first one too, once the server has answered about another caption."""
+    with Server(fault(code, "content policy"), reply(answer())) as server:
+        report = make_captions(["a fight", "a cat"], source_of(server, concurrency=1), tmp_path / "e.jsonl")
+        assert (report.written, report.rejected) == (1, {"refused": 1}) and len(server.requests) == 3
+        make_captions(["a fight"], source_of(server), tmp_path / "e.jsonl")
+    assert len(server.requests) == 3 and rows(tmp_path / "e.rejected.jsonl")[0]["text"] == f"HTTP {code} content policy"
+
+
+def test_a_failure_keeps_what_its_batch_had_finished(tmp_path):
+    script = [reply(answer()), reply(answer("add snow", "a cat in the snow")), fault(401, "key expired")]
+    with Server(*script) as server, pytest.raises(CaptionError, match="key expired"):
+        make_captions(["a cat", "a hat", "a rat"], source_of(server, concurrency=1), tmp_path / "e.jsonl")
+    assert [row["caption"] for row in rows(tmp_path / "e.jsonl")] == ["a cat", "a hat"]
+
+
+def test_half_a_letter_ends_no_run(tmp_path):
+    """JSON can say it and UTF-8 cannot."""
+    with Server(reply(answer(edited="a \ud83d")), reply("half: \ud83d"), reply(answer())) as server:
+        report = make_captions(["a hat", "a rat", "a cat"], source_of(server, concurrency=1), tmp_path / "e.jsonl")
+    assert (report.written, report.rejected) == (1, {"malformed": 2})
+    assert rows(tmp_path / "e.rejected.jsonl")[1]["text"] == "half: \ud83d"
+
+
 @pytest.mark.parametrize("code", [400, 401, 404, 302])
 def test_a_refusal_is_not_repeated(code, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-123")
@@ -582,7 +653,7 @@ def test_a_refusal_is_not_repeated(code, monkeypatch):
     script = fault(code, "no such model", Location="http://127.0.0.1:9/")
     with Server(script) as server, pytest.raises(CaptionError, match=said) as caught:
         source_of(server).propose(requests_of("a cat"))
-    assert len(server.requests) == 1
+    assert len(server.requests) == (2 if code == 400 else 1)  # asked whether it takes another caption
     assert "secret" not in str(caught.value)
 
 
@@ -634,7 +705,7 @@ def test_a_failure_lets_waiting_requests_go():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("base_url", "localhost:8000"), ("base_url", "file:///etc"), ("model", ""), ("concurrency", 0), ("timeout", 0)],
+    [("base_url", "localhost:8000"), ("base_url", "http://a/ü"), ("model", ""), ("concurrency", 0), ("timeout", 0)],
 )
 def test_impossible_servers_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):

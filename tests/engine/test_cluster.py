@@ -80,3 +80,11 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'ray\[default\]'"), ray_crew(PLAN, "local"):
         pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch, address):
+    """Ray itself takes minutes."""
+    monkeypatch.setattr("ip2p_engine.cluster._ray", lambda: pytest.fail("Ray was asked"))
+    with pytest.raises(ConfigError, match=r"no Ray cluster at .* \(.*\); start one"), ray_crew(PLAN, address):
+        pass

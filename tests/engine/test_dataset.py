@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from ip2p_engine.dataset import export_dataset, import_dataset, info, verify
-from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.errors import ConfigError, DatasetError, ImageError
+from ip2p_engine.refilter import rescored
 from ip2p_engine.sheet import sheet
 from ip2p_engine.store import PairRecord, PairStore, PairWriter
 
@@ -202,6 +203,40 @@ def test_the_hubs_files_come_in(tmp_path):
         pa.table({**table, "original_prompt": pa.array([None], pa.string())}), tmp_path / "hub" / "p.parquet"
     )
     assert PairStore(tmp_path / "hub")[0].original_prompt == ""
+
+
+def test_the_hubs_files_come_in_from_deeper_folders(store, tmp_path):
+    (tmp_path / "hub" / "default" / "train").mkdir(parents=True)
+    PairStore(store).shards[0].rename(tmp_path / "hub" / "default" / "train" / "0000.parquet")
+    assert import_dataset(tmp_path / "hub", tmp_path / "out") == 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a.png,a.png,make it a caf\xe9\n".encode("latin-1"), "l.csv is no UTF-8 text"),
+        (b"a.png,a.png," + b"x" * 200_000 + b"\n", "l.csv is no CSV that can be read"),
+        (b"a\0.png,a.png,x\n", "is no path, since it holds a NUL"),
+        (b"a.png,a.png,x,1\n" * 2, "pair '1' exists in .*; give it a key of its own, or leave it out"),
+    ],
+    ids=["latin-1", "long", "NUL", "key"],
+)
+def test_lists_that_cannot_be_read_are_named(tmp_path, rows, said):
+    (tmp_path / "a.png").write_bytes(encoded("red", "PNG"))
+    (tmp_path / "l.csv").write_bytes(b"source,target,edit,key\n" + rows)
+    with pytest.raises(DatasetError, match=said):
+        import_dataset(tmp_path / "l.csv", tmp_path / "out")
+
+
+def test_a_picture_that_cannot_be_used_is_named_with_its_pair(tmp_path):
+    folder = make_store(tmp_path / "store", [pair(1), pair(2, edited_image=encoded("red", "PNG", size=(4, 4)))])
+    for use in (
+        lambda: sheet(folder, tmp_path / "sheet.html"),
+        lambda: export_dataset(folder, tmp_path / "original"),
+        lambda: rescored(PairStore(folder), scorer=None),
+    ):
+        with pytest.raises(ImageError, match=r"pair 0000002/2.* has 4 x 4 pixels"):
+            use()
 
 
 def test_unknown_layouts_are_refused(tmp_path):

@@ -95,6 +95,11 @@ def test_a_data_set_goes_out_and_in_again(store, tmp_path, capsys):
         (("captions", "IN", "--out", "x.jsonl", "--source", "server"), "give --base-url URL and --model NAME"),
         (("captions", "IN", "--out", "x.jsonl", "--source", "language-model"), "give --language-model FOLDER"),
         (("captions", "--sample", "3", "--source", "server", "--out", "x.jsonl"), "use it with --source grammar"),
+        (
+            ("captions", "IN", "--out", "x.jsonl", "--model", "m"),
+            "--model is no option of --source grammar; use it with",
+        ),
+        (("captions", "IN", "--out", "x.jsonl", "--batch", "4"), "use it with --source language-model"),
         (("captions-fine-tune", "EDITS", "--base", "missing", "--out", "x"), "no causal language model"),
         (("pairs", "missing.jsonl", "--out", "x"), "missing.jsonl cannot be read"),
         (("pairs", "EDITS", "--out", "x", "--p", "0.1", "0.5", "0.9"), "--p got 3 numbers"),
@@ -107,6 +112,19 @@ def test_a_data_set_goes_out_and_in_again(store, tmp_path, capsys):
         (("pairs", "EDITS", "--out", "x", "--clip", "ViT-L-14/missing"), "open_clip has no CLIP"),
         (("pairs", "EDITS", "--out", "x", "--checkpoint", "embedded"), "pairs are made by a text-to-image model"),
         (("pairs", "EDITS", "--out", "x", "--keep", "0"), "keep is 0"),
+        (("pairs", "in.txt", "--out", "x"), "in.txt ends in .txt; give a .jsonl or .parquet file"),
+        (("pairs", "EDITS", "--out", "s3://bucket/x"), "ip2p dataset copy"),
+        (
+            ("pairs", "EDITS", "--out", "x", "--filter", "none", "--keep", "2"),
+            "--keep has no effect without --filter inl",
+        ),
+        (("pairs", "EDITS", "--out", "x", "--cross-steps", "0.5"), "has no effect without --mode replace or refine"),
+        (("pairs", "EDITS", "--out", "x", "--blend-words", "a", "b"), "has no effect without --local-blend"),
+        (("pairs", "EDITS", "--out", "x", "--early-margin", "0.2"), "has no effect without --early-reject"),
+        (("captions", "IN", "--out", "s3://bucket/x.jsonl"), "s3://bucket/x.jsonl lies in shared storage"),
+        (("filter", ".", "--out", "s3://u:secret@bucket/x"), "s3://bucket/x lies in shared storage"),
+        (("filter", "."), ". has no pairs to filter; give the folder of a data set"),
+        (("dataset", "import", "in.txt", "--out", "s3://bucket/x"), "ip2p dataset copy"),
         (("filter", "missing"), "missing is no folder"),
         (("dataset", "import", "missing", "--out", "x"), "missing is no known layout"),
     ],
@@ -125,6 +143,8 @@ def test_another_run_s_folder_is_refused(store, edits, capsys):
     before = verify(store).digest
     assert run("pairs", edits, "--out", store, *QUICK, "--seed", 1) == 2
     assert "another run: its config.factory.seed is 0 and now it is 1" in capsys.readouterr().err
+    assert run("pairs", edits, "--out", store, *QUICK, "--weights", "raw") == 2
+    assert "another run: its config.pairs.weights is None and now it is 'raw'" in capsys.readouterr().err
     assert verify(store).digest == before
 
 
@@ -145,7 +165,7 @@ def test_the_first_signal_asks_and_ctrl_c_again_ends(number, capsys):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) == before
-    assert "finishing what is begun" in capsys.readouterr().err
+    assert "keeping what is finished" in capsys.readouterr().err
 
 
 @pytest.mark.slow

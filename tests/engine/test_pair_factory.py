@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 
 from ip2p_engine.candidate_maker import CandidateMaker, EarlyReject, FactoryConfig, candidate_seed
-from ip2p_engine.candidates import read_candidates
+from ip2p_engine.candidates import CandidateLog, CaptionCandidates, read_candidates
 from ip2p_engine.captions.edits import CaptionEdit
-from ip2p_engine.clip_similarity import ClipSimilarity
-from ip2p_engine.crew import LocalCrew
+from ip2p_engine.clip_similarity import ClipSimilarity, PairScores
+from ip2p_engine.crew import CrewPlan, LocalCrew
 from ip2p_engine.dataset import verify
 from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
 from ip2p_engine.filtering import FilterConfig, filter_candidates
 from ip2p_engine.pair_factory import Work, make_pairs
 from ip2p_engine.pairs import PairConfig, PairGenerator, draw_settings
-from ip2p_engine.refilter import refilter, rescored
+from ip2p_engine.refilter import clip_of, refilter, rescored
 from ip2p_engine.store import PairStore, PairWriter
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -116,6 +117,12 @@ def test_a_row_says_how_its_pair_was_made(undisturbed):
     assert manifest["config"]["factory"]["filter"]["keep"] == 1
     assert manifest["config"]["pairs"]["p2p_range"] == [0.1, 0.9]
     assert manifest["work"] == {"batch_pairs": 2}
+
+
+def test_the_model_s_options_belong_to_the_origin_without_secrets():
+    assert CrewPlan(options={"weights": "ema", "base": None}).origin() == {}
+    options = {"weights": "raw", "base": "https://user:secret@host/sd15.safetensors?signed=secret"}
+    assert CrewPlan(options=options).origin() == {"weights": "raw", "base": "https://host/sd15.safetensors"}
 
 
 def test_candidate_seeds_differ():
@@ -255,6 +262,41 @@ def test_data_sets_without_a_ledger_are_filtered_by_their_rows(everything, loose
     assert [pair.sim_image for pair in PairStore(tmp_path / "two")] == [
         pair.sim_image for pair in PairStore(tmp_path / "one")
     ]
+    again = refilter(tmp_path / "two", tmp_path / "three", loose)
+    assert again.filtered.kept == expected.kept and verify(tmp_path / "three").digest == verify(tmp_path / "two").digest
+    assert [clip_of(PairStore(tmp_path / name)) for name in ("bare", "two", "three")] == ["", "embedded", "embedded"]
+
+
+def test_the_clip_of_the_scores_is_the_last_one(everything, loose, clip, tmp_path):
+    """A data set of the factory names the CLIP that made it, and one that took new scores the other."""
+    assert clip_of(PairStore(everything[0])) == "embedded"
+    scores = rescored(PairStore(everything[0]), clip)
+    refilter(everything[0], tmp_path / "other", loose, scores=scores, clip="ViT-L-14/openai")
+    refilter(tmp_path / "other", tmp_path / "again", loose)
+    assert clip_of(PairStore(tmp_path / "again")) == "ViT-L-14/openai"
+
+
+def test_pairs_without_captions_are_said_when_they_are_scored(everything, clip, tmp_path, caplog):
+    first, second = PairStore(everything[0])[:2]
+    with PairWriter(tmp_path / "store", manifest={}) as writer:
+        writer.write(replace(first, original_prompt=""), second)
+    rescored(PairStore(tmp_path / "store"), clip)
+    assert "1 of 2 pairs have no captions; of their scores only sim_image means anything" in caplog.text
+
+
+def test_a_ledger_is_filtered_in_the_memory_of_a_few_lines(tmp_path):
+    """300 lines of 20 candidates."""
+    best = PairScores(sim_0=0.3, sim_1=0.3, sim_direction=0.3, sim_image=0.9)
+    with PairWriter(tmp_path / "store", manifest={"config": {}}):
+        line = CaptionCandidates(caption=0, edit="", seeds=tuple(range(20)), scores=(best,) * 20)
+        CandidateLog(tmp_path / "store", (0, 1)).append([replace(line, caption=n) for n in range(300)])
+    tracemalloc.start()
+    report = refilter(tmp_path / "store", tmp_path / "out", FilterConfig())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.filtered.candidates == 6000 and len(report.missing) == 1200
+    assert len(list(read_candidates(tmp_path / "out"))) == 300
+    assert peak < 2e6, peak
 
 
 def test_progress_counts_candidates(crew_of, tmp_path):

@@ -130,7 +130,7 @@ def test_resume_knows_what_exists_and_refuses_it_twice(tmp_path):
         open_writer.write(record(12))
         assert open_writer.done_keys() == {record(n).key for n in range(13)}
         for n in (0, 11, 12):
-            with pytest.raises(DatasetError, match=f"pair '{record(n).key}' exists in .*; skip what done_keys"):
+            with pytest.raises(DatasetError, match=f"pair '{record(n).key}' exists in .*; give it a key of its own"):
                 open_writer.write(record(n))
         with pytest.raises(DatasetError, match="exists"):
             open_writer.write(record(13), record(13))
@@ -162,6 +162,17 @@ def test_another_run_may_not_write_here(tmp_path):
     write(tmp_path, range(2, 3))
     assert PairStore(tmp_path).manifest["config"] == MANIFEST["config"]
     assert PairStore(tmp_path).manifest["versions"]["pyarrow"] == pa.__version__
+
+
+@pytest.mark.parametrize("inside", ["data", "."])
+def test_pairs_of_unknown_origin_are_not_written_to(tmp_path, inside):
+    """The hub's folder, whose pairs a data folder would hide, or one that lost its manifest."""
+    write(tmp_path / "ours", range(2))
+    (tmp_path / "foreign" / inside).mkdir(parents=True)
+    PairStore(tmp_path / "ours").shards[0].rename(tmp_path / "foreign" / inside / "part.parquet")
+    with pytest.raises(DatasetError, match="holds pairs of unknown origin; import it, or write to a new folder"):
+        write(tmp_path / "foreign", range(2))
+    assert len(PairStore(tmp_path / "foreign")) == 2
 
 
 def test_newer_software_goes_on_with_a_warning(tmp_path, caplog):
@@ -216,6 +227,15 @@ def test_a_dead_writers_lock_is_free(tmp_path):
     assert path.exists()
     write(tmp_path, range(3))
     assert len(PairStore(tmp_path)) == 3
+
+
+def test_a_full_disk_after_another_error_is_said_in_one_sentence(tmp_path, monkeypatch, caplog):
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path) as open_writer:
+        open_writer.write(record(0))
+        monkeypatch.setattr(store, "_write_shard", lambda *arguments: os.write(-1, b""))
+        raise KeyboardInterrupt
+    (line,) = caplog.records
+    assert "the last 1 pairs could not be written" in line.getMessage() and line.exc_info is None
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace", "write"])
