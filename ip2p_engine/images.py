@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,12 +97,19 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
         raise ImageError(f"{name} is empty (0 bytes); give a complete picture file")
     stream.seek(0)
     try:
-        picture = Image.open(stream, formats=READABLE)
+        picture = Image.open(stream, formats=_readable())
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first") from error
     except Exception as error:  # decoders raise nearly every class of exception on hostile data
-        raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(READABLE)}") from error
+        raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(_readable())}") from error
     return _normalise(picture, name)
+
+
+@lru_cache(maxsize=1)
+def _readable() -> tuple[str, ...]:
+    """Those of READABLE that this Pillow knows: AVIF came with 11.3, and an unknown name is a KeyError to it."""
+    Image.init()
+    return tuple(name for name in READABLE if name in Image.OPEN)
 
 
 def _normalise(picture: Image.Image, name: str) -> Image.Image:
@@ -311,7 +319,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that ``save_image`` wrote; raises ImageError where there are none."""
     with _opened(path) as stream:
         try:
-            picture = Image.open(stream, formats=READABLE)
+            picture = Image.open(stream, formats=_readable())
             if SETTINGS_KEY in picture.info:
                 return dict(json.loads(picture.info[SETTINGS_KEY]))
             return dict(json.loads(picture.getexif()[IMAGE_DESCRIPTION])[SETTINGS_KEY])
