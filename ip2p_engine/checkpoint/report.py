@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..storage import public_name
 from .export import TRAINING_KEY
-from .parts import Bundle, Part
+from .parts import Bundle, Part, autoencoder_dtype
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES
 
@@ -89,7 +91,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         image_cfg=spec.image_cfg,
         resolution=spec.resolution,
         steps=spec.steps,
-        memory={name: _memory(bundle, size) for name, size in (("float16", 2), ("float32", 4))},
+        memory={name: _memory(bundle, getattr(torch, name)) for name in ("float16", "float32")},
         training=training_settings(bundle),
         sha256={_name_inside(bundle, path): _digest(path) for path in bundle.files} if sha256 else {},
     )
@@ -105,15 +107,17 @@ def _type_names(part: Part) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
 
 
-def _memory(bundle: Bundle, size: int) -> int:
+def _memory(bundle: Bundle, dtype: torch.dtype) -> int:
     """Weights, and the larger of the UNet's and the decoder's activations."""
-    weights = sum(part.parameters for part in _parts(bundle).values()) * size
+    kept = autoencoder_dtype(bundle.spec.family, dtype)
+    types = {"autoencoder": kept}
+    weights = sum(part.parameters * types.get(part.kind, dtype).itemsize for part in _parts(bundle).values())
     latent = (bundle.spec.resolution // 8) ** 2
-    unet = BRANCHES * latent * bundle.unet.config["block_out_channels"][0] * ACTIVATIONS_PER_PIXEL * size
+    unet = BRANCHES * latent * bundle.unet.config["block_out_channels"][0] * ACTIVATIONS_PER_PIXEL * dtype.itemsize
     if bundle.autoencoder is None:
         return weights + unet
     width = bundle.autoencoder.config["block_out_channels"][0]
-    return weights + max(unet, latent * 64 * width * DECODER_COPIES * size)
+    return weights + max(unet, latent * 64 * width * DECODER_COPIES * kept.itemsize)
 
 
 def training_settings(bundle: Bundle) -> dict[str, Any]:
