@@ -26,6 +26,7 @@ __all__ = [
     "check_output",
     "fit",
     "give_back",
+    "is_picture_name",
     "open_image",
     "paper_size",
     "plan_size",
@@ -45,6 +46,7 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG200
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
+JPEG_SETTINGS = 65533  # bytes of EXIF
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
@@ -270,7 +272,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
     """
     path = Path(path)
     kind = _kind_of(path)
-    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, kind), "icc_profile": image.info.get("icc_profile")}
+    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, path), "icc_profile": image.info.get("icc_profile")}
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -284,15 +286,22 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
             temporary.unlink(missing_ok=True)
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
     """Raise ImageError now if ``save_image`` could not write there later; missing folders are made."""
     path = Path(path)
-    _kind_of(path)
+    _settings_options(settings, path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder and cannot be written as a picture; give the name of a file")
     probe = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+
+
+def is_picture_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a name ends like a picture's, also of a format that is not written."""
+    return Path(path).suffix.lower() in Image.registered_extensions()
 
 
 def _kind_of(path: Path) -> str:
@@ -303,7 +312,8 @@ def _kind_of(path: Path) -> str:
     return kind
 
 
-def _settings_options(settings: Mapping[str, object] | None, kind: str) -> dict[str, Any]:
+def _settings_options(settings: Mapping[str, object] | None, path: Path) -> dict[str, Any]:
+    kind = _kind_of(path)
     if settings is None:
         return {}
     if kind == "PNG":
@@ -312,6 +322,9 @@ def _settings_options(settings: Mapping[str, object] | None, kind: str) -> dict[
         return {"pnginfo": chunks}
     exif = Image.Exif()
     exif[IMAGE_DESCRIPTION] = json.dumps({SETTINGS_KEY: dict(settings)}, default=str)
+    if kind == "JPEG" and (size := len(exif.tobytes())) > JPEG_SETTINGS:
+        got = f"{path} cannot be written (its settings take {size} bytes, and a JPEG holds {JPEG_SETTINGS})"
+        raise ImageError(f"{got}; shorten the instruction or write a PNG")
     return {"exif": exif}
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .options import (
     Several,
     add_command,
@@ -42,7 +43,13 @@ def _add_edit(commands: Any) -> None:
         help="paper: the 64 rule of the paper's code; keep: the picture's own; or WxH (default: paper)",
     )
     parser.add_argument("--resolution", type=int, help="longer side that the paper's rule aims at")
-    parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a file if there is one result")
+    parser.add_argument("--batch", type=int, default=8, help="edits in one batch at most (default: 8)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("."),
+        help="a folder, where nothing is overwritten, or a file if there is one result",
+    )
     parser.add_argument("--json", action="store_true", help="print the settings of each result as JSON")
 
 
@@ -54,24 +61,28 @@ def _add_demo(commands: Any) -> None:
 
 
 def _edit(options: argparse.Namespace) -> None:
+    from ..progress import write_line
     from .edit_files import edit_files
 
-    config = edit_config(options, size=options.size, resolution=options.resolution)
+    if options.resolution and options.size != "paper":
+        raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
+    config = edit_config(options, size=options.size, resolution=options.resolution, batch=options.batch)
     seeds = range(options.seed, options.seed + check_positive("--seeds", options.seeds))
-    rows = edit_files(
+    edit_files(
         options.images,
         options.instruction,
         load=lambda: load_editor(options),
         config=config,
         seeds=seeds,
         out=options.out,
+        show=lambda row: write_line(json.dumps(row) if options.json else row["file"]),
     )
-    for row in rows:
-        sys.stdout.write(json.dumps(row) + "\n" if options.json else f"{row['file']}\n")
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from ..images import check_output
     from ..scenes.demo import make_demo
 
+    check_output(options.out)
     report = make_demo(load_editor(options), options.out, seed=options.seed)
     sys.stdout.write(report + "\n")
