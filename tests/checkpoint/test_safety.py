@@ -351,6 +351,51 @@ def test_a_failed_write_leaves_what_was_there(write, sd1, small_disk, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
 
 
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+def test_a_pipeline_folder_replaces_an_older_one(family, make_model, tmp_path):
+    first = save_diffusers(make_model(family), tmp_path / "model", training={"steps": 1})
+    assert save_diffusers(make_model(family, seed=1), first) == first
+    assert torch.equal(
+        load_model(first, text_heads=4).unet.conv_in.weight, make_model(family, seed=1).unet.conv_in.weight
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "loras/snow.safetensors", ".git/HEAD", "unet/model.fp16.safetensors"])
+def test_a_folder_with_other_files_is_not_replaced(name, sd1, tmp_path):
+    own = save_diffusers(sd1, tmp_path / "model") / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    with pytest.raises(CheckpointError, match=f"holds {name}, which would be lost") as error:
+        save_diffusers(sd1, tmp_path / "model")
+    one_sentence(error)
+    assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize("here", [".", ".."])
+def test_the_folder_where_the_command_runs_is_not_replaced(here, sd1, monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="is where this command runs; give the name of a new folder"):
+        save_diffusers(sd1, here)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_old_folder_is_back_if_the_new_one_cannot_take_its_place(sd1, monkeypatch, tmp_path):
+    target, rename = save_diffusers(sd1, tmp_path / "model"), Path.replace
+
+    def refuse(path, other):
+        if path.suffix == ".tmp" and path.is_dir():
+            raise PermissionError(13, "Permission denied")
+        return rename(path, other)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(CheckpointError, match="cannot be written .*Permission denied"):
+        save_diffusers(sd1, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_model(target, text_heads=4).spec == sd1.spec
+
+
 def test_a_number_that_half_precision_cannot_hold_is_named(sd1, ldm_tensors, tmp_path):
     state = changed(ldm_tensors(sd1), **{f"{UNET}out.2.bias": torch.full((4,), 1e5)})
     save_file(state, tmp_path / "model.safetensors")
