@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import ConfigError
 from .options import (
@@ -29,7 +31,8 @@ def add(commands: Any) -> None:
 
 def _add_edit(commands: Any) -> None:
     parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit")
+    parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit, named before --instruction")
     parser.add_argument(
         "--instruction", action=Several, nargs="+", required=True, metavar="TEXT", help='e.g. "make it snow"'
     )
@@ -51,6 +54,13 @@ def _add_edit(commands: Any) -> None:
         help="a folder, where nothing is overwritten, or a file if there is one result",
     )
     parser.add_argument("--json", action="store_true", help="print the settings of each result as JSON")
+
+
+def _refuse(refuse: Callable[[str], NoReturn], message: str) -> NoReturn:
+    """argparse's refusal; --instruction takes every word that follows it, also a picture's name."""
+    if message.endswith("IMAGE"):
+        message += '; name the pictures first: ip2p edit photo.png --instruction "make it snow"'
+    refuse(message)
 
 
 def _add_demo(commands: Any) -> None:

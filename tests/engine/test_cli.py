@@ -151,6 +151,19 @@ def test_a_picture_is_not_replaced_by_its_edit(scene, capsys):
     assert scene.read_bytes() == before
 
 
+def test_a_picture_after_the_instruction_is_told_its_place(scene, capsys):
+    assert run("edit", "--instruction", "make it snow", scene) == 2
+    sentence_about(capsys, "name the pictures first: ip2p edit photo.png --instruction")
+
+
+@pytest.mark.parametrize(("end", "code", "words"), [("| true", 141, ""), ("> /dev/full", 2, "No space left on device")])
+def test_an_output_that_takes_no_more_is_no_traceback(end, code, words):
+    command = f"set -o pipefail; '{sys.executable}' -m ip2p_engine inspect embedded {end}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr, "ignored" in done.stderr) == (code, False, False)
+    assert words in done.stderr
+
+
 def test_a_new_folder_may_have_a_dot(scene, tmp_path, capsys):
     assert run("edit", scene, *SNOW, "--out", tmp_path / "results.v2") == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "results.v2" / "scene_edited_seed0.png")

@@ -161,7 +161,7 @@ def test_lossless_files_are_read_exactly(kind):
 def test_a_format_that_this_pillow_lacks_hides_no_other(kind, monkeypatch):
     """AVIF came with Pillow 11.3."""
     data = encoded(noise(20, 12), kind)
-    monkeypatch.delitem(Image.OPEN, "AVIF")
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
     images._readable.cache_clear()
     assert open_image(data).size == (20, 12)
     monkeypatch.undo()
