@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from .checkpoint.build import build
+from .checkpoint.build import build, check_widths
 from .checkpoint.export import save_diffusers, save_ldm
 from .checkpoint.merge import add_difference
 from .checkpoint.parts import Bundle, autoencoder_dtype
@@ -116,7 +116,8 @@ def _complete_bundle(
     bundle = open_bundle(source, weights=weights, text_heads=text_heads, prediction=prediction)
     if not bundle.complete:
         bundle = _with_base(bundle, base, text_heads)
-    _check_widths(bundle)
+    elif base is not None:
+        log.warning("%s is complete, so nothing of the base is taken", bundle.path.name)
     if weights == "raw" and bundle.spec.weights != "raw":
         log.warning("%s has one set of UNet weights, so there is no raw one to choose", bundle.path.name)
     return bundle
@@ -124,9 +125,9 @@ def _complete_bundle(
 
 def _model_of(bundle: Bundle, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
     spec, name = bundle.spec, bundle.path.name
-    parts = [part for part in (bundle.unet, bundle.autoencoder, *bundle.text_encoders) if part is not None]
     types = {"autoencoder": autoencoder_dtype(spec.family, dtype)} if dtype else {}
-    modules = [build(part, name=name, device=device, dtype=types.get(part.kind, dtype)) for part in parts]
+    modules = [build(part, name=name, device=device, dtype=types.get(part.kind, dtype)) for part in bundle.parts]
+    check_widths(modules[0], modules[2:], name=name)
     log.info("%s: %s, %s weights", name, BASE_NAMES[spec.family], spec.weights)
     return Model(spec=spec, unet=modules[0], autoencoder=modules[1], text_encoders=tuple(modules[2:]))
 
@@ -166,17 +167,6 @@ def _related(family: str, other: str) -> bool:
     return family == other or {family, other} == {"sdxl", "cosxl"}
 
 
-def _check_widths(bundle: Bundle) -> None:
-    """The UNet attends to what the text encoders give."""
-    given = sum(part.config["hidden_size"] for part in bundle.text_encoders)
-    wanted = bundle.unet.config["cross_attention_dim"]
-    if given != wanted:
-        raise CheckpointError(
-            f"{bundle.path.name}: the UNet attends to texts {wanted} wide and the text encoder gives {given}; "
-            "the parts are of different models, give the base that the UNet was made from"
-        )
-
-
 def convert(
     source: str | Path,
     target: str | Path,
@@ -212,7 +202,8 @@ def merge_files(
     ``weights`` are ip2p's; a lone UNet as ip2p takes the other networks from ``base``.
     """
     writer = _writer(to)
-    models = (load_model(ip2p, weights=weights, base=base), load_model(base), load_model(other))
+    alone = not open_bundle(ip2p, header_only=True).complete
+    models = (load_model(ip2p, weights=weights, base=base if alone else None), load_model(base), load_model(other))
     return writer(add_difference(*models), target, dtype)
 
 

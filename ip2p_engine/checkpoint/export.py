@@ -37,6 +37,7 @@ PIPELINE_FILES = {
     *(f"text_encoder{suffix}/{name}" for suffix in ("", "_2") for name in ("config.json", TEXT_FILE)),
     *(f"tokenizer{suffix}/{name}" for suffix in ("", "_2") for name in TOKENIZER_FILES),
 }
+INNER = ("_name_or_path", "_use_default_values")  # by the second diffusers leaves out what the file says
 ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2"}
 XL_ARCHITECTURE = "stable-diffusion-xl-v1"
 IMPLEMENTATION = "https://github.com/CompVis/stable-diffusion"
@@ -122,8 +123,6 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 def _check_replaceable(folder: Path) -> None:
     """Raises CheckpointError where replacing the folder would take more than a pipeline that we wrote."""
-    if Path.cwd().is_relative_to(folder):
-        raise CheckpointError(f"{folder} is where this command runs; give the name of a new folder")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -133,6 +132,8 @@ def _check_replaceable(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds {few(strange)}, which would be lost; choose another name or move it first"
         )
+    if Path.cwd().is_relative_to(folder):
+        raise CheckpointError(f"{folder} is where this command runs; give the name of a new folder")
 
 
 def _take_place(new: Path, folder: Path) -> None:
@@ -151,7 +152,7 @@ def _take_place(new: Path, folder: Path) -> None:
 def _write_network(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, file: str
 ) -> None:
-    plain = {name: value for name, value in dict(config).items() if name != "_name_or_path" and _is_json(value)}
+    plain = {name: value for name, value in dict(config).items() if name not in INNER and _is_json(value)}
     write_json(folder / "config.json", plain)
     write_safetensors(_cast(state, dtype, folder.name), folder / file, {"format": "pt"})
 

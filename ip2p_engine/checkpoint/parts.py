@@ -72,10 +72,14 @@ class Bundle:
     leftovers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The UNet, then what is there of autoencoder and text encoders."""
+        return tuple(part for part in (self.unet, self.autoencoder, *self.text_encoders) if part is not None)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """What the networks were read from."""
-        parts = (self.unet, self.autoencoder, *self.text_encoders)
-        return tuple(dict.fromkeys(path for part in parts if part is not None for path in part.files))
+        return tuple(dict.fromkeys(path for part in self.parts for path in part.files))
 
     @property
     def complete(self) -> bool:

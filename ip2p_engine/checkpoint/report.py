@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from ..files import NO_JSON
 from ..storage import public_name
+from .build import check_bundle
 from .export import TRAINING_KEY
 from .parts import Bundle, Part, autoencoder_dtype
 from .source import EMBEDDED, open_bundle
@@ -69,8 +71,12 @@ class ReportCard:
 
 
 def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema") -> ReportCard:
-    """Describe a checkpoint; of safetensors the header alone is read. Raises CheckpointError where loading would."""
+    """Describe a checkpoint; of safetensors the header alone is read.
+
+    Raises CheckpointError where loading would, but for values: NaN is not looked for.
+    """
     bundle = open_bundle(source, weights=weights, header_only=True)
+    check_bundle(bundle)
     spec, parts = bundle.spec, _parts(bundle)
     return ReportCard(
         source=public_name(source),
@@ -125,11 +131,11 @@ def training_settings(bundle: Bundle) -> dict[str, Any]:
     saved = bundle.metadata.get(TRAINING_KEY)
     beside = bundle.path / f"{TRAINING_KEY}.json"
     if saved is None and beside.is_file():
-        saved = beside.read_text(encoding="utf-8")
+        saved = beside.read_text(encoding="utf-8", errors="replace")
     if saved is not None:
         try:
             return dict(json.loads(saved))
-        except (ValueError, TypeError):
+        except (*NO_JSON, TypeError):
             return {"unreadable": saved[:200]}
     counters = ("global_step", "epoch", "pytorch-lightning_version")
     return {name: value for name in counters if isinstance(value := bundle.leftovers.get(name), int | str)}
