@@ -107,7 +107,9 @@ def parse_config(text: str | None, where: str) -> tuple[ModelSpec | None, dict[s
         return None, {}
     try:
         values = json.loads(text)
-        architecture = dict(values.pop(ARCHITECTURE, {}))
+        if not isinstance(values, dict) or not isinstance(values.get(ARCHITECTURE, {}), dict):
+            raise ConfigError("it is no object of names and values")
+        architecture = values.pop(ARCHITECTURE, {})
         return from_mapping(ModelSpec, values), architecture
-    except (*NO_JSON, AttributeError, TypeError, ConfigError) as error:
+    except (*NO_JSON, ConfigError) as error:
         raise CheckpointError(f"{where} carries an ip2p_config that cannot be used ({error}); save it again") from error
