@@ -138,9 +138,11 @@ def _check_replaceable(folder: Path) -> None:
 
 def _take_place(new: Path, folder: Path) -> None:
     """Give the new folder the name; where that fails, the old one has it again."""
+    if not folder.exists():
+        new.replace(folder)
+        return
     old = new.with_suffix(".old")
-    if folder.exists():
-        folder.replace(old)
+    folder.replace(old)
     try:
         new.replace(folder)
     except BaseException:
