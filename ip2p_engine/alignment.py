@@ -102,7 +102,7 @@ def tokens_of_words(caption: str, wanted: str) -> Tensor:
 def words(caption: str) -> list[tuple[slice, list[int]]]:
     """The words of a caption as CLIP's tokenizer cuts them: (places among the 77 tokens, token ids)."""
     ids = _ids(caption)[1:-1]
-    ends = [n + 1 for n, symbol in enumerate(clip_tokenizer().convert_ids_to_tokens(ids)) if symbol.endswith(WORD_END)]
+    ends = [n + 1 for n, token in enumerate(ids) if str(clip_tokenizer().id_to_token(token)).endswith(WORD_END)]
     # A caption that was cut at 77 tokens may end within a word.
     bounds = sorted({0, *ends, len(ids)})
     return [(slice(start + 1, stop + 1), ids[start:stop]) for start, stop in pairwise(bounds)]

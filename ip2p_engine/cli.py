@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
     except Interrupted as error:
         sys.stderr.write(f"ip2p: {error}\n")
         return 130
@@ -29,6 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("ip2p: interrupted\n")
         return 130
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        _close_stdout()
+        return 141
+    except OSError as error:
+        _close_stdout()
+        sys.stderr.write(f"ip2p: {error}; check the disk's space and the permissions\n")
+        return 2
+
+
+def _close_stdout() -> None:
+    """What is left in the buffer goes nowhere: Python would fail on it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from . import __version__
 from .conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .config import with_overrides
 from .denoiser import guided_denoiser
+from .devices import default_dtype, enough_memory, usable_device
 from .errors import ConfigError
 from .guidance import check_scale, needed_branches
 from .images import fit, give_back, open_image, plan_size, to_images, to_tensor
@@ -28,6 +30,7 @@ from .storage import public_name
 __all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_dtype", "usable_device"]
 
 Picture = str | os.PathLike | Image.Image
+HOW_FAST = ("batch", "together")  # settings that no picture depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Hooks:
 
     on_progress: Callable[[int, int], None] | None = None
     """Called with (finished, all) results after each batch."""
+    on_result: Callable[[int, EditResult], None] | None = None
+    """Called with each edit and its place among the results as soon as its batch is done."""
     on_step: OnStep | None = None
     """Called with (i, n, x, sigma, denoised) once a sampling step."""
     should_stop: ShouldStop | None = None
@@ -102,8 +107,9 @@ class EditResult:
 
 @dataclass(frozen=True)
 class _Job:
-    """One picture to make: rows of the picture and the instruction, and the seed."""
+    """One picture to make: its place among the results, rows of the picture and the instruction, and the seed."""
 
+    place: int
     picture: int
     instruction: int
     seed: int
@@ -112,10 +118,10 @@ class _Job:
 class InstructPix2Pix:
     """A loaded checkpoint that edits pictures."""
 
-    def __init__(self, model: Model, *, name: str = "") -> None:
-        """Raises CheckpointError if the model is no InstructPix2Pix."""
+    def __init__(self, model: Model, *, name: str = "", base: str | None = None) -> None:
+        """``name`` and ``base`` are what the settings call them. Raises CheckpointError for no InstructPix2Pix."""
         model.require_edit()
-        self.model, self.name = model, name
+        self.model, self.name, self.base = model, name, base
 
     @classmethod
     def load(
@@ -125,6 +131,7 @@ class InstructPix2Pix:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        base: str | Path | None = None,
         **options: Any,
     ) -> InstructPix2Pix:
         """Load "embedded", a file, a diffusers folder, a Hugging Face id or a URL.
@@ -133,8 +140,10 @@ class InstructPix2Pix:
         ``compile`` (GPU) runs the UNet in channels_last through torch.compile with CUDA graphs.
         """
         device = usable_device(device)
-        model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
-        editor = cls(model, name=public_name(source))
+        if compile and device.type != "cuda":
+            raise ConfigError(f"compile is for CUDA and the device is {device.type}; leave it out")
+        model = load_model(source, base=base, device=device, dtype=dtype or default_dtype(device), **options)
+        editor = cls(model, name=public_name(source), base=None if base is None else public_name(base))
         if compile:
             editor.compile()
         return editor
@@ -162,7 +171,8 @@ class InstructPix2Pix:
         """
         pictures = [open_image(image) for image in _as_list(images, Image.Image | str | os.PathLike)]
         texts, seed_list = _as_list(instructions, str), _as_list(seeds, int)
-        jobs = [_Job(p, t, s) for p in range(len(pictures)) for t in range(len(texts)) for s in seed_list]
+        combinations = product(range(len(pictures)), range(len(texts)), seed_list)
+        jobs = [_Job(place, *combination) for place, combination in enumerate(combinations)]
         settled = self._settle(with_overrides(config or EditConfig(), overrides))
         return self._run(jobs, pictures, texts, settled, hooks or Hooks())
 
@@ -183,7 +193,7 @@ class InstructPix2Pix:
                 "give as many of each, or use edit() for every combination"
             )
         pictures = [open_image(image) for image in images]
-        jobs = [_Job(n, n, seed) for n, seed in enumerate(seeds)]
+        jobs = [_Job(n, n, n, seed) for n, seed in enumerate(seeds)]
         settled = self._settle(with_overrides(config or EditConfig(), overrides))
         return self._run(jobs, pictures, list(instructions), settled, hooks or Hooks())
 
@@ -195,22 +205,37 @@ class InstructPix2Pix:
         config: _Settled,
         hooks: Hooks,
     ) -> list[EditResult]:
-        """Make every job's picture, in batches of one size, and return them in the jobs' order."""
+        """Make every job's picture, tell the hooks as they are made, and return them in the jobs' order."""
         if not jobs:
             raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
         for job in jobs:
             check_seed(job.seed)
-        results = {
-            job: self._unchanged(pictures[job.picture], job.seed, config)
-            for job in jobs
-            if not texts[job.instruction].strip()
-        }
-        for size, batch in _batches([job for job in jobs if job not in results], pictures, config):
-            edited = self._edit_batch(batch, size, pictures, texts, config, hooks)
-            results.update(zip(batch, edited, strict=True))
+        results: dict[int, EditResult] = {}
+        for batch, edited in self._made(jobs, pictures, texts, config, hooks):
+            for job, result in zip(batch, edited, strict=True):
+                results[job.place] = result
+                if hooks.on_result is not None:
+                    hooks.on_result(job.place, result)
             if hooks.on_progress is not None:
                 hooks.on_progress(len(results), len(jobs))
-        return [results[job] for job in jobs]
+        return [results[place] for place in range(len(jobs))]
+
+    def _made(
+        self,
+        jobs: Sequence[_Job],
+        pictures: Sequence[Image.Image],
+        texts: Sequence[str],
+        config: _Settled,
+        hooks: Hooks,
+    ) -> Iterator[tuple[Sequence[_Job], list[EditResult]]]:
+        """What needs no network, then batches of one size."""
+        idle = [job for job in jobs if not texts[job.instruction].strip()]
+        if idle:
+            yield idle, [self._unchanged(pictures[job.picture], job.seed, config) for job in idle]
+        for size, batch in _batches([job for job in jobs if texts[job.instruction].strip()], pictures, config):
+            with enough_memory(len(batch), size):
+                edited = self._edit_batch(batch, size, pictures, texts, config, hooks)
+            yield batch, edited
 
     def _settle(self, config: EditConfig) -> _Settled:
         """Fill what was left to the checkpoint's recommendation."""
@@ -245,7 +270,8 @@ class InstructPix2Pix:
                 on_step=hooks.on_step,
                 should_stop=hooks.should_stop,
             )
-        edited = to_images(decode_latents(self.model, z))
+        # One at a time: the decoder takes more memory than all branches of the network, and gains nothing by batches.
+        edited = [to_images(decode_latents(self.model, latent))[0] for latent in z.split(1)]
         return [
             self._result(image, latent, pictures[job.picture], texts[job.instruction], job.seed, size, config)
             for job, image, latent in zip(jobs, edited, z.cpu(), strict=True)
@@ -304,39 +330,19 @@ class InstructPix2Pix:
 
     def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: _Settled) -> dict[str, Any]:
         values = asdict(config)
-        kept = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "size")
         return {
             "instruction": instruction,
             "seed": seed,
-            **{name: values[name] for name in kept},
+            **{name: value for name, value in values.items() if name not in HOW_FAST},
             "edited_at": list(size),
             "checkpoint": self.name,
+            "base": self.base,
             "weights": self.model.spec.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "ip2p_engine": __version__,
             "torch": torch.__version__,
         }
-
-
-def usable_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or a GPU if there is one, else the CPU; raises ConfigError for one that is not here."""
-    if name is not None:
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device {name!r} cannot be used ({reason}); choose cpu, cuda or mps") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """Half precision on a GPU, float32 elsewhere."""
-    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _batches(

@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_output",
     "fit",
     "give_back",
+    "is_picture_name",
     "open_image",
     "paper_size",
     "plan_size",
@@ -44,6 +46,7 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG200
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
+JPEG_SETTINGS = 65533  # bytes of EXIF
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: str = "the given data") -> Image.Image:
@@ -97,12 +100,19 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
         raise ImageError(f"{name} is empty (0 bytes); give a complete picture file")
     stream.seek(0)
     try:
-        picture = Image.open(stream, formats=READABLE)
+        picture = Image.open(stream, formats=_readable())
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first") from error
     except Exception as error:  # decoders raise nearly every class of exception on hostile data
-        raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(READABLE)}") from error
+        raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(_readable())}") from error
     return _normalise(picture, name)
+
+
+@lru_cache(maxsize=1)
+def _readable() -> tuple[str, ...]:
+    """Those of READABLE that this Pillow knows: AVIF came with 11.3, and an unknown name is a KeyError to it."""
+    Image.init()
+    return tuple(name for name in READABLE if name in Image.OPEN)
 
 
 def _normalise(picture: Image.Image, name: str) -> Image.Image:
@@ -263,7 +273,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
     """
     path = Path(path)
     kind = _kind_of(path)
-    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, kind), "icc_profile": image.info.get("icc_profile")}
+    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, path), "icc_profile": image.info.get("icc_profile")}
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,15 +287,22 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
             temporary.unlink(missing_ok=True)
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
     """Raise ImageError now if ``save_image`` could not write there later; missing folders are made."""
     path = Path(path)
-    _kind_of(path)
+    _settings_options(settings, path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder and cannot be written as a picture; give the name of a file")
     probe = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+
+
+def is_picture_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a name ends like a picture's, also of a format that is not written."""
+    return Path(path).suffix.lower() in Image.registered_extensions()
 
 
 def _kind_of(path: Path) -> str:
@@ -296,7 +313,8 @@ def _kind_of(path: Path) -> str:
     return kind
 
 
-def _settings_options(settings: Mapping[str, object] | None, kind: str) -> dict[str, Any]:
+def _settings_options(settings: Mapping[str, object] | None, path: Path) -> dict[str, Any]:
+    kind = _kind_of(path)
     if settings is None:
         return {}
     if kind == "PNG":
@@ -305,6 +323,9 @@ def _settings_options(settings: Mapping[str, object] | None, kind: str) -> dict[
         return {"pnginfo": chunks}
     exif = Image.Exif()
     exif[IMAGE_DESCRIPTION] = json.dumps({SETTINGS_KEY: dict(settings)}, default=str)
+    if kind == "JPEG" and (size := len(exif.tobytes())) > JPEG_SETTINGS:
+        got = f"{path} cannot be written (its settings take {size} bytes, and a JPEG holds {JPEG_SETTINGS})"
+        raise ImageError(f"{got}; shorten the instruction or write a PNG")
     return {"exif": exif}
 
 
@@ -312,7 +333,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that ``save_image`` wrote; raises ImageError where there are none."""
     with _opened(path) as stream:
         try:
-            picture = Image.open(stream, formats=READABLE)
+            picture = Image.open(stream, formats=_readable())
             if SETTINGS_KEY in picture.info:
                 return dict(json.loads(picture.info[SETTINGS_KEY]))
             return dict(json.loads(picture.getexif()[IMAGE_DESCRIPTION])[SETTINGS_KEY])

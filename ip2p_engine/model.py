@@ -14,10 +14,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from .checkpoint.build import build
+from .checkpoint.build import build, check_widths
 from .checkpoint.export import save_diffusers, save_ldm
 from .checkpoint.merge import add_difference
-from .checkpoint.parts import Bundle
+from .checkpoint.parts import Bundle, autoencoder_dtype
 from .checkpoint.report import training_settings
 from .checkpoint.source import open_bundle
 from .checkpoint.spec import BASE_NAMES, ModelSpec, recommended
@@ -72,8 +72,11 @@ class Model:
         """Move and cast every network in place; returns itself."""
         # diffusers warns of any dtype that is passed on, even None.
         wanted = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-        for module in (self.unet, self.autoencoder, *self.text_encoders):
+        for module in (self.unet, *self.text_encoders):
             module.to(**wanted)
+        if dtype is not None:
+            wanted["dtype"] = autoencoder_dtype(self.spec.family, dtype)
+        self.autoencoder.to(**wanted)
         return self
 
     def require_edit(self) -> None:
@@ -98,8 +101,9 @@ def load_model(
     """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder, a Hugging Face id or a URL.
 
     ``weights`` picks the averaged (ema) or the raw UNet where there are both. ``base`` gives the autoencoder and the
-    text encoders to a lone UNet. ``dtype`` None keeps the file's. ``text_heads`` and ``prediction`` (eps or v) say
-    what shapes cannot, for files that do not say it themselves. Raises CheckpointError for what cannot be loaded.
+    text encoders to a lone UNet. ``dtype`` None keeps the file's; in float16 SDXL's autoencoder stays float32.
+    ``text_heads`` and ``prediction`` (eps or v) say what shapes cannot, for files that do not say it themselves.
+    Raises CheckpointError for what cannot be loaded.
     """
     bundle = _complete_bundle(source, base, weights=weights, text_heads=text_heads, prediction=prediction)
     return _model_of(bundle, device=device, dtype=dtype)
@@ -112,17 +116,20 @@ def _complete_bundle(
     bundle = open_bundle(source, weights=weights, text_heads=text_heads, prediction=prediction)
     if not bundle.complete:
         bundle = _with_base(bundle, base, text_heads)
-    _check_widths(bundle)
+    elif base is not None:
+        log.warning("%s is complete, so nothing of the base is taken", bundle.path.name)
     if weights == "raw" and bundle.spec.weights != "raw":
         log.warning("%s has one set of UNet weights, so there is no raw one to choose", bundle.path.name)
     return bundle
 
 
 def _model_of(bundle: Bundle, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
-    parts = (bundle.unet, bundle.autoencoder, *bundle.text_encoders)
-    modules = [build(part, name=bundle.path.name, device=device, dtype=dtype) for part in parts if part is not None]
-    log.info("%s: %s, %s weights", bundle.path.name, BASE_NAMES[bundle.spec.family], bundle.spec.weights)
-    return Model(spec=bundle.spec, unet=modules[0], autoencoder=modules[1], text_encoders=tuple(modules[2:]))
+    spec, name = bundle.spec, bundle.path.name
+    types = {"autoencoder": autoencoder_dtype(spec.family, dtype)} if dtype else {}
+    modules = [build(part, name=name, device=device, dtype=types.get(part.kind, dtype)) for part in bundle.parts]
+    check_widths(modules[0], modules[2:], name=name)
+    log.info("%s: %s, %s weights", name, BASE_NAMES[spec.family], spec.weights)
+    return Model(spec=spec, unet=modules[0], autoencoder=modules[1], text_encoders=tuple(modules[2:]))
 
 
 def _with_base(bundle: Bundle, base: str | Path | None, text_heads: int | None) -> Bundle:
@@ -160,17 +167,6 @@ def _related(family: str, other: str) -> bool:
     return family == other or {family, other} == {"sdxl", "cosxl"}
 
 
-def _check_widths(bundle: Bundle) -> None:
-    """The UNet attends to what the text encoders give."""
-    given = sum(part.config["hidden_size"] for part in bundle.text_encoders)
-    wanted = bundle.unet.config["cross_attention_dim"]
-    if given != wanted:
-        raise CheckpointError(
-            f"{bundle.path.name}: the UNet attends to texts {wanted} wide and the text encoder gives {given}; "
-            "the parts are of different models, give the base that the UNet was made from"
-        )
-
-
 def convert(
     source: str | Path,
     target: str | Path,
@@ -206,7 +202,8 @@ def merge_files(
     ``weights`` are ip2p's; a lone UNet as ip2p takes the other networks from ``base``.
     """
     writer = _writer(to)
-    models = (load_model(ip2p, weights=weights, base=base), load_model(base), load_model(other))
+    alone = not open_bundle(ip2p, header_only=True).complete
+    models = (load_model(ip2p, weights=weights, base=base if alone else None), load_model(base), load_model(other))
     return writer(add_difference(*models), target, dtype)
 
 

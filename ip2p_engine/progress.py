@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-__all__ = ["progress"]
+__all__ = ["progress", "write_line"]
 
 
 @contextmanager
@@ -24,3 +24,12 @@ def progress(total: int, unit: str) -> Iterator[Callable[..., None]]:
             bar.update(done - bar.n)
 
         yield show
+
+
+def write_line(line: str) -> None:
+    """A result on stdout at once, above the bar where both are on a terminal."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stdout)
+    else:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import ftfy
 import torch
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from .errors import ConfigError
 
@@ -21,6 +22,8 @@ __all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clip_tokenizer", "merg
 START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 MERGE_COUNT = 49152 - 256 - 2
+START_SYMBOL, END_SYMBOL = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
@@ -32,19 +35,28 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
     rows = torch.full((len(texts), MAX_TOKENS), pad, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
         clean = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-        ids = encoder(clean, add_special_tokens=False)["input_ids"][: MAX_TOKENS - 2]
+        ids = encoder.encode(clean, add_special_tokens=False).ids[: MAX_TOKENS - 2]
         row[: len(ids) + 2] = torch.tensor([START_OF_TEXT, *ids, END_OF_TEXT])
     return rows
 
 
 @lru_cache(maxsize=1)
-def clip_tokenizer() -> CLIPTokenizer:
-    """The tokenizer itself, without the repair of text that ``tokenize`` does first."""
+def clip_tokenizer() -> Tokenizer:
+    """The tokenizer itself, without the repair of text that ``tokenize`` does first.
+
+    Made as transformers' CLIPTokenizer is, whose arguments differ from one version of it to the next.
+    """
     pairs = merges()
     characters = _byte_characters()
     symbols = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in pairs)]
-    symbols += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=pairs)
+    vocabulary = {symbol: i for i, symbol in enumerate([*symbols, START_SYMBOL, END_SYMBOL])}
+    tokenizer = Tokenizer(BPE(vocabulary, pairs, end_of_word_suffix="</w>", unk_token=END_SYMBOL))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    cut = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.add_special_tokens([START_SYMBOL, END_SYMBOL])
+    return tokenizer
 
 
 def merges() -> list[tuple[str, str]]:

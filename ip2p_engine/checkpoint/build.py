@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ..errors import CheckpointError
 from .names import few
-from .parts import Part
+from .parts import Bundle, Part
 
-__all__ = ["all_finite", "build", "module_state", "overflow"]
+__all__ = ["all_finite", "build", "check_bundle", "check_widths", "module_state", "overflow", "skeleton"]
 
 WORDS = {"unet": "UNet", "autoencoder": "autoencoder", "text": "text encoder", "projected_text": "second text encoder"}
 IGNORED = ("position_ids",)
@@ -29,8 +30,7 @@ def build(
     Raises CheckpointError where tensors are missing, left over, of a wrong shape or, with ``check``, not finite, in
     the file or in ``dtype``.
     """
-    with torch.device("meta"):
-        module = _empty(part)
+    module = skeleton(part, name=name)
     state = module_state(part, module.state_dict(), name=name)
     dtype = dtype or _common_type(state)
     for key in state:
@@ -45,9 +45,37 @@ def build(
     return module.eval().requires_grad_(False)
 
 
+def skeleton(part: Part, *, name: str) -> Any:
+    """The network of a part without its numbers; raises CheckpointError for a configuration that makes none."""
+    with _from_config(part, name), torch.device("meta"):
+        return _empty(part)
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Raises CheckpointError where the names, the shapes or the configurations would not load; no value is read."""
+    name = bundle.path.name
+    modules = [skeleton(part, name=name) for part in bundle.parts]
+    for part, module in zip(bundle.parts, modules, strict=True):
+        module_state(part, module.state_dict(), name=name)
+    if bundle.text_encoders:
+        check_widths(modules[0], modules[-len(bundle.text_encoders) :], name=name)
+
+
+def check_widths(unet: Any, text_encoders: Sequence[Any], *, name: str) -> None:
+    """Raises CheckpointError unless the UNet attends to what the text encoders give."""
+    given = sum(encoder.config.hidden_size for encoder in text_encoders)
+    wanted = unet.config.cross_attention_dim
+    if given != wanted:
+        raise CheckpointError(
+            f"{name}: the UNet attends to texts {wanted} wide and the text encoder gives {given}; "
+            "the parts are of different models, give the base that the UNet was made from"
+        )
+
+
 def module_state(part: Part, expected: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
     """The part's tensors under the module's names and in its shapes, every one accounted for."""
-    origin = {key: part.rename(key.removeprefix(INSIDE)) for key in expected}
+    with _from_config(part, name):
+        origin = {key: part.rename(key.removeprefix(INSIDE)) for key in expected}
     word = WORDS[part.kind]
     missing = [source for source in origin.values() if source not in part.tensors]
     strange = [key for key in part.tensors.keys() - set(origin.values()) if not key.endswith(IGNORED)]
@@ -66,6 +94,20 @@ def _empty(part: Part) -> nn.Module:
         return AutoencoderKL.from_config(dict(part.config))
     config = CLIPTextConfig(**part.config)
     return CLIPTextModel(config) if part.kind == "text" else CLIPTextModelWithProjection(config)
+
+
+@contextmanager
+def _from_config(part: Part, name: str) -> Iterator[None]:
+    """What a configuration's values make diffusers, transformers and the names raise, as one sentence."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # nearly every class
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise CheckpointError(
+            f"{name}: the {WORDS[part.kind]}'s configuration makes no network ({reason}); get the checkpoint again"
+        ) from error
 
 
 def _fit(value: Tensor, expected: Tensor, source: str, name: str) -> Tensor:

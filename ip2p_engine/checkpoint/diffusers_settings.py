@@ -11,8 +11,9 @@ from typing import Any
 from ..tokenizer import MAX_TOKENS, clip_tokenizer, merges
 from .spec import ModelSpec
 
-__all__ = ["model_index", "scheduler_config", "write_json", "write_tokenizers"]
+__all__ = ["TOKENIZER_FILES", "model_index", "scheduler_config", "write_json", "write_tokenizers"]
 
+TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -17,18 +17,27 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .build import all_finite, overflow
-from .diffusers_settings import model_index, scheduler_config, write_json, write_tokenizers
+from .diffusers_settings import TOKENIZER_FILES, model_index, scheduler_config, write_json, write_tokenizers
 from .folder import CONFIG_FILE
 from .ldm_state import architecture_of, ldm_state
+from .names import few
 from .parts import Networks
 from .read import SAFE_SUFFIXES, WEIGHT_SUFFIXES
 from .single_file import CONFIG_KEY
 from .spec import BASE_NAMES, spec_to_json
 
-__all__ = ["TRAINING_KEY", "save_diffusers", "save_ldm", "write_safetensors"]
+__all__ = ["RAW_UNET", "TRAINING_KEY", "save_diffusers", "save_ldm", "write_safetensors"]
 
 TRAINING_KEY = "ip2p_training"
-NETWORK_FILE = "diffusion_pytorch_model.safetensors"
+RAW_UNET = "unet/diffusion_pytorch_model.non_ema.safetensors"
+NETWORK_FILE, TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+PIPELINE_FILES = {
+    *("model_index.json", CONFIG_FILE, f"{TRAINING_KEY}.json", "scheduler/scheduler_config.json", RAW_UNET),
+    *(f"{folder}/{name}" for folder in ("unet", "vae") for name in ("config.json", NETWORK_FILE)),
+    *(f"text_encoder{suffix}/{name}" for suffix in ("", "_2") for name in ("config.json", TEXT_FILE)),
+    *(f"tokenizer{suffix}/{name}" for suffix in ("", "_2") for name in TOKENIZER_FILES),
+}
+INNER = ("_name_or_path", "_use_default_values")  # by the second diffusers leaves out what the file says
 ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2"}
 XL_ARCHITECTURE = "stable-diffusion-xl-v1"
 IMPLEMENTATION = "https://github.com/CompVis/stable-diffusion"
@@ -57,8 +66,8 @@ def save_ldm(
 def save_diffusers(
     model: Networks, folder: str | Path, dtype: torch.dtype | None = None, *, training: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a pipeline folder that diffusers' InstructPix2Pix pipeline loads; replaces an older one of that name."""
-    folder = Path(folder)
+    """Write a pipeline folder that diffusers' InstructPix2Pix pipeline loads; replaces one that holds nothing else."""
+    folder = Path(folder).resolve()
     if folder.suffix.lower() in WEIGHT_SUFFIXES:
         raise CheckpointError(f"{folder.name} is a file's name and a pipeline is a folder; leave {folder.suffix} out")
     with _replacing(folder) as new:
@@ -66,7 +75,7 @@ def save_diffusers(
         _write_network(new / "vae", model.autoencoder.config, model.autoencoder.state_dict(), dtype, NETWORK_FILE)
         for suffix, encoder in zip(("", "_2"), model.text_encoders, strict=False):
             config = {**encoder.config.to_dict(), "architectures": [type(encoder).__name__]}
-            _write_network(new / f"text_encoder{suffix}", config, _on_disk(encoder), dtype, "model.safetensors")
+            _write_network(new / f"text_encoder{suffix}", config, _on_disk(encoder), dtype, TEXT_FILE)
         write_tokenizers(new, model.spec.family, len(model.text_encoders))
         write_json(new / "scheduler" / "scheduler_config.json", scheduler_config(model.spec))
         write_json(new / "model_index.json", model_index(model.spec))
@@ -98,28 +107,54 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A fresh folder beside the wanted one, which takes its place when the block ends well."""
-    if folder.exists() and not (folder / "model_index.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is no pipeline folder; choose another name or remove it first")
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        _check_replaceable(folder)
         new.mkdir(parents=True)
         yield new
-        if folder.exists():
-            folder.replace(old)
-        new.replace(folder)
+        _take_place(new, folder)
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written ({error}); choose a place with room and permission"
         ) from error
     finally:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises CheckpointError where replacing the folder would take more than a pipeline that we wrote."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; choose another name or remove it first")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if strange := files - PIPELINE_FILES:
+        raise CheckpointError(
+            f"{folder} holds {few(strange)}, which would be lost; choose another name or move it first"
+        )
+    if Path.cwd().is_relative_to(folder):
+        raise CheckpointError(f"{folder} is where this command runs; give the name of a new folder")
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Give the new folder the name; where that fails, the old one has it again."""
+    if not folder.exists():
+        new.replace(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.replace(old)
+    try:
+        new.replace(folder)
+    except BaseException:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_network(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, file: str
 ) -> None:
-    plain = {name: value for name, value in dict(config).items() if name != "_name_or_path" and _is_json(value)}
+    plain = {name: value for name, value in dict(config).items() if name not in INNER and _is_json(value)}
     write_json(folder / "config.json", plain)
     write_safetensors(_cast(state, dtype, folder.name), folder / file, {"format": "pt"})
 

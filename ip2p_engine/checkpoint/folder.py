@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
+from ..files import NO_JSON
 from .autoencoder import infer_autoencoder, modern_attention_name
 from .parts import Bundle, Part, check_channels, family_of
 from .read import WeightFile, read_header, read_weights
@@ -185,7 +186,10 @@ def _spec(folder: Path, unet: Mapping[str, Any], choice: str, prediction: str | 
         values["latent_scale"] = scale
     if prediction:
         values["prediction"] = prediction
-    return ModelSpec(family=family, in_channels=unet["in_channels"], weights=choice, **values)
+    try:
+        return ModelSpec(family=family, in_channels=unet["in_channels"], weights=choice, **values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} has settings that cannot be used ({error}); get the folder again") from error
 
 
 def _schedule(folder: Path, scheduler: Mapping[str, Any], *, edm: bool) -> dict[str, Any]:
@@ -212,5 +216,5 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (*NO_JSON, TypeError) as error:
         raise CheckpointError(f"{path} is not a JSON object ({error}); get the folder again") from error

@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from .read import keep
 from .spec import BASE_NAMES, ModelSpec
 
-__all__ = ["Bundle", "Networks", "Part", "check_channels", "family_of", "same"]
+__all__ = ["Bundle", "Networks", "Part", "autoencoder_dtype", "check_channels", "family_of", "same"]
 
 CHANNEL_MEANING = {9: "an inpainting model", 12: "UltraEdit's stage with a mask", 5: "a depth model", 7: "an upscaler"}
 
@@ -72,14 +72,24 @@ class Bundle:
     leftovers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The UNet, then what is there of autoencoder and text encoders."""
+        return tuple(part for part in (self.unet, self.autoencoder, *self.text_encoders) if part is not None)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """What the networks were read from."""
-        parts = (self.unet, self.autoencoder, *self.text_encoders)
-        return tuple(dict.fromkeys(path for part in parts if part is not None for path in part.files))
+        return tuple(dict.fromkeys(path for part in self.parts for path in part.files))
 
     @property
     def complete(self) -> bool:
         return self.autoencoder is not None and bool(self.text_encoders)
+
+
+def autoencoder_dtype(family: str, dtype: torch.dtype) -> torch.dtype:
+    """The autoencoder's type where the other networks have ``dtype``: SDXL's overflows in float16."""
+    overflows = dtype == torch.float16 and family in ("sdxl", "cosxl")
+    return torch.float32 if overflows else dtype
 
 
 def family_of(unet_config: Mapping[str, Any], *, edm: bool) -> str:

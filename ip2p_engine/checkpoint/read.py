@@ -9,13 +9,14 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import NO_JSON
 from .unpickle import read_pickle
 
 __all__ = [
@@ -97,10 +98,9 @@ def read_weights(path: Path) -> WeightFile:
     """A file's tensors, mapped from disk: memory is used when they are, and shared with the system's cache."""
     if sniff(path) == "pickle":
         return _read_pickle(path)
-    header = _safetensors_header(path)
-    metadata = header.pop("__metadata__", {})
+    entries, metadata = _safetensors_header(path)
     mapped, start = _map(path)
-    tensors = {name: _mapped_tensor(mapped, start, entry, path) for name, entry in header.items()}
+    tensors = {name: _mapped_tensor(mapped, start, entry) for name, entry in entries.items()}
     return WeightFile(path=path, tensors=tensors, metadata=metadata, release=_Release(mapped))
 
 
@@ -108,12 +108,8 @@ def read_header(path: Path) -> WeightFile:
     """Names, shapes and types only: safetensors give meta tensors, pickles (which have no header) mapped ones."""
     if sniff(path) == "pickle":
         return _read_pickle(path)
-    header = _safetensors_header(path)
-    metadata = header.pop("__metadata__", {})
-    tensors = {
-        name: torch.empty(entry["shape"], dtype=_dtype(entry["dtype"], path), device="meta")
-        for name, entry in header.items()
-    }
+    entries, metadata = _safetensors_header(path)
+    tensors = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in entries.items()}
     return WeightFile(path=path, tensors=tensors, metadata=metadata)
 
 
@@ -139,22 +135,47 @@ def _kind_of(start: bytes, path: Path) -> str:
     raise CheckpointError(f"{path.name} is {what}; a checkpoint is one of the two, download it again")
 
 
-def _safetensors_header(path: Path) -> dict[str, Any]:
+class _Entry(NamedTuple):
+    """A tensor as the header tells of it; the offsets count from the header's end."""
+
+    dtype: torch.dtype
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """(tensors, metadata), every value checked."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = struct.unpack("<Q", stream.read(8))[0]
         text = stream.read(length)
     try:
         header = json.loads(text)
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        metadata = dict(header.pop("__metadata__", {}))
+        entries = {name: _entry(value, path) for name, value in header.items()}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no text")
+    except (*NO_JSON, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path.name} has a damaged safetensors header; download it again") from error
+    end = max((entry.end for entry in entries.values()), default=0)
     if size != 8 + length + end:
         raise CheckpointError(
             f"{path.name} has {size} bytes and its header promises {8 + length + end}; it is truncated or damaged, "
             "download it again"
         )
-    return header
+    return entries, metadata
+
+
+def _entry(value: Any, path: Path) -> _Entry:
+    """Raises what _safetensors_header catches."""
+    dtype, shape, (begin, end) = _dtype(value["dtype"], path), value["shape"], value["data_offsets"]
+    numbers = [*shape, begin, end]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("sizes that are no whole numbers")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("offsets that do not fit the shape")
+    return _Entry(dtype, shape, begin, end)
 
 
 def _map(path: Path) -> tuple[mmap.mmap, int]:
@@ -164,14 +185,11 @@ def _map(path: Path) -> tuple[mmap.mmap, int]:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), 8 + length
 
 
-def _mapped_tensor(mapped: mmap.mmap, start: int, entry: Mapping[str, Any], path: Path) -> Tensor:
-    dtype, shape, (begin, end) = _dtype(entry["dtype"], path), entry["shape"], entry["data_offsets"]
-    count = math.prod(shape)
-    if not 0 <= begin <= end or end - begin != count * dtype.itemsize:
-        raise CheckpointError(f"{path.name} has a damaged safetensors header; download it again")
+def _mapped_tensor(mapped: mmap.mmap, start: int, entry: _Entry) -> Tensor:
+    count = math.prod(entry.shape)
     if not count:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + begin).reshape(shape)
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    return torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=start + entry.begin).reshape(entry.shape)
 
 
 class _Release:
@@ -202,7 +220,7 @@ def _read_pickle(path: Path) -> WeightFile:
     nested = content.get("state_dict", content)
     if not isinstance(nested, dict):
         raise CheckpointError(f"{path.name} has a state_dict that is no dictionary; give a checkpoint of weights")
-    tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in nested.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors; give a checkpoint of weights")
     leftovers = {name: value for name, value in content.items() if nested is not content and name != "state_dict"}

@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..files import NO_JSON
 from ..storage import public_name
+from .build import check_bundle
 from .export import TRAINING_KEY
-from .parts import Bundle, Part
+from .parts import Bundle, Part, autoencoder_dtype
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES
 
@@ -67,8 +71,12 @@ class ReportCard:
 
 
 def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema") -> ReportCard:
-    """Describe a checkpoint; of safetensors the header alone is read. Raises CheckpointError where loading would."""
+    """Describe a checkpoint; of safetensors the header alone is read.
+
+    Raises CheckpointError where loading would, but for values: NaN is not looked for.
+    """
     bundle = open_bundle(source, weights=weights, header_only=True)
+    check_bundle(bundle)
     spec, parts = bundle.spec, _parts(bundle)
     return ReportCard(
         source=public_name(source),
@@ -89,7 +97,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         image_cfg=spec.image_cfg,
         resolution=spec.resolution,
         steps=spec.steps,
-        memory={name: _memory(bundle, size) for name, size in (("float16", 2), ("float32", 4))},
+        memory={name: _memory(bundle, getattr(torch, name)) for name in ("float16", "float32")},
         training=training_settings(bundle),
         sha256={_name_inside(bundle, path): _digest(path) for path in bundle.files} if sha256 else {},
     )
@@ -105,15 +113,17 @@ def _type_names(part: Part) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
 
 
-def _memory(bundle: Bundle, size: int) -> int:
+def _memory(bundle: Bundle, dtype: torch.dtype) -> int:
     """Weights, and the larger of the UNet's and the decoder's activations."""
-    weights = sum(part.parameters for part in _parts(bundle).values()) * size
+    kept = autoencoder_dtype(bundle.spec.family, dtype)
+    types = {"autoencoder": kept}
+    weights = sum(part.parameters * types.get(part.kind, dtype).itemsize for part in _parts(bundle).values())
     latent = (bundle.spec.resolution // 8) ** 2
-    unet = BRANCHES * latent * bundle.unet.config["block_out_channels"][0] * ACTIVATIONS_PER_PIXEL * size
+    unet = BRANCHES * latent * bundle.unet.config["block_out_channels"][0] * ACTIVATIONS_PER_PIXEL * dtype.itemsize
     if bundle.autoencoder is None:
         return weights + unet
     width = bundle.autoencoder.config["block_out_channels"][0]
-    return weights + max(unet, latent * 64 * width * DECODER_COPIES * size)
+    return weights + max(unet, latent * 64 * width * DECODER_COPIES * kept.itemsize)
 
 
 def training_settings(bundle: Bundle) -> dict[str, Any]:
@@ -121,11 +131,11 @@ def training_settings(bundle: Bundle) -> dict[str, Any]:
     saved = bundle.metadata.get(TRAINING_KEY)
     beside = bundle.path / f"{TRAINING_KEY}.json"
     if saved is None and beside.is_file():
-        saved = beside.read_text(encoding="utf-8")
+        saved = beside.read_text(encoding="utf-8", errors="replace")
     if saved is not None:
         try:
             return dict(json.loads(saved))
-        except (ValueError, TypeError):
+        except (*NO_JSON, TypeError):
             return {"unreadable": saved[:200]}
     counters = ("global_step", "epoch", "pytorch-lightning_version")
     return {name: value for name in counters if isinstance(value := bundle.leftovers.get(name), int | str)}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
-from ..storage import is_url
+from ..files import disk_errors
+from ..storage import is_url, public_name
 from .folder import bundle_of_folder, choose_files
 from .parts import Bundle
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
@@ -19,6 +23,9 @@ EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
 HUB = "hf://"
 HUB_SECONDS = 10
+SHOWN = 200  # characters of a name or a reason
+# What a file that is not as it should be makes Python, numpy and torch raise.
+STRANGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -36,12 +43,25 @@ def open_bundle(
     """
     if weights not in ("ema", "raw"):
         raise CheckpointError(f"weights is {weights!r}; choose ema (averaged, the paper's choice) or raw")
-    path = EMBEDDED_FOLDER if source in EMBEDDED else _local_path(str(source), weights)
-    options = {"weights": weights, "text_heads": text_heads, "prediction": prediction}
-    if path.is_dir():
-        unet_folder = EMBEDDED.get(str(source), "unet")
-        return bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)  # type: ignore[arg-type]
-    return bundle_of_file(read_header(path) if header_only else read_weights(path), **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"weights": weights, "text_heads": text_heads, "prediction": prediction}
+    with _readable(str(source)):
+        path = EMBEDDED_FOLDER if source in EMBEDDED else _local_path(str(source), weights)
+        if path.is_dir():
+            unet_folder = EMBEDDED.get(str(source), "unet")
+            return bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)
+        return bundle_of_file(read_header(path) if header_only else read_weights(path), **options)
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Whatever else is wrong with a checkpoint, as one sentence."""
+    name = public_name(source)[:SHOWN]
+    try:
+        with disk_errors(Path(name), "read", CheckpointError):
+            yield
+    except STRANGE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN]
+        raise CheckpointError(f"{name} is damaged or no checkpoint that we know ({reason}); get it again") from error
 
 
 def _local_path(source: str, weights: str) -> Path:

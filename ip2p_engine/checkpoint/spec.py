@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..config import from_mapping
 from ..errors import CheckpointError, ConfigError
+from ..files import NO_JSON
 
 __all__ = ["ARCHITECTURE", "BASE_NAMES", "FAMILIES", "ModelSpec", "parse_config", "recommended", "spec_to_json"]
 
@@ -16,6 +18,8 @@ FAMILIES = ("sd1", "sd2", "sdxl", "cosxl")
 BASE_NAMES = {"sd1": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "cosxl": "CosXL"}
 ARCHITECTURE = "architecture"
 SD_SCALE, SDXL_SCALE = 0.18215, 0.13025
+KINDS = {"str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)}
+POSITIVE = ("resolution", "steps", "latent_scale", "beta_start", "beta_end", "sigma_min", "sigma_max")
 
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
@@ -62,9 +66,16 @@ class ModelSpec:
     """Largest sigma, edm only."""
 
     def __post_init__(self) -> None:
-        for field, known in (("family", FAMILIES), ("prediction", ("eps", "v")), ("schedule", ("ddpm", "edm"))):
-            if getattr(self, field) not in known:
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(known)}")
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), KINDS[str(field.type)]
+            if type(value) not in kinds or (float in kinds and not math.isfinite(value)):
+                raise ConfigError(f"{field.name} is {value!r}; give a value of type {field.type}")
+        for name in POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+        for name, known in (("family", FAMILIES), ("prediction", ("eps", "v")), ("schedule", ("ddpm", "edm"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
 
 
 def recommended(family: str, in_channels: int) -> dict[str, Any]:
@@ -96,7 +107,9 @@ def parse_config(text: str | None, where: str) -> tuple[ModelSpec | None, dict[s
         return None, {}
     try:
         values = json.loads(text)
+        if not isinstance(values, dict) or not isinstance(values.get(ARCHITECTURE, {}), dict):
+            raise ConfigError("it is no object of names and values")
         architecture = values.pop(ARCHITECTURE, {})
         return from_mapping(ModelSpec, values), architecture
-    except (ValueError, AttributeError, ConfigError) as error:
+    except (*NO_JSON, ConfigError) as error:
         raise CheckpointError(f"{where} carries an ip2p_config that cannot be used ({error}); save it again") from error

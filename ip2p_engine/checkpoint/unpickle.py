@@ -8,7 +8,6 @@ list is refused before anything is loaded.
 from __future__ import annotations
 
 import io
-import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
@@ -106,7 +105,9 @@ def _global_names(path: Path) -> Iterator[str]:
                     f"{path.name} is a pickle of protocol 4, which torch.save does not write; "
                     "nothing was run, get the .safetensors file"
                 )
-    except (ValueError, EOFError, OSError, KeyError, IndexError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile, zlib and pickletools raise as many kinds for damaged files
         raise CheckpointError(
             f"{path.name} is a truncated or damaged PyTorch file ({_first_line(error)}); download it again"
         ) from error

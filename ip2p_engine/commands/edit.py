@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from ..errors import ConfigError
 from .options import (
     Several,
     add_command,
@@ -28,7 +31,8 @@ def add(commands: Any) -> None:
 
 def _add_edit(commands: Any) -> None:
     parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit")
+    parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit, named before --instruction")
     parser.add_argument(
         "--instruction", action=Several, nargs="+", required=True, metavar="TEXT", help='e.g. "make it snow"'
     )
@@ -42,8 +46,21 @@ def _add_edit(commands: Any) -> None:
         help="paper: the 64 rule of the paper's code; keep: the picture's own; or WxH (default: paper)",
     )
     parser.add_argument("--resolution", type=int, help="longer side that the paper's rule aims at")
-    parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a file if there is one result")
+    parser.add_argument("--batch", type=int, default=8, help="edits in one batch at most (default: 8)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("."),
+        help="a folder, where nothing is overwritten, or a file if there is one result",
+    )
     parser.add_argument("--json", action="store_true", help="print the settings of each result as JSON")
+
+
+def _refuse(refuse: Callable[[str], NoReturn], message: str) -> NoReturn:
+    """argparse's refusal; --instruction takes every word that follows it, also a picture's name."""
+    if message.endswith("IMAGE"):
+        message += '; name the pictures first: ip2p edit photo.png --instruction "make it snow"'
+    refuse(message)
 
 
 def _add_demo(commands: Any) -> None:
@@ -54,24 +71,28 @@ def _add_demo(commands: Any) -> None:
 
 
 def _edit(options: argparse.Namespace) -> None:
+    from ..progress import write_line
     from .edit_files import edit_files
 
-    config = edit_config(options, size=options.size, resolution=options.resolution)
+    if options.resolution and options.size != "paper":
+        raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
+    config = edit_config(options, size=options.size, resolution=options.resolution, batch=options.batch)
     seeds = range(options.seed, options.seed + check_positive("--seeds", options.seeds))
-    rows = edit_files(
+    edit_files(
         options.images,
         options.instruction,
         load=lambda: load_editor(options),
         config=config,
         seeds=seeds,
         out=options.out,
+        show=lambda row: write_line(json.dumps(row) if options.json else row["file"]),
     )
-    for row in rows:
-        sys.stdout.write(json.dumps(row) + "\n" if options.json else f"{row['file']}\n")
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from ..images import check_output
     from ..scenes.demo import make_demo
 
+    check_output(options.out)
     report = make_demo(load_editor(options), options.out, seed=options.seed)
     sys.stdout.write(report + "\n")

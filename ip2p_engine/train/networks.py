@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..checkpoint.parts import autoencoder_dtype
 from ..checkpoint.spec import recommended
 from ..errors import ConfigError
 from ..model import Model
@@ -151,11 +152,10 @@ def _add_adapters(unet: Any, config: TrainConfig, *, train_conv_in: bool) -> Non
 
 
 def _cast_frozen(model: Model, config: TrainConfig) -> None:
-    """Frozen networks compute in the run's precision; SDXL's autoencoder overflows in float16 and stays float32."""
+    """Frozen networks compute in the run's precision."""
     half = HALF.get(config.precision, torch.float32)
     for parameter in model.unet.parameters():
         parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(half)
-    overflows = half == torch.float16 and model.spec.family in ("sdxl", "cosxl")
-    nn.Module.to(model.autoencoder, dtype=torch.float32 if overflows else half)
+    nn.Module.to(model.autoencoder, dtype=autoencoder_dtype(model.spec.family, half))
     for encoder in model.text_encoders:
         encoder.to(dtype=half)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.export import save_diffusers, save_ldm, write_safetensors
+from ..checkpoint.export import RAW_UNET, save_diffusers, save_ldm, write_safetensors
 from ..model import Model, load_model
 from .config import TrainConfig
 from .ema import Average
@@ -16,7 +16,6 @@ from .networks import finished, lora_state, usable
 
 __all__ = ["export"]
 
-RAW_UNET = "unet/diffusion_pytorch_model.non_ema.safetensors"
 FORMAT = {"format": "pt"}
 
 

@@ -146,7 +146,7 @@ BAD = {
     "a folder named as a file": (["{file}", "out.safetensors", "--to", "diffusers"], "a pipeline is a folder"),
     "a file in the way": (["{file}", "{file}/out.safetensors", "--to", "ldm"], "cannot be written"),
     "a file in the folder's way": (["{file}", "{file}/out", "--to", "diffusers"], "cannot be written"),
-    "another folder in the way": (["{file}", "{here}", "--to", "diffusers"], "is no pipeline folder"),
+    "another folder in the way": (["{file}", "{here}", "--to", "diffusers"], "holds notes.txt"),
     "a missing base": (["{unet}", "out.safetensors", "--to", "ldm", "--base", "no.ckpt"], "no.ckpt does not exist"),
     "no base": (["{unet}", "out.safetensors", "--to", "ldm"], "or --base"),
     "a merge without words": (

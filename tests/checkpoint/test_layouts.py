@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.single_file import EDM_KEYS, PREFIXES, ema_name
 from ip2p_engine.checkpoint.source import open_bundle
+from ip2p_engine.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, size_ids
+from ip2p_engine.denoiser import guided_denoiser
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.model import load_model
 
@@ -233,6 +235,28 @@ def test_types(dtype, sd1, tmp_path):
     loaded = load_model(path)
     assert {loaded.dtype, loaded.autoencoder.dtype, loaded.text_encoders[0].dtype} == {dtype}
     assert torch.equal(loaded.unet.conv_in.weight, sd1.unet.conv_in.weight.to(dtype))
+
+
+def test_a_base_that_is_not_needed_is_said(sd1_file, caplog):
+    load_model(sd1_file, base="embedded")
+    assert "is complete, so nothing of the base is taken" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "cosxl"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sdxl_s_autoencoder_overflows_in_float16_and_stays_float32(dtype, family, make_model, tmp_path):
+    path = save_ldm(make_model(family), tmp_path / "file.safetensors", dtype)
+    model = load_model(path, dtype=dtype)
+    kept = dtype == torch.float16 and family != "sd1"
+    assert {model.dtype, *(text.dtype for text in model.text_encoders)} == {dtype}
+    assert model.autoencoder.dtype == (torch.float32 if kept else dtype)
+    texts = TextEmbedding(tokens=torch.zeros(1, 77, 40, dtype=dtype), pooled=torch.zeros(1, 24, dtype=dtype))
+    image = encode_image(model, torch.zeros(1, 3, 64, 64))
+    cond = Conditioning(text=texts, null_text=texts, image=image, size_ids=size_ids(model, [(64, 64)]))
+    if family == "sdxl":
+        with torch.inference_mode(), guided_denoiser(model, 5.0, 1.5) as denoiser:
+            z = denoiser(torch.ones(1, 4, *image.shape[2:]), 2.0, cond)
+        assert z.dtype == decode_latents(model, z).dtype == torch.float32
 
 
 def test_a_mixed_file_becomes_one_type_a_network(sd1, ldm_tensors, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
+import shutil
 import signal
 import struct
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ip2p_engine.checkpoint.build import all_finite
@@ -230,6 +233,170 @@ def spoiled(name, value):
     return change
 
 
+def entry(**changes):
+    return {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}
+
+
+HEADERS = {
+    "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 4]}},
+    "no type": {"a": {"shape": [1], "data_offsets": [0, 4]}},
+    "no offsets": {"a": {"dtype": "F32", "shape": [1]}},
+    "an entry that is a list": {"a": [1]},
+    "a negative shape": entry(shape=[-1]),
+    "a shape of words": entry(shape=["1"]),
+    "a shape that is a word": entry(shape="1"),
+    "a shape of fractions": entry(shape=[1.0]),
+    "a shape beyond the file": entry(shape=[10**12, 10**12]),
+    "offsets of words": entry(data_offsets=[0, "4"]),
+    "one offset": entry(data_offsets=[4]),
+    "offsets that fall": entry(data_offsets=[4, 0]),
+    "a type that is a list": entry(dtype=["F32"]),
+    "a type that is none": entry(dtype="F31"),
+    "metadata that is null": {"__metadata__": None, **entry()},
+    "metadata that is a list": {"__metadata__": [1], **entry()},
+    "metadata of numbers": {"__metadata__": {"a": 1}, **entry()},
+    "brackets in brackets": "[" * 100_000,
+    "a header that is a list": [1],
+    "no tensors": {},
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_that_is_not_as_it_should_be(case, tmp_path):
+    header = HEADERS[case]
+    text = ('{"a": ' + header if isinstance(header, str) else json.dumps(header)).encode()
+    data = b"" if header in ({}, [1]) else bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    for reader in READERS:
+        refused(reader, tmp_path / "model.safetensors")
+
+
+OWN_CONFIGS = {
+    "a list": "[1]",
+    "null": "null",
+    "brackets in brackets": "[" * 100_000,
+    "an architecture that is a number": {"architecture": 3},
+    "a network that is a number": {"architecture": {"unet": 3}},
+    "a network of other settings": {"architecture": {"unet": {"foo": 1}}},
+    "text encoders that are a number": {"architecture": {"text_encoders": 3}},
+    "channels that are a word": {"in_channels": "8"},
+    "a beta that is a word": {"beta_start": "x"},
+    "a scale that is NaN": {"latent_scale": float("nan")},
+    "no steps": {"steps": 0},
+    "a family that is a list": {"family": ["sd1"]},
+}
+
+
+@pytest.mark.parametrize("case", OWN_CONFIGS)
+def test_an_own_config_that_is_not_as_it_should_be(case, sd1_file, sd1, ldm_tensors, tmp_path):
+    with safe_open(sd1_file, "pt") as opened:
+        said = json.loads(opened.metadata()["ip2p_config"])
+    wrong = OWN_CONFIGS[case]
+    if isinstance(wrong, dict):
+        inner = {**said["architecture"], **wrong["architecture"]} if isinstance(wrong.get("architecture"), dict) else 3
+        wrong = json.dumps({**said, **wrong, **({"architecture": inner} if "architecture" in wrong else {})})
+    save_file(ldm_tensors(sd1), tmp_path / "model.safetensors", {"ip2p_config": wrong})
+    for reader in READERS:
+        refused(reader, tmp_path / "model.safetensors")
+
+
+def rewritten(name, **changes):
+    def write(folder):
+        path = folder / name
+        values = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return write
+
+
+def holding(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def as_others_write(change):
+    """Without our own file, so that diffusers' settings count."""
+    return lambda folder: ((folder / "ip2p_config.json").unlink(), change(folder))
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+FOLDERS = {
+    "our config is a list": holding("ip2p_config.json", b"[]"),
+    "our config is no text": holding("ip2p_config.json", b"\xff\xfe\x00"),
+    "other settings": holding("unet/config.json", b'{"foo": 1}'),
+    "settings that are a list": holding("unet/config.json", b"[1]"),
+    "settings that are no text": holding("unet/config.json", b"\xff\xfe\x00"),
+    "settings in brackets": holding("unet/config.json", b"[" * 100_000),
+    "groups that do not divide": rewritten("unet/config.json", norm_num_groups=7, _use_default_values=None),
+    "widths that are a word": rewritten("unet/config.json", block_out_channels="x"),
+    "blocks that do not exist": rewritten("unet/config.json", down_block_types=["FooBlock2D"] * 2),
+    "no width of the text": rewritten("unet/config.json", cross_attention_dim=None),
+    "an autoencoder of other settings": holding("vae/config.json", b'{"foo": 1}'),
+    "a text encoder of other settings": holding("text_encoder/config.json", b'{"foo": 1}'),
+    "no width in the text encoder": rewritten("text_encoder/config.json", hidden_size=None),
+    "heads that do not divide": rewritten("text_encoder/config.json", num_attention_heads=7),
+    "a scale that is a word": as_others_write(rewritten("vae/config.json", scaling_factor="x")),
+    "a beta that is a word": as_others_write(rewritten("scheduler/scheduler_config.json", beta_start="x")),
+    "a scheduler that is a number": as_others_write(rewritten("scheduler/scheduler_config.json", _class_name=3)),
+    "a shard without numbers": lambda f: (f / WEIGHTS).rename(f / "unet/diffusion_pytorch_model-x-of-y.safetensors"),
+    "a network that is a file": lambda f: (shutil.rmtree(f / "unet"), (f / "unet").write_text("x")),
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(sd1, tmp_path_factory):
+    return save_diffusers(sd1, tmp_path_factory.mktemp("pipeline") / "model", training={"steps": 1})
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_that_is_not_as_it_should_be(case, pipeline, tmp_path):
+    folder = shutil.copytree(pipeline, tmp_path / "model")
+    FOLDERS[case](folder)
+    for reader in READERS:
+        refused(reader, folder)
+
+
+def test_a_training_note_that_is_no_text_hinders_nothing(pipeline, tmp_path):
+    folder = shutil.copytree(pipeline, tmp_path / "model")
+    (folder / "ip2p_training.json").write_bytes(b"\xff\xfe\x00")
+    assert "unreadable" in report_card(folder).training
+
+
+@pytest.mark.parametrize("names", [(1,), (1, "a"), (("a", 1),)])
+def test_tensors_whose_names_are_no_words(names, tmp_path):
+    torch.save({"state_dict": {name: torch.zeros(2) for name in names}}, tmp_path / "model.ckpt")
+    for reader in READERS:
+        refused(reader, tmp_path / "model.ckpt")
+
+
+def test_damaged_compression(tmp_path):
+    path = tmp_path / "model.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00." * 100)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"data.pkl") + 8
+    data[place : place + 6] = b"\xff" * 6
+    path.write_bytes(data)
+    for reader in READERS:
+        refused(reader, path)
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/model.ckpt", "a" * 5000, "a\0b"])
+def test_names_that_no_system_takes(source, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for reader in READERS:
+        refused(reader, source)
+
+
+@pytest.mark.parametrize("reason", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_file_that_cannot_be_opened(reason, sd1_file, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise reason
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for reader in READERS:
+        assert f"cannot be read ({reason.strerror}); check" in refused(reader, sd1_file)
+
+
 WRONG = {
     "12 channels": (with_stem(12), "12 input channels .UltraEdit"),
     "9 channels": (with_stem(9), "9 input channels .an inpainting model"),
@@ -258,14 +425,17 @@ WRONG = {
     "infinity": (spoiled("first_stage_model.quant_conv.bias", float("inf")), "of the autoencoder holds NaN or inf"),
 }
 
+IN_VALUES = ("NaN in the UNet", "NaN in the text encoder", "infinity")  # which the report card does not read
+
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_tensors(case, sd1, ldm_tensors, tmp_path):
     change, says = WRONG[case]
     save_file(change(ldm_tensors(sd1)), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=says) as error:
-        load_model(tmp_path / "model.safetensors", text_heads=4)
-    one_sentence(error)
+    for reader in READERS[: 1 if case in IN_VALUES else 2]:
+        with pytest.raises(CheckpointError, match=says) as error:
+            reader(tmp_path / "model.safetensors")
+        one_sentence(error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -349,6 +519,51 @@ def test_a_failed_write_leaves_what_was_there(write, sd1, small_disk, tmp_path):
         write(sd1, target)
     assert target.is_dir() or target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+def test_a_pipeline_folder_replaces_an_older_one(family, make_model, tmp_path):
+    first = save_diffusers(make_model(family), tmp_path / "model", training={"steps": 1})
+    assert save_diffusers(make_model(family, seed=1), first) == first
+    assert torch.equal(
+        load_model(first, text_heads=4).unet.conv_in.weight, make_model(family, seed=1).unet.conv_in.weight
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "loras/snow.safetensors", ".git/HEAD", "unet/model.fp16.safetensors"])
+def test_a_folder_with_other_files_is_not_replaced(name, sd1, tmp_path):
+    own = save_diffusers(sd1, tmp_path / "model") / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    with pytest.raises(CheckpointError, match=f"holds {name}, which would be lost") as error:
+        save_diffusers(sd1, tmp_path / "model")
+    one_sentence(error)
+    assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize("here", [".", ".."])
+def test_the_folder_where_the_command_runs_is_not_replaced(here, sd1, monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="is where this command runs; give the name of a new folder"):
+        save_diffusers(sd1, here)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_old_folder_is_back_if_the_new_one_cannot_take_its_place(sd1, monkeypatch, tmp_path):
+    target, rename = save_diffusers(sd1, tmp_path / "model"), Path.replace
+
+    def refuse(path, other):
+        if path.suffix == ".tmp" and path.is_dir():
+            raise PermissionError(13, "Permission denied")
+        return rename(path, other)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(CheckpointError, match="cannot be written .*Permission denied"):
+        save_diffusers(sd1, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_model(target, text_heads=4).spec == sd1.spec
 
 
 def test_a_number_that_half_precision_cannot_hold_is_named(sd1, ldm_tensors, tmp_path):

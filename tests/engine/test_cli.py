@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from PIL import Image
 
 from ip2p_engine import cli
 from ip2p_engine.commands import options, scenes
-from ip2p_engine.images import read_settings
+from ip2p_engine.conditioning import decode_latents
+from ip2p_engine.images import read_settings, save_image
 from ip2p_engine.sampling import SAMPLERS
 from ip2p_engine.scenes.recipe import STAGES
 from ip2p_engine.scenes.world import Scene, render
@@ -92,6 +94,88 @@ def test_every_combination_gets_its_own_file(scene, tmp_path, capsys):
     assert len(set(files)) == 8
     assert sorted({Image.open(f).size for f in files}) == [(64, 64), (100, 80)]
     assert (tmp_path / "results" / "other_edited_2_seed1.png").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_what_is_finished(number, scene, tmp_path, monkeypatch, capsys):
+    from ip2p_engine.commands import edit_files
+
+    def save_and_stop(image, path, settings):
+        save_image(image, path, settings)
+        if "seed1" in path.name:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(edit_files, "save_image", save_and_stop)
+    out = tmp_path / "results"
+    assert run("edit", scene, *SNOW, "--seeds", 4, "--batch", 1, "--out", out) == 130
+    said = capsys.readouterr()
+    assert said.out.split() == [str(out / f"scene_edited_seed{seed}.png") for seed in (0, 1)]
+    assert sorted(map(str, out.iterdir())) == said.out.split()
+    assert "stopped with 2 of 4 results written" in said.err
+
+
+def test_a_failing_batch_loses_no_other(scene, tmp_path, monkeypatch, capsys):
+    from ip2p_engine import edit
+
+    decoded = []
+
+    def fail_later(model, latents):
+        decoded.append(latents)
+        return decode_latents(model, latents) * (float("nan") if len(decoded) == 2 else 1)
+
+    monkeypatch.setattr(edit, "decode_latents", fail_later)
+    assert run("edit", scene, *SNOW, "--seeds", 2, "--batch", 1, "--out", tmp_path / "results") == 2
+    sentence_about(capsys, "not finite")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["scene_edited_seed0.png"]
+
+
+def test_in_a_folder_nothing_is_overwritten(tmp_path, capsys):
+    sources = [tmp_path / name for name in ("a.png", "x/a.png", "a_edited_seed0.png")]
+    (tmp_path / "x").mkdir()
+    for source, colour in zip(sources, ("red", "green", "blue"), strict=True):
+        Image.new("RGB", (64, 64), colour).save(source)
+    before = sources[2].read_bytes()
+    for text in ("make it snow", "paint it blue"):
+        assert run("edit", *sources, "--instruction", text, "--steps", 1, "--out", tmp_path) == 0
+    files = capsys.readouterr().out.split()
+    assert len(set(files)) == 6 and str(sources[2]) not in files
+    assert sources[2].read_bytes() == before
+    texts = [read_settings(file)["instruction"] for file in files]
+    assert texts == ["make it snow"] * 3 + ["paint it blue"] * 3
+
+
+def test_a_picture_is_not_replaced_by_its_edit(scene, capsys):
+    before = scene.read_bytes()
+    assert run("edit", scene, *SNOW, "--out", scene) == 2
+    sentence_about(capsys, "is the picture to edit")
+    assert scene.read_bytes() == before
+
+
+def test_a_picture_after_the_instruction_is_told_its_place(scene, capsys):
+    assert run("edit", "--instruction", "make it snow", scene) == 2
+    sentence_about(capsys, "name the pictures first: ip2p edit photo.png --instruction")
+
+
+@pytest.mark.parametrize(("end", "code", "words"), [("| true", 141, ""), ("> /dev/full", 2, "No space left on device")])
+def test_an_output_that_takes_no_more_is_no_traceback(end, code, words):
+    command = f"set -o pipefail; '{sys.executable}' -m ip2p_engine inspect embedded {end}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr, "ignored" in done.stderr) == (code, False, False)
+    assert words in done.stderr
+
+
+def test_a_new_folder_may_have_a_dot(scene, tmp_path, capsys):
+    assert run("edit", scene, *SNOW, "--out", tmp_path / "results.v2") == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "results.v2" / "scene_edited_seed0.png")
+
+
+def test_what_cannot_be_written_is_said_before_the_work(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ip2p_engine.commands.edit.load_editor", None)
+    assert run("edit", scene, "--instruction", "x" * 70000, "--out", tmp_path / "long.jpg") == 2
+    sentence_about(capsys, "shorten the instruction or write a PNG")
+    for name in ("demo.gif", "."):
+        assert run("demo", "--out", tmp_path / name) == 2
+        sentence_about(capsys, str(tmp_path / name))
 
 
 def test_two_runs_of_one_command_write_equal_pictures(scene, tmp_path):
@@ -182,6 +266,11 @@ BAD_OPTIONS = {
     "weights": (["--weights", "best"], "weights"),
     "dtype": (["--dtype", "float8"], "dtype"),
     "device": (["--device", "abacus"], "abacus"),
+    "device without numbers": (["--device", "meta"], "meta"),
+    "compile without CUDA": (["--device", "cpu", "--compile"], "compile"),
+    "resolution of a kept size": (["--size", "keep", "--resolution", 64], "--resolution"),
+    "resolution of a given size": (["--size", "64x64", "--resolution", 64], "--resolution"),
+    "batch": (["--batch", 0], "batch"),
     "one file for two results": (["--seeds", 2], "2 results"),
     "unknown option": (["--colour", "red"], "colour"),
 }
@@ -206,8 +295,8 @@ def test_unwritable_output_ends_with_one_sentence(scene, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert run("edit", scene, *SNOW, "--out", tmp_path / "file" / "out.png") == 2
     sentence_about(capsys, "file")
-    assert run("edit", scene, *SNOW, "--out", tmp_path / "out.xyz") == 2
-    sentence_about(capsys, "xyz")
+    assert run("edit", scene, *SNOW, "--out", tmp_path / "out.gif") == 2
+    sentence_about(capsys, "gif")
 
 
 def test_stages_are_named(tmp_path, capsys):

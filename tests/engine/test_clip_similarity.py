@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,16 @@ def test_long_captions_are_cut(clip):
 def test_open_clip_cuts_texts_like_us():
     captions = ["a photo of a “caf\u00e9” & more", "", "word " * 100, "AT NIGHT!"]
     assert torch.equal(open_clip.get_tokenizer("ViT-L-14")(captions), tokenize(captions, pad=0))
+
+
+def test_the_tokenizer_is_no_version_of_transformers():
+    """ComfyUI asks for 4.50 or newer, and the class that 5 has there takes other arguments."""
+    code = (
+        "import sys; sys.modules['transformers'] = None; from ip2p_engine.tokenizer import tokenize; "
+        "print(*tokenize(['make it snow'])[0, :5].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["49406", "1078", "585", "2583", "49407"]
 
 
 def test_the_embedded_layout(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
@@ -153,16 +155,64 @@ def test_hooks_see_steps_and_progress(editor):
     assert progress == [(2, 3), (3, 3)]
 
 
-def test_settings_are_enough_to_make_the_picture_again(editor):
-    first = editor.edit(render(HEART), "make it snow", seeds=7, config=QUICK, text_cfg=3.0)[0]
-    names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "size")
-    again = editor.edit(
-        render(HEART),
-        first.settings["instruction"],
-        seeds=first.settings["seed"],
-        **{name: first.settings[name] for name in names},
-    )[0]
-    assert torch.equal(first.latent, again.latent)
+OTHER_SETTINGS = {
+    "text_cfg": 3.0,
+    "image_cfg": 2.0,
+    "steps": 2,
+    "sampler": "heun",
+    "schedule": "karras",
+    "size": "keep",
+    "resolution": 128,
+    "batch": 1,
+    "together": False,
+    "restore_size": False,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(EditConfig)])
+def test_settings_are_enough_to_make_the_picture_again(editor, name):
+    picture = render(HEART).resize((90, 64))
+    config = replace(QUICK, **{name: OTHER_SETTINGS[name]})
+    first = editor.edit(picture, "make it snow", seeds=7, config=config)[0]
+    said = {field.name: first.settings[field.name] for field in fields(EditConfig) if field.name in first.settings}
+    again = editor.edit(picture, first.settings["instruction"], seeds=first.settings["seed"], **said)[0]
+    near(first, again)
+
+
+def test_settings_name_the_base_of_a_lone_unet(editor, tmp_path):
+    editor.model.unet.save_pretrained(tmp_path / "lone")
+    lone = InstructPix2Pix.load(tmp_path / "lone", base="embedded", device="cpu", prediction="v")
+    assert lone.edit(render(HEART), "make it snow", steps=1)[0].settings["base"] == "embedded"
+
+
+def test_results_come_as_soon_as_their_batch_is_done(editor):
+    told, texts = [], ["make it snow", ""]
+
+    def hear(place, result):
+        told.append((place, result.instruction, result.seed))
+        if len(told) == 4:
+            raise Interrupted("enough")
+
+    with pytest.raises(Interrupted, match="enough"):
+        editor.edit(render(HEART), texts, seeds=[1, 2, 2], config=QUICK, batch=1, hooks=Hooks(on_result=hear))
+    assert told == [(3, "", 1), (4, "", 2), (5, "", 2), (0, "make it snow", 1)]
+
+
+def test_pictures_are_decoded_one_at_a_time(editor, monkeypatch):
+    """Eight of 512 x 512 at once take more memory than all three branches of SD1.5."""
+    sizes, decode = [], editor.model.autoencoder.decode
+    monkeypatch.setattr(editor.model.autoencoder, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    editor.edit(render(HEART), "make it snow", seeds=[1, 2, 3], steps=1)
+    assert sizes == [1, 1, 1]
+
+
+def test_too_little_memory_is_a_sentence(editor, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(editor.model.unet, "forward", full)
+    with pytest.raises(ConfigError, match="does not hold 2 edits of 64 x 64 pixels at once; .*--batch.*--resolution"):
+        editor.edit(render(HEART), "make it snow", seeds=[1, 2], config=QUICK)
 
 
 def test_edit_each_pairs_one_to_one(editor):

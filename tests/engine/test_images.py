@@ -157,6 +157,17 @@ def test_lossless_files_are_read_exactly(kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["PPM", "JPEG2000"])
+def test_a_format_that_this_pillow_lacks_hides_no_other(kind, monkeypatch):
+    """AVIF came with Pillow 11.3."""
+    data = encoded(noise(20, 12), kind)
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    images._readable.cache_clear()
+    assert open_image(data).size == (20, 12)
+    monkeypatch.undo()
+    images._readable.cache_clear()
+
+
 # Orientation: where the upright picture's top-left, top-right and bottom-left corners are stored (EXIF 2.3, 4.6.4).
 CORNERS = {
     1: "TL TR BL",

@@ -1,0 +1,47 @@
+"""Where to compute, in which type, and what to do where the memory is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .errors import ConfigError
+
+__all__ = ["default_dtype", "enough_memory", "usable_device"]
+
+
+def usable_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name, or a GPU if there is one, else the CPU; raises ConfigError for one that is not here."""
+    if name is not None:
+        try:
+            device = torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used ({reason}); choose cpu, cuda or mps") from error
+        if device.type == "meta":
+            raise ConfigError("device 'meta' holds no numbers; choose cpu, cuda or mps")
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Half precision on a GPU, float32 elsewhere."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+@contextmanager
+def enough_memory(count: int, size: tuple[int, int]) -> Iterator[None]:
+    """Torch's own error as a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the device's memory does not hold {count} edits of {size[0]} x {size[1]} pixels at once; "
+            "give a smaller batch (--batch) or resolution (--resolution)"
+        ) from error
