@@ -37,7 +37,7 @@ class NativeEditor:
     ) -> Tensor:
         """Edited latents (B, 4, h, w), unscaled, of image conditions ``source``, the n-th by the n-th instruction.
 
-        In parts of 8, and a picture does not depend on its part. ``mask`` (1 or B, H, W) is 1 where it may change.
+        In parts of 8, and a picture does not depend on its part. ``mask`` (B, 1, H, W) is 1 where it may change.
         """
         model = fractional_time(self.model)
         parts = source.split(AT_ONCE)
@@ -45,7 +45,8 @@ class NativeEditor:
         for number, part in enumerate(parts):
             chosen = slice(number * AT_ONCE, number * AT_ONCE + len(part))
             show = step_callback(model, self.steps, number, len(parts))
-            edited.append(self._part(model, part, instructions[chosen], seeds[chosen], _masks(mask, chosen), show))
+            free = None if mask is None else mask[chosen]
+            edited.append(self._part(model, part, instructions[chosen], seeds[chosen], free, show))
         return torch.cat(edited).to(source)
 
     def _part(
@@ -77,11 +78,3 @@ def text_rows(clip: Any, texts: Sequence[str], values: dict[str, Any]) -> list:
     if known.get("pooled_output") is not None:
         known["pooled_output"] = torch.cat([encoded[text][1]["pooled_output"] for text in texts])
     return [[rows, {**known, **values}]]
-
-
-def _masks(mask: Tensor | None, chosen: slice) -> Tensor | None:
-    """The masks of one part; a single mask holds for all pictures."""
-    if mask is None:
-        return None
-    masks = mask.reshape(-1, 1, *mask.shape[-2:])
-    return masks if len(masks) == 1 else masks[chosen]

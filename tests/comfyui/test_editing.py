@@ -6,6 +6,7 @@ import io
 import time
 import uuid
 
+import numpy as np
 import pytest
 from comfy_events import Listener
 from comfy_prompts import edit, guided, node
@@ -75,6 +76,16 @@ def test_a_batch_is_its_pictures(server, scene):
     assert [difference(*pair) for pair in zip(together, alone, strict=True)] == pytest.approx([0, 0], abs=0.02)
 
 
+def latents(server, prompt, *outputs):
+    """The latents that a workflow gives at some of its outputs."""
+    places = {f"latent {n}": f"{uuid.uuid4().hex}/latent" for n in range(len(outputs))}
+    for (name, place), output in zip(places.items(), outputs, strict=True):
+        prompt[name] = node("SaveLatent", samples=output, filename_prefix=place)
+    succeed(server.run(prompt))
+    folders = [(server.base / "output" / place).parent for place in places.values()]
+    return [load_file(next(folder.glob("*.latent")))["latent_tensor"] for folder in folders]
+
+
 def test_outside_the_mask_nothing_changes(server, scene):
     prompt = edit(scene, instruction="make it night")
     prompt["blank"] = node("SolidMask", value=0.0, width=64, height=64)
@@ -82,15 +93,49 @@ def test_outside_the_mask_nothing_changes(server, scene):
     prompt["mask"] = node("MaskComposite", destination=["blank", 0], source=["half", 0], x=0, y=0, operation="add")
     prompt["edit"]["inputs"]["mask"] = ["mask", 0]
     prompt["source"] = node("VAEEncode", pixels=["image", 0], vae=["load", 2])
-    for name, latent in (("edited", ["edit", 1]), ("kept", ["source", 0])):
-        prompt[name] = node("SaveLatent", samples=latent, filename_prefix=f"mask/{name}")
-    succeed(server.run(prompt))
-    edited, kept = (
-        load_file(next((server.base / "output" / "mask").glob(f"{name}*.latent")))["latent_tensor"]
-        for name in ("edited", "kept")
-    )
+    edited, kept = latents(server, prompt, ["edit", 1], ["source", 0])
     # The embedded decoder mixes all places, so the promise is looked at where it is made: in the latent.
     assert (edited - kept)[..., 4:].abs().max() < 1e-4 < 0.5 < (edited - kept)[..., :4].abs().max()
+
+
+def masked(image, *, x, width, frame):
+    """An edit whose mask is white in ``width`` columns from x on."""
+    prompt = edit(image, instruction="make it night", resolution=128)
+    prompt["blank"] = node("SolidMask", value=0.0, width=frame[0], height=frame[1])
+    prompt["white"] = node("SolidMask", value=1.0, width=width, height=frame[1])
+    prompt["mask"] = node("MaskComposite", destination=["blank", 0], source=["white", 0], x=x, y=0, operation="add")
+    prompt["edit"]["inputs"]["mask"] = ["mask", 0]
+    return prompt
+
+
+@pytest.mark.parametrize(("x", "width"), [(0, 16), (24, 48)])
+def test_a_mask_lies_where_it_was_drawn_on_a_picture_that_is_cropped(server, x, width):
+    picture = render(DEMO_SCENE).resize((152, 112))  # the rule cuts 20 columns off on both sides
+    server.upload(picture, "wide.png")
+    edited = succeed(server.run(masked("wide.png", x=x, width=width, frame=picture.size))).pictures["save"][0]
+    changed = np.abs(np.asarray(edited, float) - np.asarray(picture, float)).mean(axis=(0, 2))
+    assert changed[: max(0, x - 1)].max(initial=0) == changed[x + width + 1 :].max() == 0
+    assert x == 0 or changed[x : x + width].min() > 10
+
+
+def test_encode_image_crops_the_mask_as_the_picture(server):
+    server.upload(render(DEMO_SCENE).resize((152, 112)), "wide.png")
+    given = masked("wide.png", x=20, width=28, frame=(152, 112))  # a quarter of what the crop leaves, from its left
+    masks = {name: given[name] for name in ("blank", "white", "mask")}
+    prompt = guided("wide.png", encode={"mask": ["mask", 0], "resolution": 128}, **masks)
+    edited, kept = latents(server, prompt, ["sample", 0], ["encode", 2])
+    assert (edited - kept)[..., 5:].abs().max() < 1e-4 < 0.5 < (edited - kept)[..., :3].abs().amax(dim=(0, 1, 2)).min()
+
+
+def test_masks_are_one_or_one_a_picture(server, scene):
+    prompt = edit(scene)
+    prompt["mask"] = node("SolidMask", value=1.0, width=64, height=64)
+    prompt["pictures"] = node("RepeatImageBatch", image=["image", 0], amount=3)
+    prompt["white"] = node("MaskToImage", mask=["mask", 0])
+    prompt["two"] = node("RepeatImageBatch", image=["white", 0], amount=2)
+    prompt["masks"] = node("ImageToMask", image=["two", 0], channel="red")
+    prompt["edit"]["inputs"].update(image=["pictures", 0], mask=["masks", 0])
+    assert "2 masks and 3 pictures; give one mask, or one a picture" in complaint(server, prompt)
 
 
 def test_an_empty_instruction_gives_the_picture_back(server, scene):
