@@ -5,6 +5,7 @@ from __future__ import annotations
 import io as streams
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 
@@ -14,8 +15,9 @@ from . import _host
 from ._api import Pairs, advanced, io, schema
 
 MODES = ["self", "replace", "refine"]
-_unfinished: dict[tuple, list[Any]] = {}
-"""Finished batches of the run that was cancelled last, by all that it depends on."""
+KEPT_PAIRS = 1000
+_made: WeakKeyDictionary[Any, dict[tuple, list[Any]]] = WeakKeyDictionary()
+"""The newest batches of each MODEL that ComfyUI still holds, by all else that they depend on."""
 
 
 class GeneratePairs(io.ComfyNode):
@@ -109,7 +111,7 @@ def generate(
     batch: int,
     instruction: str = "",
 ) -> list[Any]:
-    """Candidates with the seeds seed, seed + 1, ...; what a cancelled run had finished is not made again."""
+    """Candidates with the seeds seed, seed + 1, ...; batches that a cancelled run had finished are not made again."""
     from ..ip2p_engine.pairs import PairConfig, PairJob
     from ._models import spec_of
     from ._pair_maker import NativePairs, require_text_to_image
@@ -127,20 +129,22 @@ def generate(
     )
     jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed + n) for n in range(candidates)]
     maker = NativePairs(model=model, clip=clip, vae=vae, config=config)
-    key = (id(model.model), model.patches_uuid, clip.patcher.patches_uuid, config, tuple(jobs), batch)
-    return _finish(maker, [jobs[start : start + batch] for start in range(0, len(jobs), batch)], key)
+    return _make(maker, [jobs[start : start + batch] for start in range(0, len(jobs), batch)])
 
 
-def _finish(maker: Any, batches: Sequence[Sequence[Any]], key: tuple) -> list[Any]:
-    """Batch by batch; after Cancel the finished ones wait for the next Run of the same."""
-    known = _unfinished.get(key, [])
-    _unfinished.clear()
-    _unfinished[key] = known
-    for number in range(len(known), len(batches)):
-        _host.check_interrupted()
-        known.append(maker.make(batches[number], number, len(batches)))
-    _unfinished.clear()
-    return [candidate for done in known for candidate in done]
+def _make(maker: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
+    """Batch by batch; each is kept for another Run, of a list too, since ComfyUI forgets a whole list on Cancel."""
+    # Nodes patch clones, so the same MODEL, CLIP and VAE are the same objects. Held weakly, they may go.
+    made, found = _made.setdefault(maker.model, {}), []
+    for number, jobs in enumerate(batches):
+        key = (ref(maker.clip), ref(maker.vae), maker.config, tuple(jobs))
+        if key not in made:
+            _host.check_interrupted()
+            made[key] = maker.make(jobs, number, len(batches))
+        found += made[key]
+        while sum(map(len, made.values())) > KEPT_PAIRS:
+            del made[next(iter(made))]
+    return found
 
 
 def record_of(candidate: Any, instruction: str) -> Any:

@@ -151,6 +151,42 @@ def test_a_cancelled_run_goes_on_where_it_was(server):
     assert values[-1] == 90
 
 
+def progress_until(listener, end=None):
+    """The values of the pairs' progress bar until the run ends, or there are ``end`` of them."""
+    values = []
+    for kind, data in listener.events():
+        if kind == "progress" and data["node"] == "pairs":
+            values.append(data["value"])
+            if end and len(values) >= end:
+                return values
+        if kind in ("execution_success", "execution_error", "execution_interrupted"):
+            return values
+    return values
+
+
+def test_a_cancelled_list_goes_on_in_the_edit_where_it_was(server):
+    prompt, client = pairs(candidates=2, batch=1, steps=30, seed=60), uuid.uuid4().hex
+    prompt["list"] = node("IP2P_SweepGuidance", text_cfgs="2, 3", image_cfgs="1")
+    prompt["pairs"]["inputs"]["cfg_min"] = ["list", 0]
+    with Listener(server.port, client) as listener:
+        server.submit(prompt, client=client)
+        progress_until(listener, end=100)  # the second edit's second pair
+        server.post("/interrupt", {})
+        progress_until(listener)
+        again = server.submit(prompt, client=client)
+        values = progress_until(listener)
+    assert server.wait(again).status == "success"
+    assert min(values) >= 31 and max(values) == 60  # three of the four pairs were there
+
+
+def test_a_patched_model_s_pairs_are_its_own(server):
+    plain = succeed(server.run(pairs())).pictures["after"][0]
+    prompt = pairs()
+    prompt["patch"] = node("FreeU_V2", model=["load", 0], b1=1.6, b2=1.8, s1=0.5, s2=0.2)
+    prompt["pairs"]["inputs"]["model"] = ["patch", 0]
+    assert difference(plain, succeed(server.run(prompt)).pictures["after"][0]) > 1
+
+
 def filtered(**changes):
     prompt = pairs()
     values = {"keep": 1, **FLOORS, **changes}
