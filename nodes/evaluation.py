@@ -11,6 +11,7 @@ from ._api import Pairs, advanced, io, schema
 from ._editor import NativeEditor
 from ._models import require_edit, spec_of
 from .filtering import CLIPS, scorer
+from .pairs import require_pairs
 
 
 class Evaluate(io.ComfyNode):
@@ -61,6 +62,7 @@ def evaluate(
     from ..ip2p_engine.evaluate.measure import measure
     from ..ip2p_engine.evaluate.plot import trade_off_plot
 
+    require_pairs(pairs)
     samples = [_sample(pair, seed + number) for number, pair in enumerate(pairs[:count])]
     sweep = _grid.numbers("image_cfgs", image_cfgs)
     mine = NativeMethod(model, clip, vae, label=label, text_cfg=text_cfg, image_cfgs=sweep, steps=steps)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io as streams
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 
-from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.errors import ConfigError, DatasetError
 from ..ip2p_engine.sampling import SAMPLERS
 from . import _host
 from ._api import Pairs, advanced, io, schema
@@ -164,18 +166,26 @@ def record_of(candidate: Any, instruction: str) -> Any:
 def make_record(
     before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: Any
 ) -> Any:
-    """A PairRecord whose key follows from its texts and its seed, or without a seed from its pictures."""
-    import hashlib
-
+    """A PairRecord of two pictures and their texts."""
     from ..ip2p_engine.store import PairRecord
 
-    pictures = [_png(before), _png(after)]
-    words = "\0".join(texts[name] for name in sorted(texts)).encode()
-    origin = hashlib.blake2b(words, digest_size=8).hexdigest()
-    number = hashlib.blake2b(b"".join(pictures), digest_size=8).hexdigest() if seed is None else str(seed)
-    return PairRecord(
-        original_image=pictures[0], edited_image=pictures[1], seed=seed, p=p, cfg=cfg, key=f"{origin}/{number}", **texts
-    )
+    pictures = {"original_image": _png(before), "edited_image": _png(after)}
+    return with_key(PairRecord(**pictures, **texts, seed=seed, p=p, cfg=cfg, key=""))
+
+
+def require_pairs(pairs: Sequence[Any]) -> None:
+    """Raises DatasetError if there is no pair."""
+    if not len(pairs):
+        raise DatasetError("there is no pair; if IP2P CLIP Filter kept none, its scores say which threshold to lower")
+
+
+def with_key(record: Any) -> Any:
+    """The record with a key that follows from its texts and its pictures, unless it has one."""
+    if record.key:
+        return record
+    words = "\0".join([record.original_prompt, record.edited_prompt, record.edit_prompt]).encode()
+    parts = (words, record.original_image + record.edited_image)
+    return replace(record, key="/".join(blake2b(part, digest_size=8).hexdigest() for part in parts))
 
 
 def _png(picture: Any) -> bytes:

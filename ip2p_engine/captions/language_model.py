@@ -233,7 +233,7 @@ def _with_adapters(model: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ConfigError("LoRA needs peft, which is missing; pip install 'instruct-pix2pix[train]'") from error
+        raise ConfigError("LoRA needs peft, which is missing; pip install peft") from error
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
