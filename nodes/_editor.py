@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from ..ip2p_engine.schedule import make_sigmas
 from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
 from .conditioning import size_values
 
-__all__ = ["NativeEditor", "text_rows"]
+__all__ = ["NativeEditor", "literal", "text_rows"]
 
 AT_ONCE = 8
 
@@ -68,9 +69,21 @@ class NativeEditor:
         )
 
 
+def literal(text: str) -> str:
+    """A text of a data set for ``text_rows``: its parentheses are letters and no weights."""
+    from ..ip2p_engine.tokenizer import clean
+
+    return re.sub(r"[()]", r"\\\g<0>", clean(text))
+
+
 def text_rows(clip: Any, texts: Sequence[str], values: dict[str, Any]) -> list:
-    """Texts as one CONDITIONING of many rows, each different text encoded once; texts over 77 tokens are kept whole."""
-    encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in dict.fromkeys(texts)}
+    """Texts as one CONDITIONING of many rows, each different text encoded once.
+
+    Cleaned as the engine does; what ComfyUI does with weights in parentheses and texts over 77 tokens stays.
+    """
+    from ..ip2p_engine.tokenizer import clean
+
+    encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(clean(text)))[0] for text in dict.fromkeys(texts)}
     longest = math.lcm(*(tensor.shape[1] for tensor, _ in encoded.values()))
     # Repeated tokens weigh nothing in attention, which is how ComfyUI itself evens texts out.
     rows = torch.cat([encoded[text][0].repeat(1, longest // encoded[text][0].shape[1], 1) for text in texts])

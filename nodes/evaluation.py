@@ -8,7 +8,7 @@ from typing import Any
 from ..ip2p_engine.images import open_image
 from . import _grid, _host
 from ._api import Pairs, advanced, io, schema
-from ._editor import NativeEditor
+from ._editor import NativeEditor, literal
 from ._models import require_edit, spec_of
 from .filtering import CLIPS, scorer
 from .pairs import require_pairs
@@ -104,7 +104,8 @@ class NativeMethod:
         from ..ip2p_engine.evaluate.methods import Made
 
         editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **setting.values)
-        latents = editor.latents(prepared, [one.instruction for one in samples], [one.seed for one in samples])
+        texts = [literal(one.instruction) for one in samples]
+        latents = editor.latents(prepared, texts, [one.seed for one in samples])
         return Made(edited=_host.to_pictures(self._vae.decode(latents)))
 
 

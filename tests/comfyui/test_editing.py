@@ -44,14 +44,15 @@ def editor():
         {"sampler": "ddim", "schedule": "exponential", "image_cfg": 1.0},
         {"text_cfg": 1.5, "image_cfg": 1.5},
         {"text_cfg": 0.5, "image_cfg": 0.7, "steps": 1},
+        {"instruction": "make it ‘night’ &amp; cold"},
     ],
     ids=str,
 )
 def test_same_picture_as_headless(server, scene, editor, changes):
     run = succeed(server.run(edit(scene, **changes)))
     options = {"text_cfg": 4.0, "image_cfg": 1.5, "steps": 10, "sampler": "euler_ancestral", "schedule": "model"}
-    options |= {name: value for name, value in changes.items() if name != "seed"}
-    headless = editor.edit(render(DEMO_SCENE), "make it snow", seeds=changes.get("seed", 1), **options)[0].image
+    given = {"seed": 1, "instruction": "make it snow", **options, **changes}
+    headless = editor.edit(render(DEMO_SCENE), given.pop("instruction"), seeds=given.pop("seed"), **given)[0].image
     # Both run float32 on this CPU; the promise is a mean of one level.
     assert difference(run.pictures["save"][0], headless) <= 1.0
 

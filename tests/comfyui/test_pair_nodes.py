@@ -63,6 +63,7 @@ def pairs(**changes):
     [
         {},
         {"sampler": "heun", "steps": 4},
+        {"caption": "a (large red) heart on a sky background"},
         {"mode": "replace", "local_blend": True},
         {"mode": "refine", "edited_caption": "a large blue heart in the centre on a sky background, at night"},
     ],
