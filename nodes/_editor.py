@@ -32,6 +32,9 @@ class NativeEditor:
     steps: int
     sampler: str = "euler_ancestral"
     schedule: str = "model"
+    done: int = 0
+    of: int | None = None
+    """What the progress bar counts beside this call: pictures before it, and in all."""
 
     def latents(
         self, source: Tensor, instructions: Sequence[str], seeds: Sequence[int], mask: Tensor | None = None
@@ -45,7 +48,8 @@ class NativeEditor:
         edited = []
         for number, part in enumerate(parts):
             chosen = slice(number * AT_ONCE, number * AT_ONCE + len(part))
-            show = step_callback(model, self.steps, number, len(parts))
+            done, of = self.done + number * AT_ONCE, self.of or len(source)
+            show = step_callback(model, self.steps, done, of, len(part))
             free = None if mask is None else mask[chosen]
             edited.append(self._part(model, part, instructions[chosen], seeds[chosen], free, show))
         return torch.cat(edited).to(source)

@@ -114,11 +114,14 @@ def generate(
     instruction: str = "",
 ) -> list[Any]:
     """Candidates with the seeds seed, seed + 1, ...; batches that a cancelled run had finished are not made again."""
+    from ..ip2p_engine.alignment import changed_tokens
     from ..ip2p_engine.pairs import PairConfig, PairJob
     from ._models import spec_of
     from ._pair_maker import NativePairs, require_text_to_image
 
     require_text_to_image(model)
+    if local_blend and not any(marks.any() for marks in changed_tokens(caption, edited_caption)):
+        raise ConfigError("local_blend keeps what the changed words leave, and no word changes; switch it off")
     side = resolution or spec_of(model).resolution
     config = PairConfig(
         steps=steps,

@@ -12,9 +12,11 @@ from comfy_events import Listener
 from comfy_prompts import edit, guided, node
 from comfy_server import NOT_OFFERED, Refused, complaint, difference, succeed
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
+from ip2p_engine.checkpoint.ldm_state import ldm_state
+from ip2p_engine.model import load_model
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit
 from ip2p_engine.scenes.judge import judge_edit
@@ -256,6 +258,23 @@ def test_choices_that_are_not_offered(server, scene, change, words):
     prompt[name]["inputs"][widget] = value
     told = complaint(server, prompt)
     assert words in told or NOT_OFFERED in told
+
+
+def test_the_report_says_what_the_base_gave(server):
+    folder = server.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = ldm_state(load_model("embedded"))
+    save_file(
+        {name: state[name] for name in state if name.startswith("model.diffusion_model.")}, folder / "lone.safetensors"
+    )
+    server.get("/object_info/IP2P_LoadCheckpoint")
+
+    def told(checkpoint):
+        prompt = {"load": node("IP2P_LoadCheckpoint", checkpoint=checkpoint, weights="ema", base="embedded-sd")}
+        return succeed(server.run({**prompt, "told": node("PreviewAny", source=["load", 5])})).texts("told")[0]
+
+    assert "autoencoder, text_encoder from embedded-sd" in told("diffusion_models/lone.safetensors")
+    assert "embedded-sd is not used: the file is whole" in told("embedded")
 
 
 @pytest.mark.slow

@@ -314,6 +314,7 @@ def test_names_stay_inside_their_folder(server, name):
         ({"model": ["edit", 0]}, "which takes 4"),
         ({"p2p_min": 0.9, "p2p_max": 0.1}, "the lower and the upper end"),
         ({"mode": "replace", "edited_caption": "a heart"}, "word"),
+        ({"local_blend": True, "edited_caption": CAPTIONS["caption"]}, "no word changes; switch it off"),
     ],
 )
 def test_errors_of_pairs_say_what_to_do(server, change, words):

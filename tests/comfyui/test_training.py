@@ -1,4 +1,4 @@
-"""Training in a real ComfyUI: cancelled and resumed, and refused before any work."""
+"""Training and evaluating in a real ComfyUI: cancelled and resumed, shown on one bar, refused before any work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 from comfy_events import Listener
-from comfy_prompts import TRAIN, node
+from comfy_prompts import EVALUATE, LOADER, TRAIN, node
 from comfy_server import complaint
 
 pytestmark = pytest.mark.comfy
@@ -25,10 +25,10 @@ def training(**changes):
 
 
 def progress_of(listener, until=None):
-    """What the training's bar shows, as (value, of), until the run ends or one is reached, and how it ended."""
+    """What the node's bar shows, as (value, of), until the run ends or one is reached, and how it ended."""
     values = []
     for kind, data in listener.events():
-        if kind == "progress" and data["node"] == "train":
+        if kind == "progress" and data["node"] in ("train", "evaluate"):
             values.append((data["value"], data["max"]))
             if values[-1] == until:
                 break
@@ -63,3 +63,27 @@ def test_a_name_is_refused_before_training(server, name):
 def test_a_missing_package_is_named_before_training(server):
     told = complaint(server, training(preset="one-gpu"))
     assert "pip install bitsandbytes in ComfyUI's Python and restart" in told
+
+
+def evaluation(**changes):
+    networks = {name: ["load", n] for n, name in enumerate(("model", "clip", "vae"))}
+    return {
+        "load": node("IP2P_LoadCheckpoint", **LOADER),
+        "scenes": node("IP2P_LoadDataset", name="embedded scenes", count=9, seed=0, preview=1),
+        "evaluate": node("IP2P_Evaluate", pairs=["scenes", 0], **networks, **{**EVALUATE, **changes}),
+        "table": node("PreviewAny", source=["evaluate", 1]),
+    }
+
+
+def test_an_evaluation_has_one_bar(server):
+    client = uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
+        server.submit(evaluation(count=9, image_cfgs="1, 1.5"), client=client)
+        shown, kind = progress_of(listener)
+    assert kind == "execution_success"
+    assert shown == sorted(shown) and len(shown) == 8  # two parts, two settings, two steps
+    assert {of for _, of in shown} == {36} and shown[-1][0] == 36
+
+
+def test_a_label_is_no_reference_s(server):
+    assert "is a reference's name; choose another" in complaint(server, evaluation(label="the pairs' own edits"))
