@@ -97,8 +97,8 @@ def output_folder(kind: str, name: str) -> Path:
     """
     if not PLAIN_NAME.fullmatch(name):
         raise ConfigError(
-            f"the name {name!r} has more than letters, digits and _, or inside it spaces, dots and hyphens; "
-            "give a plain name such as my-set"
+            f"the name {name!r} is not one file's on every system; give a plain name such as my-set: letters, digits, "
+            "_, and between them spaces, dots or hyphens"
         )
     return Path(folder_paths.get_output_directory()) / kind / name
 

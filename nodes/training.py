@@ -132,10 +132,7 @@ def _inputs() -> list[io.Input]:
         io.String.Input(
             "name",
             default="my-edits",
-            tooltip=(
-                "Of the run in output/ip2p_training and of the checkpoint: letters, digits, _ and inside it spaces, . "
-                "and -. The same name and settings go on."
-            ),
+            tooltip="Of the run in output/ip2p_training and of the checkpoint. The same name and settings go on.",
         ),
         io.Combo.Input(
             "base",
@@ -150,9 +147,8 @@ def _inputs() -> list[io.Input]:
             options=PRESETS,
             default="embedded",
             tooltip=(
-                "A recipe. embedded: for scenes. lora: a small skill on a few GB (pip install peft). one-gpu: SD1.5 on "
-                "24 GB (pip install bitsandbytes). paper: the paper's, for 8 large GPUs. sd2, sdxl, cosxl: for those "
-                "bases."
+                "A recipe. embedded: for scenes. lora: a small skill on a few GB; needs peft. one-gpu: SD1.5 on 24 GB; "
+                "needs bitsandbytes. paper: for 8 large GPUs. sd2, sdxl, cosxl: for those bases."
             ),
         ),
         io.Int.Input(
@@ -160,10 +156,7 @@ def _inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=10_000_000,
-            tooltip=(
-                "Optimiser steps in all; 0 is the preset's. Raised, a finished run goes on, unless its preset is "
-                "embedded, whose learning rate ends with its steps."
-            ),
+            tooltip="Optimiser steps in all; 0 is the preset's. Raise it to go on from a finished run, not embedded's.",
         ),
         io.Int.Input(
             "batch_size",
