@@ -305,11 +305,11 @@ def _read_group(path: Path, row: int) -> tuple[int, Any]:
 def _record(row: dict[str, Any], path: Path) -> PairRecord:
     try:
         pictures: dict[str, Any] = {column: row[column]["bytes"] for column in IMAGE_COLUMNS}
-        texts: dict[str, Any] = {column: row[column] or "" for column in ("original_prompt", "edited_prompt")}
+        texts: dict[str, Any] = {column: row.get(column) or "" for column in ("original_prompt", "edited_prompt")}
         texts["edit_prompt"] = row["edit_prompt"]
     except (KeyError, TypeError) as error:
         raise DatasetError(
-            f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:5])}"
+            f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:3])}"
         ) from error
     for column, value in {**pictures, **texts}.items():
         if value is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clip_tokenizer", "merges", "tokenize"]
+__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clean", "clip_tokenizer", "merges", "tokenize"]
 
 START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -34,10 +34,14 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
     encoder = clip_tokenizer()
     rows = torch.full((len(texts), MAX_TOKENS), pad, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
-        clean = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-        ids = encoder.encode(clean, add_special_tokens=False).ids[: MAX_TOKENS - 2]
+        ids = encoder.encode(clean(text), add_special_tokens=False).ids[: MAX_TOKENS - 2]
         row[: len(ids) + 2] = torch.tensor([START_OF_TEXT, *ids, END_OF_TEXT])
     return rows
+
+
+def clean(text: str) -> str:
+    """What CLIP's authors do to a text first: broken Unicode repaired, HTML's entities read, its ends trimmed."""
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from ..ip2p_engine.schedule import make_sigmas
 from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
 from .conditioning import size_values
 
-__all__ = ["NativeEditor", "text_rows"]
+__all__ = ["NativeEditor", "literal", "text_rows"]
 
 AT_ONCE = 8
 
@@ -31,21 +32,26 @@ class NativeEditor:
     steps: int
     sampler: str = "euler_ancestral"
     schedule: str = "model"
+    done: int = 0
+    of: int | None = None
+    """What the progress bar counts beside this call: pictures before it, and in all."""
 
     def latents(
         self, source: Tensor, instructions: Sequence[str], seeds: Sequence[int], mask: Tensor | None = None
     ) -> Tensor:
         """Edited latents (B, 4, h, w), unscaled, of image conditions ``source``, the n-th by the n-th instruction.
 
-        In parts of 8, and a picture does not depend on its part. ``mask`` (1 or B, H, W) is 1 where it may change.
+        In parts of 8, and a picture does not depend on its part. ``mask`` (B, 1, H, W) is 1 where it may change.
         """
         model = fractional_time(self.model)
         parts = source.split(AT_ONCE)
         edited = []
         for number, part in enumerate(parts):
             chosen = slice(number * AT_ONCE, number * AT_ONCE + len(part))
-            show = step_callback(model, self.steps, number, len(parts))
-            edited.append(self._part(model, part, instructions[chosen], seeds[chosen], _masks(mask, chosen), show))
+            done, of = self.done + number * AT_ONCE, self.of or len(source)
+            show = step_callback(model, self.steps, done, of, len(part))
+            free = None if mask is None else mask[chosen]
+            edited.append(self._part(model, part, instructions[chosen], seeds[chosen], free, show))
         return torch.cat(edited).to(source)
 
     def _part(
@@ -67,9 +73,21 @@ class NativeEditor:
         )
 
 
+def literal(text: str) -> str:
+    """A text of a data set for ``text_rows``: its parentheses are letters and no weights."""
+    from ..ip2p_engine.tokenizer import clean
+
+    return re.sub(r"[()]", r"\\\g<0>", clean(text))
+
+
 def text_rows(clip: Any, texts: Sequence[str], values: dict[str, Any]) -> list:
-    """Texts as one CONDITIONING of many rows, each different text encoded once; texts over 77 tokens are kept whole."""
-    encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in dict.fromkeys(texts)}
+    """Texts as one CONDITIONING of many rows, each different text encoded once.
+
+    Cleaned as the engine does; what ComfyUI does with weights in parentheses and texts over 77 tokens stays.
+    """
+    from ..ip2p_engine.tokenizer import clean
+
+    encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(clean(text)))[0] for text in dict.fromkeys(texts)}
     longest = math.lcm(*(tensor.shape[1] for tensor, _ in encoded.values()))
     # Repeated tokens weigh nothing in attention, which is how ComfyUI itself evens texts out.
     rows = torch.cat([encoded[text][0].repeat(1, longest // encoded[text][0].shape[1], 1) for text in texts])
@@ -77,11 +95,3 @@ def text_rows(clip: Any, texts: Sequence[str], values: dict[str, Any]) -> list:
     if known.get("pooled_output") is not None:
         known["pooled_output"] = torch.cat([encoded[text][1]["pooled_output"] for text in texts])
     return [[rows, {**known, **values}]]
-
-
-def _masks(mask: Tensor | None, chosen: slice) -> Tensor | None:
-    """The masks of one part; a single mask holds for all pictures."""
-    if mask is None:
-        return None
-    masks = mask.reshape(-1, 1, *mask.shape[-2:])
-    return masks if len(masks) == 1 else masks[chosen]

@@ -152,10 +152,16 @@ class EngineSampler(comfy.samplers.Sampler):
         )
 
 
-def step_callback(model: comfy.model_patcher.ModelPatcher, steps: int, part: int = 0, parts: int = 1) -> Callable:
-    """Progress, the preview of the predicted clean picture, and the look whether Cancel was pressed, once a step."""
-    show = latent_preview.prepare_callback(model, steps * parts)
-    return lambda step, denoised, x, total: show(part * steps + step, denoised, x, steps * parts)
+def step_callback(
+    model: comfy.model_patcher.ModelPatcher, steps: int, done: int = 0, of: int = 1, at_once: int = 1
+) -> Callable:
+    """Progress, the preview of the predicted clean picture, and the look whether Cancel was pressed, once a step.
+
+    One bar for ``of`` things of so many steps, of which ``done`` are made and ``at_once`` are being made.
+    """
+    show = latent_preview.prepare_callback(model, steps * of)
+    # ComfyUI's counts from 0.
+    return lambda step, denoised, x, total: show(done * steps + (step + 1) * at_once - 1, denoised, x, steps * of)
 
 
 def ladder(model: comfy.model_patcher.ModelPatcher) -> DiscreteSchedule:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -23,6 +25,7 @@ __all__ = [
     "check_interrupted",
     "contained",
     "hold",
+    "images_of",
     "load",
     "output_folder",
     "preformatted",
@@ -30,6 +33,9 @@ __all__ = [
     "to_image",
     "to_pictures",
 ]
+
+
+PLAIN_NAME = re.compile(r"\w([\w .-]*\w)?")
 
 
 def to_pictures(image: Tensor) -> list[Image.Image]:
@@ -44,6 +50,14 @@ def to_image(pictures: Sequence[Image.Image]) -> Tensor:
     """An IMAGE (B, H, W, 3) in [0, 1] of RGB pictures of one size, where ComfyUI keeps what passes between nodes."""
     levels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return (torch.from_numpy(levels).float() / 255).to(comfy.model_management.intermediate_device())
+
+
+def images_of(pairs: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """(before, after) of pairs as lists of IMAGEs, since their sizes may differ."""
+    before, after = (
+        [to_image([open_image(getattr(pair, side))]) for pair in pairs] for side in ("original_image", "edited_image")
+    )
+    return before, after
 
 
 def preformatted(text: str) -> str:
@@ -77,8 +91,16 @@ def contained(root: str | os.PathLike, name: str) -> Path:
 
 
 def output_folder(kind: str, name: str) -> Path:
-    """A place of our own under ComfyUI's output folder, such as output/datasets/my-set."""
-    return contained(Path(folder_paths.get_output_directory()) / kind, name)
+    """A place of our own under ComfyUI's output folder, such as output/datasets/my-set.
+
+    Raises ConfigError for a name that could not be a file's everywhere: two names never mean one place.
+    """
+    if not PLAIN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"the name {name!r} is not one file's on every system; give a plain name such as my-set: letters, digits, "
+            "_, and between them spaces, dots or hyphens"
+        )
+    return Path(folder_paths.get_output_directory()) / kind / name
 
 
 class _Held(nn.Module):

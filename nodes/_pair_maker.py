@@ -24,7 +24,7 @@ from ..ip2p_engine.cross_attention import (
 from ..ip2p_engine.errors import CheckpointError, ConfigError
 from ..ip2p_engine.noise import SampleNoise
 from ..ip2p_engine.schedule import make_sigmas, step_of
-from ._editor import text_rows
+from ._editor import literal, text_rows
 from ._guiders import EngineSampler, fractional_time, ladder, step_callback
 from ._host import to_pictures
 from ._models import in_channels
@@ -169,7 +169,7 @@ class NativePairs:
 
     def _conditions(self, jobs: Sequence[Any]) -> dict[str, list]:
         """The texts of all pictures, of their sources twice, and none, each as one condition of many rows."""
-        both = [text for job in jobs for text in (job.caption, job.edited_caption)]
+        both = [literal(text) for job in jobs for text in (job.caption, job.edited_caption)]
         width, height = self.config.size
         values = size_values(torch.empty(1, 4, height // 8, width // 8))
         rows = {"positive": both, "source": [text for text in both[::2] for _ in range(2)], "negative": [""]}

@@ -54,7 +54,7 @@ class Captions(io.ComfyNode):
                     max=10_000,
                     tooltip=(
                         "Edits in all, 1 to 10,000; captions take turns. Raise it for a larger data set. Unusable "
-                        "answers are left out, so it may become fewer."
+                        "and repeated answers are left out, so it may become fewer."
                     ),
                 ),
                 io.Int.Input(
@@ -103,7 +103,7 @@ def make_edits(captions: list[str], source: str, count: int, seed: int) -> list[
         raise CaptionError(
             f"none of {count} answers could be used ({reasons}); the {source} may not know such captions"
         )
-    return edits
+    return list(dict.fromkeys(edits))
 
 
 def _source(name: str) -> Any:

@@ -6,8 +6,10 @@ from typing import Any
 
 import node_helpers
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import fit, give_back, plan_size
 from ._api import io, schema
 from ._host import to_image, to_pictures
@@ -80,7 +82,7 @@ class EncodeImage(io.ComfyNode):
         latent = encode(vae, image, size, resolution)
         values = {"concat_latent_image": latent, **size_values(latent)}
         conditions = [node_helpers.conditioning_set_values(given, values) for given in (positive, negative)]
-        return io.NodeOutput(*conditions, start_latent(latent, mask))
+        return io.NodeOutput(*conditions, start_latent(latent, mask_pictures(mask, image)))
 
 
 class RestoreSize(io.ComfyNode):
@@ -107,8 +109,7 @@ class RestoreSize(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, original: Tensor) -> io.NodeOutput:
-        frame = (original.shape[2], original.shape[1])
-        return io.NodeOutput(to_image([give_back(picture, frame) for picture in to_pictures(image)]))
+        return io.NodeOutput(to_image(in_frame(image, original, [])))
 
 
 def encode(vae: Any, image: Tensor, size: str, resolution: int) -> Tensor:
@@ -130,8 +131,38 @@ def size_values(latent: Tensor) -> dict[str, int]:
     }
 
 
-def start_latent(latent: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+def in_frame(edited: Tensor, original: Tensor, masks: list[Image.Image]) -> list[Image.Image]:
+    """Edited pictures as large as the original IMAGE; outside their masks, if there are any, they are the original."""
+    frame = (original.shape[2], original.shape[1])
+    whole = [give_back(picture, frame) for picture in to_pictures(edited)]
+    if not masks:
+        return whole
+    return [Image.composite(*parts) for parts in zip(whole, to_pictures(original), masks, strict=True)]
+
+
+def start_latent(latent: Tensor, masks: list[Image.Image]) -> dict[str, Tensor]:
     """The LATENT to sample from: empty, or the picture with a noise mask."""
-    if mask is None:
+    if not masks:
         return {"samples": torch.zeros_like(latent)}
-    return {"samples": latent, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])}
+    return {"samples": latent, "noise_mask": noise_mask(masks, latent)}
+
+
+def mask_pictures(mask: Tensor | None, image: Tensor) -> list[Image.Image]:
+    """A MASK as grey pictures, one a picture of an IMAGE and as large; none without a mask.
+
+    A single mask holds for all pictures. Raises ConfigError for another number of masks.
+    """
+    if mask is None:
+        return []
+    masks = mask.reshape(-1, *mask.shape[-2:])
+    if len(masks) not in (1, len(image)):
+        raise ConfigError(f"there are {len(masks)} masks and {len(image)} pictures; give one mask, or one a picture")
+    levels = (masks.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    frame = (image.shape[2], image.shape[1])
+    return [Image.fromarray(one).resize(frame) for one in levels] * (len(image) // len(masks))
+
+
+def noise_mask(masks: list[Image.Image], latent: Tensor) -> Tensor:
+    """Where a latent may change (B, 1, H, W): the masks, cropped as ``fit`` cropped their pictures."""
+    size = (8 * latent.shape[-1], 8 * latent.shape[-2])
+    return to_image([fit(one, size) for one in masks])[..., 0].unsqueeze(1)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
 from ..ip2p_engine.errors import DatasetError
-from ..ip2p_engine.images import open_image
 from . import _host
 from ._api import Pairs, io, schema
-from .pairs import make_record
+from .pairs import make_record, with_key
 
 KIND, SCENES = "datasets", "embedded scenes"
 MANIFEST = {"config": {"made_by": "InstructPix2Pix nodes for ComfyUI"}}
@@ -31,7 +30,7 @@ class SaveDataset(io.ComfyNode):
             group="data",
             description=(
                 "Adds pairs to a data set in output/datasets, in the Parquet layout of the Hugging Face hub. Pairs "
-                "that are in it already are skipped, so running a workflow again is safe."
+                "whose texts and pictures are in it already are skipped, so running a workflow again is safe."
             ),
             is_input_list=True,
             is_output_node=True,
@@ -54,17 +53,30 @@ class SaveDataset(io.ComfyNode):
     @classmethod
     def execute(cls, pairs: list[Sequence[Any]], name: list[str]) -> io.NodeOutput:
         from ..ip2p_engine.dataset import info
-        from ..ip2p_engine.store import PairStore, PairWriter
+        from ..ip2p_engine.store import PairStore
 
         folder = _host.output_folder(KIND, name[0])
-        with PairWriter(folder, manifest=MANIFEST) as writer:
-            done = writer.done_keys()
-            for record in {record.key: record for group in pairs for record in group}.values():
-                if record.key not in done:
-                    writer.write(record)
+        done = add(chain.from_iterable(pairs), folder)
         if cls.hidden.extra_pnginfo and "workflow" in cls.hidden.extra_pnginfo:
             (folder / "workflow.json").write_text(json.dumps(cls.hidden.extra_pnginfo["workflow"]), encoding="utf-8")
-        return io.NodeOutput(PairStore(folder), _host.preformatted(info(folder).as_text()))
+        return io.NodeOutput(PairStore(folder), _host.preformatted(f"{done}\n\n{info(folder).as_text()}"))
+
+
+def add(pairs: Iterable[Any], folder: Path) -> str:
+    """Write the pairs that a data set lacks; says how many."""
+    from ..ip2p_engine.store import PairWriter
+
+    added = there = 0
+    with PairWriter(folder, manifest=MANIFEST) as writer:
+        keys = writer.done_keys()
+        for record in map(with_key, pairs):
+            if record.key in keys:
+                there += 1
+                continue
+            writer.write(record)
+            keys.add(record.key)
+            added += 1
+    return f"{added} pairs added, {there} were there"
 
 
 class LoadDataset(io.ComfyNode):
@@ -125,11 +137,7 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, name: str, count: int = 64, seed: int = 0, preview: int = 8) -> io.NodeOutput:
         pairs = scenes(count, seed) if name == SCENES else open_data_set(name)
         shown = list(islice(pairs, preview))
-        images = (
-            [_host.to_image([open_image(getattr(one, side))]) for one in shown]
-            for side in ("original_image", "edited_image")
-        )
-        return io.NodeOutput(pairs, *images, [one.edit_prompt for one in shown])
+        return io.NodeOutput(pairs, *_host.images_of(shown), [one.edit_prompt for one in shown])
 
 
 def scenes(count: int, seed: int) -> tuple[Any, ...]:

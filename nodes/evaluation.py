@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import open_image
 from . import _grid, _host
 from ._api import Pairs, advanced, io, schema
-from ._editor import NativeEditor
+from ._editor import NativeEditor, literal
 from ._models import require_edit, spec_of
 from .filtering import CLIPS, scorer
+from .pairs import require_pairs
 
 
 class Evaluate(io.ComfyNode):
@@ -36,6 +38,7 @@ class Evaluate(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, pairs: Sequence[Any], **settings: Any) -> io.NodeOutput:
         require_edit(model)
+        require_pairs(pairs)
         plot, table = evaluate(model, clip, vae, pairs, **settings)
         return io.NodeOutput(_host.to_image([plot]), _host.preformatted(table))
 
@@ -66,7 +69,10 @@ def evaluate(
     samples = [_sample(pair, seed + number) for number, pair in enumerate(pairs[:count])]
     sweep = _grid.numbers("image_cfgs", image_cfgs)
     mine = NativeMethod(model, clip, vae, label=label, text_cfg=text_cfg, image_cfgs=sweep, steps=steps)
+    mine.edits = len(samples) * len(sweep)
     others = [CopyInput(), Target("the pairs' own edits")] if references else []
+    if label in [setting.curve for one in others for setting in one.settings]:
+        raise ConfigError(f"the label {label!r} is a reference's name; choose another")
     with scorer(clip_model) as similarity:
         rows = measure(
             samples,
@@ -74,14 +80,14 @@ def evaluate(
             similarity,
             resolution=spec_of(model).resolution,
             batch=8,
-            on_progress=_host.progress(len(samples) * (len(sweep) + len(others))),
+            on_progress=lambda done, total: _host.check_interrupted(),
         )
     points = curve_points(rows)
     return trade_off_plot(points, title=label), text_of(points_table(points))
 
 
 class NativeMethod:
-    """A native MODEL as a method of the engine's evaluation."""
+    """A native MODEL as a method of the engine's evaluation; its progress bar counts to ``edits``."""
 
     def __init__(
         self, model: Any, clip: Any, vae: Any, *, label: str, text_cfg: float, image_cfgs: Sequence[float], steps: int
@@ -90,6 +96,7 @@ class NativeMethod:
 
         self._model, self._clip, self._vae, self._steps = model, clip, vae, steps
         self.settings = [Setting(curve=label, values={"text_cfg": text_cfg, "image_cfg": s_i}) for s_i in image_cfgs]
+        self.edits, self._done = len(self.settings), 0
 
     def describe(self, setting: Any) -> dict[str, Any]:
         """What a row says of the setting."""
@@ -103,8 +110,11 @@ class NativeMethod:
         """The edited pictures of one setting."""
         from ..ip2p_engine.evaluate.methods import Made
 
-        editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **setting.values)
-        latents = editor.latents(prepared, [one.instruction for one in samples], [one.seed for one in samples])
+        bar = {"done": self._done, "of": self.edits}
+        editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **setting.values, **bar)
+        texts = [literal(one.instruction) for one in samples]
+        latents = editor.latents(prepared, texts, [one.seed for one in samples])
+        self._done += len(samples)
         return Made(edited=_host.to_pictures(self._vae.decode(latents)))
 
 

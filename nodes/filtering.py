@@ -37,8 +37,10 @@ class ClipFilter(io.ComfyNode):
             inputs=_inputs(),
             outputs=[
                 Pairs.Output(display_name="pairs", tooltip="The kept pairs with their scores, best first."),
-                io.Image.Output(display_name="before", tooltip="Their pictures before the edit."),
-                io.Image.Output(display_name="after", tooltip="Their pictures after it."),
+                io.Image.Output(
+                    display_name="before", is_output_list=True, tooltip="Their pictures before the edit, one by one."
+                ),
+                io.Image.Output(display_name="after", is_output_list=True, tooltip="Their pictures after it."),
                 io.String.Output(
                     display_name="scores", tooltip="Every candidate's four numbers, and what each threshold rejects."
                 ),
@@ -50,8 +52,7 @@ class ClipFilter(io.ComfyNode):
         kept, table = filter_pairs(pairs, clip_model, keep, floors)
         if not kept:
             return io.NodeOutput((), ExecutionBlocker(None), ExecutionBlocker(None), table)
-        pictures = ([open_image(getattr(pair, name)) for pair in kept] for name in ("original_image", "edited_image"))
-        return io.NodeOutput(kept, *map(_host.to_image, pictures), table)
+        return io.NodeOutput(kept, *_host.images_of(kept), table)
 
 
 def filter_pairs(pairs: Sequence[Any], clip_model: str, keep: int, floors: dict[str, float]) -> tuple[tuple, str]:

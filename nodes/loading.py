@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from . import _host, _models
@@ -54,14 +55,23 @@ class LoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, weights: str = "ema", base: str = SAME) -> io.NodeOutput:
-        from ..ip2p_engine.checkpoint.report import report_card
-
         source = _models.source_of(checkpoint)
         giver = None if base == SAME else _models.source_of(base)
         native = _models.load_native(source, weights=weights, base=giver)
-        card = _host.preformatted(str(report_card(source, weights=weights)))
+        card = _host.preformatted(report(source, weights, base))
         spec = native.spec
         return io.NodeOutput(native.model, native.clip, native.vae, spec.text_cfg, spec.image_cfg, card)
+
+
+def report(source: str | Path, weights: str, base: str) -> str:
+    """The report card, and what the base gave."""
+    from ..ip2p_engine.checkpoint.report import report_card
+
+    card = report_card(source, weights=weights)
+    if base == SAME:
+        return str(card)
+    given = f"{', '.join(card.lacking)} from {base}" if card.lacking else f"{base} is not used: the file is whole"
+    return f"{replace(card, lacking=())}\n{'given':<12} {given}"
 
 
 def _inputs() -> list[io.Input]:
@@ -93,7 +103,7 @@ def _inputs() -> list[io.Input]:
                 default=SAME,
                 tooltip=(
                     "Where the text encoder and the autoencoder come from. Change it only for a UNet that "
-                    "comes alone, to the checkpoint that the UNet was trained from."
+                    "comes alone, to the checkpoint that the UNet was trained from; a whole file keeps its own."
                 ),
             )
         ),

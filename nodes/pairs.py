@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io as streams
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 
-from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.errors import ConfigError, DatasetError
 from ..ip2p_engine.sampling import SAMPLERS
 from . import _host
 from ._api import Pairs, advanced, io, schema
 
 MODES = ["self", "replace", "refine"]
-_unfinished: dict[tuple, list[Any]] = {}
-"""Finished batches of the run that was cancelled last, by all that it depends on."""
+KEPT_PAIRS = 200
+_made: WeakKeyDictionary[Any, dict[tuple, list[Any]]] = WeakKeyDictionary()
+"""The newest batches of each MODEL that ComfyUI still holds, by all else that they depend on."""
 
 
 class GeneratePairs(io.ComfyNode):
@@ -109,12 +113,15 @@ def generate(
     batch: int,
     instruction: str = "",
 ) -> list[Any]:
-    """Candidates with the seeds seed, seed + 1, ...; what a cancelled run had finished is not made again."""
+    """Candidates with the seeds seed, seed + 1, ...; batches that a cancelled run had finished are not made again."""
+    from ..ip2p_engine.alignment import changed_tokens
     from ..ip2p_engine.pairs import PairConfig, PairJob
     from ._models import spec_of
     from ._pair_maker import NativePairs, require_text_to_image
 
     require_text_to_image(model)
+    if local_blend and not any(marks.any() for marks in changed_tokens(caption, edited_caption)):
+        raise ConfigError("local_blend keeps what the changed words leave, and no word changes; switch it off")
     side = resolution or spec_of(model).resolution
     config = PairConfig(
         steps=steps,
@@ -127,20 +134,22 @@ def generate(
     )
     jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed + n) for n in range(candidates)]
     maker = NativePairs(model=model, clip=clip, vae=vae, config=config)
-    key = (id(model.model), model.patches_uuid, clip.patcher.patches_uuid, config, tuple(jobs), batch)
-    return _finish(maker, [jobs[start : start + batch] for start in range(0, len(jobs), batch)], key)
+    return _make(maker, [jobs[start : start + batch] for start in range(0, len(jobs), batch)])
 
 
-def _finish(maker: Any, batches: Sequence[Sequence[Any]], key: tuple) -> list[Any]:
-    """Batch by batch; after Cancel the finished ones wait for the next Run of the same."""
-    known = _unfinished.get(key, [])
-    _unfinished.clear()
-    _unfinished[key] = known
-    for number in range(len(known), len(batches)):
-        _host.check_interrupted()
-        known.append(maker.make(batches[number], number, len(batches)))
-    _unfinished.clear()
-    return [candidate for done in known for candidate in done]
+def _make(maker: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
+    """Batch by batch; each is kept for another Run, of a list too, since ComfyUI forgets a whole list on Cancel."""
+    # Nodes patch clones, so the same MODEL, CLIP and VAE are the same objects. Held weakly, they may go.
+    made, found = _made.setdefault(maker.model, {}), []
+    for number, jobs in enumerate(batches):
+        key = (ref(maker.clip), ref(maker.vae), maker.config, tuple(jobs))
+        if key not in made:
+            _host.check_interrupted()
+            made[key] = maker.make(jobs, number, len(batches))
+        found += made[key]
+        while sum(map(len, made.values())) > KEPT_PAIRS:
+            del made[next(iter(made))]
+    return found
 
 
 def record_of(candidate: Any, instruction: str) -> Any:
@@ -160,18 +169,26 @@ def record_of(candidate: Any, instruction: str) -> Any:
 def make_record(
     before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: Any
 ) -> Any:
-    """A PairRecord whose key follows from its texts and its seed, or without a seed from its pictures."""
-    import hashlib
-
+    """A PairRecord of two pictures and their texts."""
     from ..ip2p_engine.store import PairRecord
 
-    pictures = [_png(before), _png(after)]
-    words = "\0".join(texts[name] for name in sorted(texts)).encode()
-    origin = hashlib.blake2b(words, digest_size=8).hexdigest()
-    number = hashlib.blake2b(b"".join(pictures), digest_size=8).hexdigest() if seed is None else str(seed)
-    return PairRecord(
-        original_image=pictures[0], edited_image=pictures[1], seed=seed, p=p, cfg=cfg, key=f"{origin}/{number}", **texts
-    )
+    pictures = {"original_image": _png(before), "edited_image": _png(after)}
+    return with_key(PairRecord(**pictures, **texts, seed=seed, p=p, cfg=cfg, key=""))
+
+
+def require_pairs(pairs: Sequence[Any]) -> None:
+    """Raises DatasetError if there is no pair."""
+    if not len(pairs):
+        raise DatasetError("there is no pair; if IP2P CLIP Filter kept none, its scores say which threshold to lower")
+
+
+def with_key(record: Any) -> Any:
+    """The record with a key that follows from its texts and its pictures, unless it has one."""
+    if record.key:
+        return record
+    words = "\0".join([record.original_prompt, record.edited_prompt, record.edit_prompt]).encode()
+    parts = (words, record.original_image + record.edited_image)
+    return replace(record, key="/".join(blake2b(part, digest_size=8).hexdigest() for part in parts))
 
 
 def _png(picture: Any) -> bytes:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ip2p_engine.images import give_back
 from ..ip2p_engine.sampling import SAMPLERS
 from ..ip2p_engine.schedule import SCHEDULES
 from . import _grid
@@ -15,7 +14,7 @@ from ._editor import NativeEditor
 from ._guiders import DualGuider
 from ._host import to_image, to_pictures
 from ._models import require_edit, spec_of
-from .conditioning import SIZE_TOOLTIP, SIZES, encode
+from .conditioning import SIZE_TOOLTIP, SIZES, encode, in_frame, mask_pictures, noise_mask
 
 TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
 # ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
@@ -202,10 +201,10 @@ class Sample(io.ComfyNode):
             sampler=sampler,
             schedule=schedule,
         )
-        latent = editor.latents(source, [instruction] * len(source), [seed] * len(source), mask)
-        frame = (image.shape[2], image.shape[1])
-        pictures = [give_back(picture, frame) for picture in to_pictures(vae.decode(latent))]
-        return io.NodeOutput(to_image(pictures), {"samples": latent})
+        masks = mask_pictures(mask, image)
+        free = noise_mask(masks, source) if masks else None
+        latent = editor.latents(source, [instruction] * len(source), [seed] * len(source), free)
+        return io.NodeOutput(to_image(in_frame(vae.decode(latent), image, masks)), {"samples": latent})
 
 
 class SweepGuidance(io.ComfyNode):

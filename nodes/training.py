@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import comfy.utils
 import folder_paths
 from PIL import Image
 
-from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.errors import ConfigError, Interrupted
 from . import _host, _models
 from ._api import Pairs, advanced, io, schema
+from .pairs import require_pairs
 
 PRESETS = ["embedded", "lora", "one-gpu", "paper", "sd2", "sdxl", "cosxl"]
 KIND = "ip2p_training"
@@ -63,48 +64,66 @@ def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: di
     from ..ip2p_engine.store import PairStore
     from ..ip2p_engine.train import preset, train
 
+    folder = _host.output_folder(KIND, name)
+    require_pairs(pairs)
     # 0 leaves a value to the preset. Workers could not find this pack under the name that ComfyUI gives it.
     chosen = {key: value for key, value in values.items() if value or key == "seed"}
     if chosen.get("resolution"):
         chosen["resize"] = (chosen["resolution"], round(chosen["resolution"] * 1.125))
     config = preset(preset_name, **chosen, workers=0, validate_every=0)
+    _require_packages(config)
     manager = comfy.model_management
     manager.unload_all_models()
     manager.soft_empty_cache()
-    bar = comfy.utils.ProgressBar(config.steps)
-    result = train(
-        config,
-        data=str(pairs.folder) if isinstance(pairs, PairStore) else list(pairs),
-        base=_models.source_of(base),
-        out=_host.output_folder(KIND, name),
-        device=manager.get_torch_device().type,
-        on_progress=lambda progress: _show(bar, progress),
-        should_stop=manager.processing_interrupted,
-    )
+    show = _progress(config.steps)
+    try:
+        result = train(
+            config,
+            data=str(pairs.folder) if isinstance(pairs, PairStore) else list(pairs),
+            base=_models.source_of(base),
+            out=folder,
+            device=manager.get_torch_device().type,
+            on_progress=lambda progress: show(progress.step, progress.steps),
+            on_cache=show,
+            should_stop=manager.processing_interrupted,
+        )
+    except Interrupted:  # while it cached; ComfyUI's own signal follows
+        result = None
     _host.check_interrupted()
     return result
 
 
-def _show(bar: Any, progress: Any) -> None:
-    """Progress without ComfyUI's look whether Cancel was pressed: the loop looks itself, and saves first."""
-    try:
-        bar.update_absolute(progress.step, progress.steps)
-    except comfy.model_management.InterruptProcessingException:
-        comfy.model_management.interrupt_current_processing(True)
+def _require_packages(config: Any) -> None:
+    """Raises ConfigError, before anything is loaded, for what a recipe needs and requirements.txt does not bring."""
+    for package, used in (("peft", config.lora_rank), ("bitsandbytes", config.optimizer == "adamw8bit")):
+        if used and find_spec(package) is None:
+            raise ConfigError(
+                f"this preset needs {package}, which is missing; pip install {package} in ComfyUI's Python and restart"
+            )
+
+
+def _progress(total: int) -> Callable[[int, int], None]:
+    """The bar without ComfyUI's look whether Cancel was pressed: the loop looks itself, and saves first."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def show(done: int, of: int) -> None:
+        try:
+            bar.update_absolute(done, of)
+        except comfy.model_management.InterruptProcessingException:
+            comfy.model_management.interrupt_current_processing(True)
+
+    return show
 
 
 def publish(file: Path, name: str) -> str:
     """Copy a trained checkpoint where ComfyUI looks for them; returns its name in the lists."""
-    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
-    if not plain:
-        raise ConfigError(f"the name {name!r} has no letter or digit; give a plain name such as my-edits")
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0]) / "ip2p"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{plain}.tmp"
+    temporary = folder / f".{name}.tmp"
     shutil.copyfile(file, temporary)
-    temporary.replace(folder / f"{plain}.safetensors")
+    temporary.replace(folder / f"{name}.safetensors")
     folder_paths.filename_list_cache.pop("checkpoints", None)
-    return str(Path("ip2p") / f"{plain}.safetensors")
+    return str(Path("ip2p") / f"{name}.safetensors")
 
 
 def _inputs() -> list[io.Input]:
@@ -128,8 +147,8 @@ def _inputs() -> list[io.Input]:
             options=PRESETS,
             default="embedded",
             tooltip=(
-                "A recipe. embedded: for scenes. lora: a small skill on a few GB. one-gpu: SD1.5 on 24 GB. paper: the "
-                "paper's, for 8 large GPUs. sd2, sdxl, cosxl: for those bases."
+                "A recipe. embedded: for scenes. lora: a small skill on a few GB; needs peft. one-gpu: SD1.5 on 24 GB; "
+                "needs bitsandbytes. paper: for 8 large GPUs. sd2, sdxl, cosxl: for those bases."
             ),
         ),
         io.Int.Input(
@@ -137,7 +156,7 @@ def _inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=10_000_000,
-            tooltip="Optimiser steps in all; 0 is the preset's. Raise it to go on from a finished run.",
+            tooltip="Optimiser steps in all; 0 is the preset's. Raise it to go on from a finished run, not embedded's.",
         ),
         io.Int.Input(
             "batch_size",

@@ -228,14 +228,14 @@ def train_on_it(graph: Graph) -> Node:
         f"""
 # Train an InstructPix2Pix
 Pairs go in, a checkpoint comes out: in `ComfyUI/models/checkpoints/ip2p`, ready for *IP2P Load Checkpoint*, and loaded here
-for a first try. **Cancel saves; Run goes on.** More **steps** go on from a finished run.
+for a first try. **Cancel saves; Run goes on.**
 
 This runs as it is in about a minute: a few steps on true edits of scenes, from the embedded model. It shows the way, and
 the model stays about as good as it was.
 
 **For your own skill** choose a data set of workflow 5 in *IP2P Load Data Set*, as **base** {IP2P_FILE}, and the preset
-**lora** (a few GB) or **one-gpu** (24 GB), with **steps** 0 for the preset's own. Training SD1.5 from the paper's data takes
-days on one GPU.""",
+**lora** (a few GB; `pip install peft`) or **one-gpu** (24 GB; `pip install bitsandbytes`), with **steps** 0 for the preset's
+own. Training SD1.5 from the paper's data takes days on one GPU.""",
     )
     data = graph.add(1, "IP2P_LoadDataset", count=64, preview=4)
     train = graph.add(2, "IP2P_Train", pairs=data["pairs"], steps=10, batch_size=8, learning_rate=0.0001)

@@ -16,6 +16,27 @@ SAMPLE = {
     "size": "paper",
     "resolution": 0,
 }
+TRAIN = {
+    "name": "nothing",
+    "base": "embedded",
+    "preset": "embedded",
+    "steps": 10,
+    "batch_size": 4,
+    "learning_rate": 1e-4,
+    "resolution": 0,
+    "micro_batch": 0,
+    "seed": 0,
+}
+EVALUATE = {
+    "text_cfg": 4.0,
+    "image_cfgs": "1.5",
+    "steps": 2,
+    "count": 2,
+    "seed": 0,
+    "clip_model": "embedded",
+    "label": "mine",
+    "references": True,
+}
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:

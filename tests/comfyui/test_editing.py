@@ -6,14 +6,17 @@ import io
 import time
 import uuid
 
+import numpy as np
 import pytest
 from comfy_events import Listener
 from comfy_prompts import edit, guided, node
 from comfy_server import NOT_OFFERED, Refused, complaint, difference, succeed
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
+from ip2p_engine.checkpoint.ldm_state import ldm_state
+from ip2p_engine.model import load_model
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit
 from ip2p_engine.scenes.judge import judge_edit
@@ -43,14 +46,15 @@ def editor():
         {"sampler": "ddim", "schedule": "exponential", "image_cfg": 1.0},
         {"text_cfg": 1.5, "image_cfg": 1.5},
         {"text_cfg": 0.5, "image_cfg": 0.7, "steps": 1},
+        {"instruction": "make it ‘night’ &amp; cold"},
     ],
     ids=str,
 )
 def test_same_picture_as_headless(server, scene, editor, changes):
     run = succeed(server.run(edit(scene, **changes)))
     options = {"text_cfg": 4.0, "image_cfg": 1.5, "steps": 10, "sampler": "euler_ancestral", "schedule": "model"}
-    options |= {name: value for name, value in changes.items() if name != "seed"}
-    headless = editor.edit(render(DEMO_SCENE), "make it snow", seeds=changes.get("seed", 1), **options)[0].image
+    given = {"seed": 1, "instruction": "make it snow", **options, **changes}
+    headless = editor.edit(render(DEMO_SCENE), given.pop("instruction"), seeds=given.pop("seed"), **given)[0].image
     # Both run float32 on this CPU; the promise is a mean of one level.
     assert difference(run.pictures["save"][0], headless) <= 1.0
 
@@ -75,6 +79,16 @@ def test_a_batch_is_its_pictures(server, scene):
     assert [difference(*pair) for pair in zip(together, alone, strict=True)] == pytest.approx([0, 0], abs=0.02)
 
 
+def latents(server, prompt, *outputs):
+    """The latents that a workflow gives at some of its outputs."""
+    places = {f"latent {n}": f"{uuid.uuid4().hex}/latent" for n in range(len(outputs))}
+    for (name, place), output in zip(places.items(), outputs, strict=True):
+        prompt[name] = node("SaveLatent", samples=output, filename_prefix=place)
+    succeed(server.run(prompt))
+    folders = [(server.base / "output" / place).parent for place in places.values()]
+    return [load_file(next(folder.glob("*.latent")))["latent_tensor"] for folder in folders]
+
+
 def test_outside_the_mask_nothing_changes(server, scene):
     prompt = edit(scene, instruction="make it night")
     prompt["blank"] = node("SolidMask", value=0.0, width=64, height=64)
@@ -82,15 +96,49 @@ def test_outside_the_mask_nothing_changes(server, scene):
     prompt["mask"] = node("MaskComposite", destination=["blank", 0], source=["half", 0], x=0, y=0, operation="add")
     prompt["edit"]["inputs"]["mask"] = ["mask", 0]
     prompt["source"] = node("VAEEncode", pixels=["image", 0], vae=["load", 2])
-    for name, latent in (("edited", ["edit", 1]), ("kept", ["source", 0])):
-        prompt[name] = node("SaveLatent", samples=latent, filename_prefix=f"mask/{name}")
-    succeed(server.run(prompt))
-    edited, kept = (
-        load_file(next((server.base / "output" / "mask").glob(f"{name}*.latent")))["latent_tensor"]
-        for name in ("edited", "kept")
-    )
+    edited, kept = latents(server, prompt, ["edit", 1], ["source", 0])
     # The embedded decoder mixes all places, so the promise is looked at where it is made: in the latent.
     assert (edited - kept)[..., 4:].abs().max() < 1e-4 < 0.5 < (edited - kept)[..., :4].abs().max()
+
+
+def masked(image, *, x, width, frame):
+    """An edit whose mask is white in ``width`` columns from x on."""
+    prompt = edit(image, instruction="make it night", resolution=128)
+    prompt["blank"] = node("SolidMask", value=0.0, width=frame[0], height=frame[1])
+    prompt["white"] = node("SolidMask", value=1.0, width=width, height=frame[1])
+    prompt["mask"] = node("MaskComposite", destination=["blank", 0], source=["white", 0], x=x, y=0, operation="add")
+    prompt["edit"]["inputs"]["mask"] = ["mask", 0]
+    return prompt
+
+
+@pytest.mark.parametrize(("x", "width"), [(0, 16), (24, 48)])
+def test_a_mask_lies_where_it_was_drawn_on_a_picture_that_is_cropped(server, x, width):
+    picture = render(DEMO_SCENE).resize((152, 112))  # the rule cuts 20 columns off on both sides
+    server.upload(picture, "wide.png")
+    edited = succeed(server.run(masked("wide.png", x=x, width=width, frame=picture.size))).pictures["save"][0]
+    changed = np.abs(np.asarray(edited, float) - np.asarray(picture, float)).mean(axis=(0, 2))
+    assert changed[: max(0, x - 1)].max(initial=0) == changed[x + width + 1 :].max() == 0
+    assert x == 0 or changed[x : x + width].min() > 10
+
+
+def test_encode_image_crops_the_mask_as_the_picture(server):
+    server.upload(render(DEMO_SCENE).resize((152, 112)), "wide.png")
+    given = masked("wide.png", x=20, width=28, frame=(152, 112))  # a quarter of what the crop leaves, from its left
+    masks = {name: given[name] for name in ("blank", "white", "mask")}
+    prompt = guided("wide.png", encode={"mask": ["mask", 0], "resolution": 128}, **masks)
+    edited, kept = latents(server, prompt, ["sample", 0], ["encode", 2])
+    assert (edited - kept)[..., 5:].abs().max() < 1e-4 < 0.5 < (edited - kept)[..., :3].abs().amax(dim=(0, 1, 2)).min()
+
+
+def test_masks_are_one_or_one_a_picture(server, scene):
+    prompt = edit(scene)
+    prompt["mask"] = node("SolidMask", value=1.0, width=64, height=64)
+    prompt["pictures"] = node("RepeatImageBatch", image=["image", 0], amount=3)
+    prompt["white"] = node("MaskToImage", mask=["mask", 0])
+    prompt["two"] = node("RepeatImageBatch", image=["white", 0], amount=2)
+    prompt["masks"] = node("ImageToMask", image=["two", 0], channel="red")
+    prompt["edit"]["inputs"].update(image=["pictures", 0], mask=["masks", 0])
+    assert "2 masks and 3 pictures; give one mask, or one a picture" in complaint(server, prompt)
 
 
 def test_an_empty_instruction_gives_the_picture_back(server, scene):
@@ -210,6 +258,23 @@ def test_choices_that_are_not_offered(server, scene, change, words):
     prompt[name]["inputs"][widget] = value
     told = complaint(server, prompt)
     assert words in told or NOT_OFFERED in told
+
+
+def test_the_report_says_what_the_base_gave(server):
+    folder = server.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = ldm_state(load_model("embedded"))
+    save_file(
+        {name: state[name] for name in state if name.startswith("model.diffusion_model.")}, folder / "lone.safetensors"
+    )
+    server.get("/object_info/IP2P_LoadCheckpoint")
+
+    def told(checkpoint):
+        prompt = {"load": node("IP2P_LoadCheckpoint", checkpoint=checkpoint, weights="ema", base="embedded-sd")}
+        return succeed(server.run({**prompt, "told": node("PreviewAny", source=["load", 5])})).texts("told")[0]
+
+    assert "autoencoder, text_encoder from embedded-sd" in told("diffusion_models/lone.safetensors")
+    assert "embedded-sd is not used: the file is whole" in told("embedded")
 
 
 @pytest.mark.slow

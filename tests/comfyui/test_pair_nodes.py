@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import uuid
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from comfy_events import Listener
-from comfy_prompts import node
+from comfy_prompts import EVALUATE, TRAIN, node
 from comfy_server import NOT_OFFERED, complaint, difference, succeed
 
 from ip2p_engine.pairs import PairConfig, PairGenerator
+from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.judge import read_scenes
+from ip2p_engine.scenes.world import render
 from ip2p_engine.store import PairStore
 
 pytestmark = pytest.mark.comfy
@@ -58,6 +63,7 @@ def pairs(**changes):
     [
         {},
         {"sampler": "heun", "steps": 4},
+        {"caption": "a (large red) heart on a sky background"},
         {"mode": "replace", "local_blend": True},
         {"mode": "refine", "edited_caption": "a large blue heart in the centre on a sky background, at night"},
     ],
@@ -127,28 +133,60 @@ def test_the_model_is_as_before(server):
     assert [difference(*both) for both in zip(first.pictures["save"], second.pictures["save"], strict=True)] == [0, 0]
 
 
-def test_a_cancelled_run_goes_on_where_it_was(server):
-    prompt, client = pairs(candidates=3, batch=1, steps=30, seed=50), uuid.uuid4().hex
+def shown(listener, count=None):
+    """The values of the pairs' progress bar until the run ends or there are ``count``, and what ended it."""
+    values = []
+    for kind, data in listener.events():
+        if kind == "progress" and data["node"] == "pairs":
+            values.append(data["value"])
+        if len(values) == count or kind in ("execution_success", "execution_error", "execution_interrupted"):
+            return values, kind
+    raise ConnectionError("the server closed")
+
+
+def cancelled(server, prompt, count):
+    """Run, and press Cancel once the bar has shown so many values."""
+    client = uuid.uuid4().hex
     with Listener(server.port, client) as listener:
         server.submit(prompt, client=client)
-        for kind, data in listener.events():
-            if kind == "progress" and data["max"] == 90 and data["value"] >= 35:
-                server.post("/interrupt", {})
-                break
-        for kind, _ in listener.events():
-            if kind in ("execution_interrupted", "execution_success"):
-                break
-        assert kind == "execution_interrupted"
+        shown(listener, count)
+        server.post("/interrupt", {})
+        assert shown(listener)[1] == "execution_interrupted"
+
+
+def run_to_the_end(server, prompt):
+    """The values that the bar shows."""
+    client = uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
         server.submit(prompt, client=client)
-        values = []
-        for kind, data in listener.events():
-            if kind == "progress" and data["max"] == 90:
-                values.append(data["value"])
-            if kind in ("execution_success", "execution_error"):
-                break
+        values, kind = shown(listener)
     assert kind == "execution_success"
-    assert min(values) >= 31  # the first pair was not made again
-    assert values[-1] == 90
+    return values
+
+
+def test_a_cancelled_run_goes_on_where_it_was(server):
+    prompt = pairs(candidates=3, batch=1, steps=30, seed=50)
+    cancelled(server, prompt, 35)
+    values = run_to_the_end(server, prompt)
+    assert min(values) >= 31 and values[-1] == 90  # the first pair was not made again
+
+
+def test_a_cancelled_list_goes_on_in_the_edit_where_it_was(server):
+    prompt = pairs(candidates=2, batch=1, steps=30, seed=60)
+    prompt["list"] = node("IP2P_SweepGuidance", text_cfgs="2, 3", image_cfgs="1")
+    prompt["pairs"]["inputs"]["cfg_min"] = ["list", 0]
+    cancelled(server, prompt, 100)  # in the second edit's second pair
+    values = run_to_the_end(server, prompt)
+    assert min(values) >= 31 and len(values) <= 30  # three of the four pairs were there
+
+
+def test_a_cancelled_model_s_pairs_are_not_a_patched_one_s(server):
+    plain, patched = (pairs(batch=1, seed=70) for _ in range(2))
+    patched["patch"] = node("FreeU_V2", model=["load", 0], b1=1.6, b2=1.8, s1=0.5, s2=0.2)
+    patched["pairs"]["inputs"]["model"] = ["patch", 0]
+    cancelled(server, plain, 12)  # in the second pair
+    first, other = (succeed(server.run(prompt)).pictures["after"][0] for prompt in (patched, plain))
+    assert difference(first, other) > 1
 
 
 def filtered(**changes):
@@ -193,7 +231,69 @@ def test_a_data_set_is_saved_once_and_opened(server):
     assert len(run.pictures["after"]) == 2
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "a/../../../outside"])
+def saved(name, **changes):
+    """All candidates into a data set, whose report is node "report"."""
+    prompt = pairs(**changes)
+    prompt["data"] = node("IP2P_SaveDataset", pairs=["pairs", 0], name=name)
+    prompt["report"] = node("PreviewAny", source=["data", 1])
+    return prompt
+
+
+def test_other_pictures_of_the_same_captions_and_seed_are_other_pairs(server):
+    name = f"set-{uuid.uuid4().hex[:8]}"
+    told = [succeed(server.run(saved(name, steps=steps))).texts("report")[0] for steps in (2, 3)]
+    assert "2 pairs added, 0 were there" in told[0] and "2 pairs added, 0 were there" in told[1]
+    server.post("/free", {"free_memory": True})
+    time.sleep(1.5)
+    assert "0 pairs added, 2 were there" in succeed(server.run(saved(name, steps=3))).texts("report")[0]
+    assert len(PairStore(server.base / "output" / "datasets" / name)) == 4
+
+
+def foreign(server, sizes):
+    """A data set of three columns, as the hub has them, with pictures of some sizes; its name in IP2P Load Data Set."""
+    name = f"hub-{uuid.uuid4().hex[:8]}"
+    folder = server.base / "input" / "datasets" / name
+    folder.mkdir(parents=True)
+    rows = [make_png(render(DEMO_SCENE).resize(size)) for size in sizes]
+    pictures = {column: [{"bytes": row, "path": None} for row in rows] for column in ("original_image", "edited_image")}
+    pq.write_table(pa.table({**pictures, "edit_prompt": ["make it snow"] * len(rows)}), folder / "train.parquet")
+    return f"input/{name}"
+
+
+def make_png(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_data_set_of_the_hub_is_filtered_and_saved(server):
+    name = f"set-{uuid.uuid4().hex[:8]}"
+    prompt = {
+        "load": node("IP2P_LoadDataset", name=foreign(server, [(64, 64), (80, 48)]), count=1, seed=0, preview=8),
+        "filter": node("IP2P_ClipFilter", pairs=["load", 0], clip_model="embedded", keep=9, **FLOORS),
+        "kept": node("PreviewImage", images=["filter", 2]),
+        "data": node("IP2P_SaveDataset", pairs=["load", 0], name=name),
+        "report": node("PreviewAny", source=["data", 1]),
+    }
+    run = succeed(server.run(prompt))
+    assert sorted(picture.size for picture in run.pictures["kept"]) == [(64, 64), (80, 48)]
+    assert "2 pairs added" in run.texts("report")[0]
+    assert all(pair.key for pair in PairStore(server.base / "output" / "datasets" / name))
+
+
+@pytest.mark.parametrize("kind", ["IP2P_Train", "IP2P_Evaluate"])
+def test_no_pair_is_no_work(server, kind):
+    prompt = filtered(min_sim_image=1.0)
+    prompt["data"] = node("IP2P_SaveDataset", pairs=["filter", 0], name=f"set-{uuid.uuid4().hex[:8]}")
+    prompt["edit"] = node("IP2P_LoadCheckpoint", checkpoint="embedded", weights="ema", base="from the file itself")
+    networks = dict(zip(("model", "clip", "vae"), (["edit", n] for n in range(3)), strict=True))
+    kinds = {"IP2P_Train": TRAIN, "IP2P_Evaluate": {**EVALUATE, **networks}}
+    prompt["end"] = node(kind, pairs=["data", 0], **kinds[kind])
+    prompt["told"] = node("PreviewImage", images=["end", 3 if kind == "IP2P_Train" else 0])
+    assert "there is no pair; if IP2P CLIP Filter kept none, its scores say" in complaint(server, prompt)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "a/../../../outside", "a/b", "nul\0x", "???", "a."])
 def test_names_stay_inside_their_folder(server, name):
     prompt = filtered()
     prompt["data"] = node("IP2P_SaveDataset", pairs=["filter", 0], name=name)
@@ -210,6 +310,7 @@ def test_names_stay_inside_their_folder(server, name):
         ({"model": ["edit", 0]}, "which takes 4"),
         ({"p2p_min": 0.9, "p2p_max": 0.1}, "the lower and the upper end"),
         ({"mode": "replace", "edited_caption": "a heart"}, "word"),
+        ({"local_blend": True, "edited_caption": CAPTIONS["caption"]}, "no word changes; switch it off"),
     ],
 )
 def test_errors_of_pairs_say_what_to_do(server, change, words):
@@ -229,3 +330,12 @@ def test_captions_of_the_grammar_and_none_else(server):
     assert "none of 3 answers could be used (unknown caption)" in complaint(server, told)
     told["captions"]["inputs"]["source"] = "server"
     assert "IP2P_CAPTIONS_URL" in complaint(server, told)
+
+
+def test_no_edit_comes_twice(server):
+    told = {
+        "captions": node("IP2P_Captions", captions=CAPTIONS["caption"], source="scenes grammar", count=60, seed=1),
+        "end": node("PreviewAny", source=["captions", 2]),
+    }
+    edits = succeed(server.run(told)).texts("end")
+    assert 20 < len(edits) == len(set(edits)) < 60

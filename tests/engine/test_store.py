@@ -320,6 +320,14 @@ def test_pairs_of_the_hub_need_only_pictures_and_texts(tmp_path):
     assert pairs.keys() == set()
 
 
+def test_three_columns_are_a_pair(tmp_path):
+    row = vars(record(3))
+    columns = {name: [{"bytes": row[name], "path": None}] for name in ("original_image", "edited_image")}
+    pq.write_table(pa.table({**columns, "edit_prompt": ["make it snow"]}), tmp_path / "train.parquet")
+    pair = PairStore(tmp_path)[0]
+    assert (pair.edit_prompt, pair.original_prompt, pair.edited_prompt) == ("make it snow", "", "")
+
+
 def test_a_store_goes_to_other_processes(tmp_path):
     write(tmp_path, range(12))
     with multiprocessing.get_context("spawn").Pool(1) as pool:

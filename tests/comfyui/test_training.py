@@ -1,0 +1,89 @@
+"""Training and evaluating in a real ComfyUI: cancelled and resumed, shown on one bar, refused before any work."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from importlib.util import find_spec
+
+import pytest
+from comfy_events import Listener
+from comfy_prompts import EVALUATE, LOADER, TRAIN, node
+from comfy_server import complaint
+
+pytestmark = pytest.mark.comfy
+
+
+def training(**changes):
+    """Six true edits, saved as a data set, and a run on it."""
+    return {
+        "scenes": node("IP2P_LoadDataset", name="embedded scenes", count=6, seed=0, preview=1),
+        "data": node("IP2P_SaveDataset", pairs=["scenes", 0], name="to-train-on"),
+        "train": node("IP2P_Train", pairs=["data", 0], **{**TRAIN, **changes}),
+        "report": node("PreviewAny", source=["train", 5]),
+    }
+
+
+def progress_of(listener, until=None):
+    """What the node's bar shows, as (value, of), until the run ends or one is reached, and how it ended."""
+    values = []
+    for kind, data in listener.events():
+        if kind == "progress" and data["node"] in ("train", "evaluate"):
+            values.append((data["value"], data["max"]))
+            if values[-1] == until:
+                break
+        if kind in ("execution_success", "execution_error", "execution_interrupted"):
+            break
+    return values, kind
+
+
+def test_a_cancelled_training_goes_on_where_it_was(server):
+    prompt, client = training(name="cancelled run", steps=12, batch_size=2), uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
+        server.submit(prompt, client=client)
+        assert (6, 6) in progress_of(listener, until=(4, 12))[0]  # the cache
+        server.post("/interrupt", {})
+        assert progress_of(listener)[1] == "execution_interrupted"
+        again = server.submit(prompt, client=client)
+        shown, kind = progress_of(listener)
+    steps = [value for value, of in shown if of == 12]
+    assert kind == "execution_success" and steps[0] > 4 and steps[-1] == 12
+    assert "12 steps" in server.wait(again).texts("report")[0]
+    log = (server.base / "output" / "ip2p_training" / "cancelled run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
+    assert (server.base / "models" / "checkpoints" / "ip2p" / "cancelled run.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["???", "a/b", "-", "a "])
+def test_a_name_is_refused_before_training(server, name):
+    assert "give a plain name such as my-set" in complaint(server, training(name=name))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is there")
+def test_a_missing_package_is_named_before_training(server):
+    told = complaint(server, training(preset="one-gpu"))
+    assert "pip install bitsandbytes in ComfyUI's Python and restart" in told
+
+
+def evaluation(**changes):
+    networks = {name: ["load", n] for n, name in enumerate(("model", "clip", "vae"))}
+    return {
+        "load": node("IP2P_LoadCheckpoint", **LOADER),
+        "scenes": node("IP2P_LoadDataset", name="embedded scenes", count=9, seed=0, preview=1),
+        "evaluate": node("IP2P_Evaluate", pairs=["scenes", 0], **networks, **{**EVALUATE, **changes}),
+        "table": node("PreviewAny", source=["evaluate", 1]),
+    }
+
+
+def test_an_evaluation_has_one_bar(server):
+    client = uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
+        server.submit(evaluation(count=9, image_cfgs="1, 1.5"), client=client)
+        shown, kind = progress_of(listener)
+    assert kind == "execution_success"
+    assert shown == sorted(shown) and len(shown) == 8  # two parts, two settings, two steps
+    assert {of for _, of in shown} == {36} and shown[-1][0] == 36
+
+
+def test_a_label_is_no_reference_s(server):
+    assert "is a reference's name; choose another" in complaint(server, evaluation(label="the pairs' own edits"))
