@@ -25,12 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import DatasetError, Interrupted
 from ..files import disk_errors, read_json, whole_file, write_json
 from ..model import Model
-from .batches import Sample, Share
+from .batches import Sample, Share, outlive_signals
 from .config import TrainConfig
 from .crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from .draws import stream
 from .encoding import Encoder
 from .order import Place
+from .origin import first_difference
 from .sources import Rows, open_pair
 
 __all__ = ["CacheReader", "build_cache", "cache_key"]
@@ -152,7 +153,8 @@ def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config
     kept = torch.float32 if config.precision == "float32" else torch.float16
     generator = torch.Generator()  # or the loader would draw from the global one
     crops = _Crops(source, config)
-    loader = DataLoader(crops, batch_size=None, sampler=rows, num_workers=config.workers, generator=generator)
+    workers: dict[str, Any] = {"num_workers": config.workers, "worker_init_fn": outlive_signals}
+    loader = DataLoader(crops, batch_size=None, sampler=rows, generator=generator, **workers)
     for group in _grouped(loader, broken):
         latents = encoder.latents(torch.cat([pixels for _, _, pixels, _ in group]))
         for n, (row, instruction, pixels, ids) in enumerate(group):
@@ -195,10 +197,8 @@ def _agree(folder: Path, key: Mapping[str, Any]) -> None:
     changed = [name for name in sorted(key) if theirs.get(name) != key[name]]
     if changed:
         name = changed[0]
-        raise DatasetError(
-            f"{folder} holds latents with {name} {str(theirs.get(name))[:100]!r}, and now it is "
-            f"{str(key[name])[:100]!r}; delete the folder"
-        )
+        old, new = first_difference(str(theirs.get(name)), str(key[name]))
+        raise DatasetError(f"{folder} holds latents with {name} {old!r}, and now it is {new!r}; delete the folder")
 
 
 def _shard_path(folder: Path, number: int) -> Path:

@@ -12,7 +12,7 @@ from ..config import from_mapping, with_overrides
 from ..errors import ConfigError
 from ..files import read_json
 
-__all__ = ["FREE", "PRESETS", "TrainConfig", "preset", "read_config"]
+__all__ = ["ADJUSTABLE", "FREE", "PRESETS", "TrainConfig", "preset", "read_config"]
 
 CHOICES = {
     "optimizer": ("adamw", "adamw8bit", "muon"),
@@ -193,6 +193,8 @@ FREE = frozenset(
     }
 )
 """What may differ between a run and its continuation; steps only under a constant schedule."""
+ADJUSTABLE = frozenset({"learning_rate", "clip_norm", "precision"})
+"""What may be changed for the steps to come, and is noted: the ways out where a loss is no number any more."""
 
 MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "cosine", "warm_up": 50, "betas": (0.9, 0.98)}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from .sources import Rows, Stream, open_pair
 __all__ = ["Order", "Place", "make_order"]
 
 LOOK_AHEAD = 16
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +139,7 @@ class _StreamOrder:
                 empty = False
                 yield example
             if empty:
-                raise DatasetError(f"{self._source.identity} streams no row; give a data set that does")
+                raise DatasetError("the stream has no row; give a data set that has")
             epoch += 1
 
 

@@ -25,6 +25,7 @@ from .networks import make_trainable, move_frozen, trained_parameters
 from .objective import Objective
 from .optimizers import make_optimizers
 from .order import make_order
+from .origin import digest_of_text, digest_of_weights
 from .outputs import export
 from .processes import refusals
 from .run_folder import RunFolder
@@ -67,12 +68,22 @@ class Run:
     """Steps that were done before."""
     broken: dict[str, None]
 
+    def leave_out(self, broken: Sequence[str]) -> None:
+        """Count rows that others stand in for, and name each once, the first hundred, by the first process."""
+        for sentence in broken:
+            if sentence in self.broken:
+                continue
+            self.broken[sentence] = None
+            if self.accelerator.is_main_process and len(self.broken) <= MAX_NAMED:
+                log.warning("left out: %s", sentence)
+
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps, by the first process."""
-        saved = self.state.saved()
+        saved = self.state.saved(latest(self.folder.checkpoints))
         if self.accelerator.is_main_process:
             state = {**saved, "broken": list(self.broken)}
             save_checkpoint(self.folder.checkpoints, step, state, keep=self.config.keep)
+            self.folder.draw_curve()
         self.accelerator.wait_for_everyone()
 
     def validate(self, step: int) -> None:
@@ -90,7 +101,6 @@ class Run:
         """What is left after the last step; a finished run's files are written."""
         files: dict[str, Path] = {}
         finished, writes = step >= self.config.steps, self.accelerator.is_main_process
-        self.folder.draw_curve()
         if finished:
             training = {"config": asdict(self.config), **self.about, "step": step}
             out = self.folder.path
@@ -130,7 +140,10 @@ def begin(
     test = len(measured_rows(source))
     if test and folder.writes:
         log.warning(MEASURED_ROWS, name_of(data), test, len(source))
-    model = make_trainable(load_model(base), config).to(accelerator.device)
+    loaded = load_model(base)
+    origin = {"data_digest": digest_of_text(source.identity), "base_digest": digest_of_weights(loaded)}
+    model = make_trainable(loaded, config).to(accelerator.device)
+    folder.refuse_other_origin(model.spec, **origin)
     if accelerator.device.type == "cuda":
         model.unet.to(memory_format=torch.channels_last)
     encoder = Encoder(model)
@@ -145,8 +158,11 @@ def begin(
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
-    about |= {"processes": share.world, "test_pairs": test}
+    about |= {"processes": share.world, "test_pairs": test, **origin}
+    changes = folder.adjusted(config, first)
+    about |= {"changes": changes} if changes else {}
     folder.begin(config, about, first)
+    held.callback(folder.draw_curve)  # however the run ends
     with refusals():
         accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
     return Run(

@@ -206,8 +206,8 @@ def test_checkpoints_are_rotated(whole):
 
 
 def test_another_recipe_is_refused_and_free_settings_are_not(run, copy):
-    with pytest.raises(ConfigError, match=r"learning_rate 1e-05 and now it is 0.002"):
-        run(steps=5, learning_rate=2e-3)
+    with pytest.raises(ConfigError, match=r"weight_decay 0.01 and now it is 0.02"):
+        run(steps=5, weight_decay=0.02)
     assert run(steps=5, micro_batch=2, save_every=7).step == 5
 
 
