@@ -33,6 +33,7 @@ __all__ = [
     "strip",
     "to_images",
     "to_tensor",
+    "upright_size",
 ]
 
 Size = tuple[int, int]
@@ -44,6 +45,7 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG200
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
@@ -56,14 +58,40 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
     with warnings.catch_warnings():
         # Pillow warns of large pictures, which have their own limit here, and of broken metadata, which is harmless.
         warnings.simplefilter("ignore")
-        if isinstance(source, Image.Image):
-            return _normalise(source, str(getattr(source, "filename", "")) or "the given picture")
-        if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), "the given data")
-        if isinstance(source, str | os.PathLike):
-            with _opened(source) as stream:
-                return _decode(stream, str(source))
-    raise ImageError(f"a picture came as {type(source).__name__}; give a path, bytes or a Pillow image")
+        with _recognised(source) as (picture, name):
+            return _normalise(picture, name)
+
+
+def upright_size(source: str | os.PathLike[str] | bytes | Image.Image) -> Size:
+    """The size that ``open_image``'s picture has, read from the header; raises ImageError for what has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _recognised(source) as (picture, name):
+            if picture.format == "TIFF":  # whose size some versions of Pillow turn by themselves
+                return _normalise(picture, name).size
+            return (picture.height, picture.width) if _lies_sideways(picture) else picture.size
+
+
+def _lies_sideways(picture: Image.Image) -> bool:
+    try:
+        # A PNG's own method would decode it, to look for EXIF behind the pixels.
+        return Image.Image.getexif(picture).get(ORIENTATION) in SIDEWAYS
+    except Exception:  # as in _upright
+        return False
+
+
+@contextmanager
+def _recognised(source: Any) -> Iterator[tuple[Image.Image, str]]:
+    """A picture whose pixels have not been read, and what to call it."""
+    if isinstance(source, Image.Image):
+        yield source, str(getattr(source, "filename", "")) or "the given picture"
+    elif isinstance(source, bytes):
+        yield _format_known(io.BytesIO(source), "the given data"), "the given data"
+    elif isinstance(source, str | os.PathLike):
+        with _opened(source) as stream:
+            yield _format_known(stream, str(source)), str(source)
+    else:
+        raise ImageError(f"a picture came as {type(source).__name__}; give a path, bytes or a Pillow image")
 
 
 @contextmanager
@@ -91,17 +119,16 @@ def _os_errors(path: Path, verb: str) -> Iterator[None]:
         raise ImageError(f"{str(path)!r} cannot be {verb} ({reason}); check the path and its permissions") from error
 
 
-def _decode(stream: BinaryIO, name: str) -> Image.Image:
+def _format_known(stream: BinaryIO, name: str) -> Image.Image:
     if not stream.read(1):
         raise ImageError(f"{name} is empty (0 bytes); give a complete picture file")
     stream.seek(0)
     try:
-        picture = Image.open(stream, formats=READABLE)
+        return Image.open(stream, formats=READABLE)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first") from error
     except Exception as error:  # decoders raise nearly every class of exception on hostile data
         raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(READABLE)}") from error
-    return _normalise(picture, name)
 
 
 def _normalise(picture: Image.Image, name: str) -> Image.Image:
@@ -110,7 +137,7 @@ def _normalise(picture: Image.Image, name: str) -> Image.Image:
         plain = _to_rgb(_upright(picture), name)
     except ImageError:
         raise
-    except Exception as error:  # as in _decode
+    except Exception as error:  # as in _format_known
         raise ImageError(f"{name} is damaged or cut short ({error}); give a complete picture file") from error
     profile = picture.info.get("icc_profile") or b""
     plain.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
@@ -315,7 +342,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             if SETTINGS_KEY in picture.info:
                 return dict(json.loads(picture.info[SETTINGS_KEY]))
             return dict(json.loads(picture.getexif()[IMAGE_DESCRIPTION])[SETTINGS_KEY])
-        except Exception as error:  # as in _decode, and descriptions that are not ours
+        except Exception as error:  # as in _format_known, and descriptions that are not ours
             raise ImageError(f"{path} carries no ip2p settings; give a picture that ip2p wrote") from error
 
 

@@ -32,7 +32,7 @@ from .draws import stream
 from .encoding import Encoder
 from .order import Place
 from .origin import first_difference
-from .sources import Rows, open_pair
+from .sources import Rows, open_pair, size_of
 
 __all__ = ["CacheReader", "build_cache", "cache_key"]
 
@@ -101,6 +101,11 @@ class CacheReader:
     def latent_shape(self, place: Place) -> tuple[int, int, int]:
         return (4, place.size[1] // 8, place.size[0] // 8)
 
+    def broken(self) -> set[int]:
+        """The rows that could not be encoded."""
+        shards = (_Shard.open(path) for path in sorted(self._folder.glob("shard-*.safetensors")))
+        return {int(row) for shard in shards for row in shard.broken}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": {}}
 
@@ -135,10 +140,10 @@ class _Crops(Dataset):
 
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         try:
-            pair = open_pair(self._source[row])
+            example = self._source[row]
+            pair, size = open_pair(example), self._shapes[nearest_shape(size_of(example), self._shapes)]
         except DatasetError as error:
             return row, str(error)
-        size = self._shapes[nearest_shape(pair.original.size, self._shapes)]
         draws = (stream(self._config.seed, "cached crop", row, n) for n in range(self._config.variants))
         crops = [draw_crop(pair.original.size, size, self._config, generator) for generator in draws]
         pixels = [crop_pair((pair.original, pair.edited), crop) for crop in crops]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,12 +149,15 @@ def begin(
     encoder = Encoder(model)
     held.enter_context(folder.taken())
     reader: Reader = PictureReader(source, config)
+    broken_rows: Collection[int] = ()
     if config.cache:
         key = cache_key(source, model, config)
         build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
         accelerator.wait_for_everyone()
-        reader = CacheReader(folder.cache, key, config)
+        reader = cached = CacheReader(folder.cache, key, config)
+        broken_rows = cached.broken() if config.buckets else ()
         move_frozen(model, "cpu")
+    order = make_order(source, config, broken_rows, should_stop)
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
@@ -174,7 +177,7 @@ def begin(
         objective=Objective(model, encoder.null_text, config),
         state=state,
         folder=folder,
-        stream=batches(reader, make_order(source, config), config, share, first),
+        stream=batches(reader, order, config, share, first),
         share=share,
         validation=ValidationSet(source, config) if config.validate_every else None,
         base=base,

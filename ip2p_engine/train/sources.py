@@ -15,12 +15,12 @@ from ..captions.edits import in_test_split
 from ..dataset_layouts import is_original, listing, named
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import read_json
-from ..images import open_image
+from ..images import Size, open_image, upright_size
 from ..store import PairRecord, PairStore
 from .config import TrainConfig
 from .origin import digest_of_files
 
-__all__ = ["Example", "Pair", "Rows", "Stream", "measured_rows", "name_of", "open_pair", "open_source"]
+__all__ = ["Example", "Pair", "Rows", "Stream", "measured_rows", "name_of", "open_pair", "open_source", "size_of"]
 
 SAME_ASPECT = 0.02
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
@@ -120,6 +120,14 @@ def open_pair(example: Example) -> Pair:
         sizes = f"{original.width} x {original.height} and {edited.width} x {edited.height}"
         raise DatasetError(f"{example.name}: the pictures are {sizes}; give pairs of one aspect")
     return Pair(name=example.name, original=original, instruction=example.instruction, edited=edited)
+
+
+def size_of(example: Example) -> Size:
+    """Of the picture before the edit, by its header; raises DatasetError, naming the example."""
+    try:
+        return upright_size(_encoded(example.original))
+    except IP2PError as error:
+        raise DatasetError(f"{example.name}: {error}") from error
 
 
 def _opened(data: Any, config: TrainConfig) -> Any:

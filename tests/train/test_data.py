@@ -15,7 +15,7 @@ from PIL import Image
 
 from ip2p_engine.captions.edits import in_test_split
 from ip2p_engine.dataset import export_dataset
-from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
 from ip2p_engine.store import PairWriter
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.batches import PictureReader, Share, batches
@@ -253,6 +253,34 @@ def test_buckets_keep_aspects_and_each_step_has_one_shape(records):
     places = islice(make_order(source, settings).walk(0), 6)
     epoch = [place.candidates[0] for step in places for place in step]
     assert set(epoch) == set(range(10))
+
+
+def test_substitutes_have_the_shape_of_the_row_they_stand_in_for(records):
+    """A cached row has no other shape. Only where a whole bucket is broken another one's rows are cut to fit."""
+    data = [replace(r, original_image=_stretched(r.original_image)) if n < 3 else r for n, r in enumerate(records)]
+    settings = replace(SMALL, buckets=True)
+    order = make_order(open_source(data, settings), settings)
+    for place in (place for places in islice(order.walk(0), 4) for place in places):
+        alike = range(3) if place.size == (80, 48) else range(3, 10)
+        assert sorted(list(place.candidates)[: len(alike)]) == list(alike)
+        assert list(place.candidates)[len(alike) :] == list(range(10))
+
+
+def test_shapes_follow_from_headers_and_what_has_none_goes_with_the_commonest(records):
+    wide = [replace(r, original_image=_stretched(r.original_image)) for r in records[:3]]
+    torn = replace(records[3], original_image=records[3].original_image[:100])
+    data, settings = [*wide, torn, replace(records[4], original_image=b"")], replace(SMALL, buckets=True, batch_size=5)
+    order = make_order(open_source(data, settings), settings)
+    rows = {place.candidates[0]: place.size for places in islice(order.walk(0), 2) for place in places}
+    assert rows == {0: (80, 48), 1: (80, 48), 2: (80, 48), 3: (64, 64), 4: (80, 48)}
+    known = make_order(open_source(data, settings), settings, broken={3})
+    assert {place.size for places in islice(known.walk(0), 2) for place in places} == {(80, 48)}
+
+
+def test_reading_sizes_can_be_stopped(records):
+    settings = replace(SMALL, buckets=True)
+    with pytest.raises(Interrupted, match="stopped after the sizes of 0 of 10 pictures"):
+        make_order(open_source(records, settings), settings, should_stop=lambda: True)
 
 
 def _stretched(data):

@@ -347,6 +347,17 @@ def test_broken_rows_are_counted_and_named(run, records):
     assert any("0000003/0" in line and "64 x 64 and 64 x 32" in line for line in result.broken)
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_broken_rows_of_buckets_are_replaced(run, records, cache):
+    """One among the squares, and the only one of its shape, whose header is whole."""
+    stream = io.BytesIO()
+    Image.effect_noise((128, 64), 50).convert("RGB").save(stream, "PNG")
+    wide = stream.getvalue()[:500]
+    broken = [replace(records[0], original_image=b""), replace(records[1], original_image=wide, edited_image=wide)]
+    result = run(data=[*broken, *records[2:4]], buckets=True, cache=cache)
+    assert (result.finished, result.broken_count) == (True, 2)
+
+
 def test_no_readable_row_is_an_error(run, records):
     with pytest.raises(DatasetError, match="holds no pair"):
         run(data=[])
