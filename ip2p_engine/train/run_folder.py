@@ -115,18 +115,19 @@ class RunFolder:
                 "under another name)"
             )
 
-    def adjusted(self, config: TrainConfig, first: int) -> list[dict[str, Any]]:
-        """Settings that were changed on the way, as {after_step, name: [before, then]}; warns of new ones."""
+    def adjusted(self, config: TrainConfig, first: int) -> dict[str, Any]:
+        """Settings changed on the way, as {"changes": [{after_step, name: [before, then]}]}; warns of new ones."""
         about = self._saved() or {}
         if not first:
-            return []
+            return {}
         changes = [{**one, "after_step": min(one["after_step"], first)} for one in about.get("changes", [])]
         before, now = about.get("config", {}), asdict(config)
         new = {name: [before[name], now[name]] for name in sorted(ADJUSTABLE & before.keys())}
         new = {name: values for name, values in new.items() if values[0] != values[1]}
         for name, (old, chosen) in new.items() if self.writes else ():
             log.warning("%s goes on after step %d with %s %s instead of %s", self.path, first, name, chosen, old)
-        return [*changes, {"after_step": first, **new}] if new else changes
+        changes += [{"after_step": first, **new}] if new else []
+        return {"changes": changes} if changes else {}
 
     def _saved(self) -> Any:
         """What run.json says; None where there is none yet."""

@@ -137,15 +137,10 @@ def begin(
     folder = RunFolder(out, writes=accelerator.is_main_process)
     folder.refuse_other(config)
     source = open_source(data, config)
-    test = len(measured_rows(source))
-    if test and folder.writes:
-        log.warning(MEASURED_ROWS, name_of(data), test, len(source))
-    loaded = load_model(base)
-    origin = {"data_digest": digest_of_text(source.identity), "base_digest": digest_of_weights(loaded)}
-    model = make_trainable(loaded, config).to(accelerator.device)
+    test = _measured(source, data, folder)
+    model, base_digest = _model(base, config, accelerator.device)
+    origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
     folder.refuse_other_origin(model.spec, **origin)
-    if accelerator.device.type == "cuda":
-        model.unet.to(memory_format=torch.channels_last)
     encoder = Encoder(model)
     held.enter_context(folder.taken())
     reader: Reader = PictureReader(source, config)
@@ -162,8 +157,7 @@ def begin(
     first, broken = _take_up(state, folder)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
     about |= {"processes": share.world, "test_pairs": test, **origin}
-    changes = folder.adjusted(config, first)
-    about |= {"changes": changes} if changes else {}
+    about |= folder.adjusted(config, first)
     folder.begin(config, about, first)
     held.callback(folder.draw_curve)  # however the run ends
     with refusals():
@@ -185,6 +179,24 @@ def begin(
         first=first,
         broken=broken,
     )
+
+
+def _measured(source: Any, data: Data, folder: RunFolder) -> int:
+    """How many pairs are of the test split; says so."""
+    test = len(measured_rows(source))
+    if test and folder.writes:
+        log.warning(MEASURED_ROWS, name_of(data), test, len(source))
+    return test
+
+
+def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple[Model, str]:
+    """(what is trained, the digest of what it was made from)."""
+    loaded = load_model(base)
+    digest = digest_of_weights(loaded)
+    model = make_trainable(loaded, config).to(device)
+    if device.type == "cuda":
+        model.unet.to(memory_format=torch.channels_last)
+    return model, digest
 
 
 def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, State]:

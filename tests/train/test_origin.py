@@ -165,5 +165,5 @@ def test_changes_of_steps_that_were_lost_hold_from_where_the_run_goes_on(tmp_pat
     noted = [{"after_step": 9, "clip_norm": [0.0, 1.0]}]
     folder = RunFolder(tmp_path, writes=True)
     folder.begin(TrainConfig(clip_norm=1.0), {"changes": noted}, 9)
-    assert folder.adjusted(TrainConfig(clip_norm=1.0), 5) == [{**noted[0], "after_step": 5}]
-    assert folder.adjusted(TrainConfig(clip_norm=2.0), 0) == []
+    assert folder.adjusted(TrainConfig(clip_norm=1.0), 5) == {"changes": [{**noted[0], "after_step": 5}]}
+    assert folder.adjusted(TrainConfig(clip_norm=2.0), 0) == {}
