@@ -55,7 +55,8 @@ def test_train_command(store, base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "stepz=1"], "unknown setting 'stepz'"),
+        (["--set", "stepz=1"], "no setting 'stepz'"),
+        (["--set", "steps=null"], "steps is None; give a whole number"),
         (["--set", "steps"], "give NAME=VALUE"),
         (["--lora", "-1"], "lora_rank is -1"),
         (["--columns", "a", "b", "c"], "has the columns"),
@@ -70,6 +71,15 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(store, base, tmp_path, cap
     assert len(said) == 1
     assert message in said[0]
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_options_replace_a_files_values_and_null_is_a_value(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"lora_alpha": 8, "steps": 5, "seed": 1}')
+    words = ["--config", str(path), "--resolution", "128", "--seed", "2", "--set", "lora_alpha=null", "seed=3"]
+    options = cli.build_parser().parse_args(["train", "--data", "x", "--base", "y", "--out", "z", *words])
+    config = commands._config(options)
+    assert (config.lora_alpha, config.steps, config.seed, config.resize) == (None, 5, 3, (128, 144))
 
 
 def _has(name):

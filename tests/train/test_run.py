@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.export import TRAINING_KEY
+from ip2p_engine.config import from_mapping
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from ip2p_engine.model import load_model
 from ip2p_engine.train import TrainConfig, preset
@@ -291,6 +292,14 @@ def test_default_is_the_papers_recipe():
     assert (config.dropout, config.flip, config.ema_decay, config.optimizer) == (0.05, 0.5, 0.9999, "adamw")
 
 
+def test_a_resolution_brings_its_bounds():
+    """Nine eighths of it, as in the paper; a recipe's own bounds stay."""
+    assert preset("paper", resolution=512).resize == (512, 576)
+    assert preset("lora", resolution=256).resize == TrainConfig(resize=None).resize == (256, 288)
+    with pytest.raises(ConfigError, match="resize is 64 to 64 and crops are 128"):
+        preset("embedded", resolution=128)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -300,6 +309,7 @@ def test_default_is_the_papers_recipe():
         ({"dropout": 0.4}, "dropout is 0.4; give a number from 0 to 0.333"),
         ({"optimizer": "sgd"}, "choose one of adamw, adamw8bit, muon"),
         ({"resize": (200, 288)}, "resize is 200 to 288 and crops are 256"),
+        ({"resize": (80, 70), "resolution": 64, "buckets": True}, "resize is 80 to 70; give the lower bound first"),
         ({"resolution": 255}, "multiple of 8"),
         ({"columns": ("a", "b", "")}, "name three"),
         ({"optimizer": "muon", "precision": "float16"}, "muon has no gradient scaler"),
@@ -320,17 +330,17 @@ def test_settings_that_make_no_sense(values, message):
 
 
 def test_config_files(whole, tmp_path):
-    assert read_config(whole[0] / "run.json", {}).steps == 4
+    assert read_config(whole[0] / "run.json", {})["steps"] == 4
     path = tmp_path / "mine.json"
     path.write_text('{"resize": [256, 260]}')
-    assert read_config(path, PRESETS["paper"]).resize == (256, 260)
+    assert from_mapping(TrainConfig, read_config(path, PRESETS["paper"])).resize == (256, 260)
     for text in ("[1]", '{"config": [1]}'):
         path.write_text(text)
         with pytest.raises(ConfigError, match="is no JSON object; give one with fields of TrainConfig"):
             read_config(path, {})
     path.write_text('{"stepz": 1}')
     with pytest.raises(ConfigError, match="no setting 'stepz'"):
-        read_config(path, {})
+        from_mapping(TrainConfig, read_config(path, {}))
 
 
 def test_broken_rows_are_counted_and_named(run, records):
