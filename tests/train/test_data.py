@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from itertools import islice
@@ -166,10 +167,59 @@ def test_no_data_set(tmp_path):
         open_source(tmp_path / "notes.md", TrainConfig())
 
 
+def test_an_instruction_is_no_path(folder, tmp_path):
+    """One longer than a file's name may be, and one that names a file beside the data set."""
+    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    (tmp_path / "snow").touch()
+    rows = [{"input": "pictures/0a.png", "text": text, "output": "pictures/0b.png"} for text in ("snow " * 80, "snow")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for streaming in (False, True):
+        config = TrainConfig(columns=("input", "text", "output"), streaming=streaming)
+        source = open_source(tmp_path / "pairs.jsonl", config)
+        examples = source.epoch(0) if streaming else [source[0], source[1]]
+        assert sorted(open_pair(example).instruction for example in examples) == ["snow", "snow " * 80]
+
+
+def test_a_picture_in_no_possible_file_breaks_its_own_row(tmp_path):
+    row = {"input": "x" * 300, "text": "snow", "output": "b.png"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    source = open_source(tmp_path / "pairs.jsonl", TrainConfig(columns=("input", "text", "output")))
+    with pytest.raises(DatasetError, match="row 0: .*cannot be read"):
+        open_pair(source[0])
+
+
+def test_a_stream_that_breaks_off_says_so(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"input": "a", "text": "b", "output": "c"}\n{"inp')
+    config = TrainConfig(columns=("input", "text", "output"), streaming=True)
+    with pytest.raises(DatasetError, match="the stream broke off"):
+        list(open_source(tmp_path / "pairs.jsonl", config).epoch(0))
+
+
+def test_a_saved_data_set_can_be_streamed_and_a_store_cannot(folder, store, records, tmp_path):
+    import datasets
+
+    saved = datasets.Dataset.from_parquet(str(folder / "mine.parquet"), cache_dir=str(tmp_path / "cache"))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    config = TrainConfig(columns=("before", "say", "after"), streaming=True)
+    plain = open_source(tmp_path / "saved", replace(config, streaming=False))
+    assert texts(open_source(tmp_path / "saved", config)) == texts(plain) == texts(open_source(store, TrainConfig()))
+    for data in (store, folder / "original", records):
+        with pytest.raises(ConfigError, match="cannot be streamed; leave streaming out"):
+            open_source(data, TrainConfig(streaming=True))
+
+
+def test_an_empty_store_holds_no_pair(tmp_path):
+    with PairWriter(tmp_path, manifest={}):
+        pass
+    with pytest.raises(DatasetError, match="holds no pair; give a data set that does"):
+        open_source(tmp_path, TrainConfig())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"instruction": None}, "row 7: the instruction is NoneType"),
+        ({"instruction": " "}, "row 7: the instruction is empty; give a text"),
         ({"original": None}, "row 7: a picture is missing"),
         ({"edited": b"GIF"}, "row 7: .* is not a picture"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from ip2p_engine.checkpoint.export import TRAINING_KEY
 from ip2p_engine.config import from_mapping
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from ip2p_engine.model import load_model
-from ip2p_engine.train import TrainConfig, preset
+from ip2p_engine.train import TrainConfig, preset, train
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import PRESETS, read_config
 from ip2p_engine.train.networks import lora_state, make_trainable
@@ -253,6 +254,13 @@ def test_one_run_a_folder_at_a_time(run, copy):
     assert run(steps=5).finished
 
 
+def test_a_device_that_is_not_there_is_no_silent_cpu(store, base, tmp_path):
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(ConfigError, match=f"device is {missing} and PyTorch finds"):
+        train(TrainConfig(), data=store, base=base(), out=tmp_path / "run", device=missing)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tracker_that_is_not_installed_is_no_silent_one(run, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(ConfigError, match="tracker 'wandb' is not installed; pip install wandb"):
@@ -343,7 +351,7 @@ def test_config_files(whole, tmp_path):
         from_mapping(TrainConfig, read_config(path, {}))
 
 
-def test_broken_rows_are_counted_and_named(run, records):
+def test_broken_rows_are_counted_and_named_once(run, records, caplog):
     stream = io.BytesIO()
     Image.new("RGB", (64, 32)).save(stream, "PNG")
     data = [
@@ -351,8 +359,12 @@ def test_broken_rows_are_counted_and_named(run, records):
         *records[1:3],
         replace(records[3], edited_image=stream.getvalue()),
     ]
-    result = run(data=data, arguments=after(3))
+    with caplog.at_level(logging.WARNING):
+        result = run(data=data, arguments=after(3))
     assert result.broken_count == 2
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"left out: {line}" for line in sorted(result.broken)
+    ]
     assert any("0000000/0" in line and "not a picture" in line for line in result.broken)
     assert any("0000003/0" in line and "64 x 64 and 64 x 32" in line for line in result.broken)
 
@@ -371,5 +383,20 @@ def test_broken_rows_of_buckets_are_replaced(run, records, cache):
 def test_no_readable_row_is_an_error(run, records):
     with pytest.raises(DatasetError, match="holds no pair"):
         run(data=[])
-    with pytest.raises(DatasetError, match="2 rows in a row cannot be read; the last: pair 0"):
-        run(data=[replace(record, original_image=b"") for record in records[:2]])
+    for workers in (0, 2):
+        with pytest.raises(DatasetError, match=r"^2 rows in a row cannot be read; the last: pair 0.*$"):
+            run(data=[replace(record, original_image=b"") for record in records[:2]], workers=workers)
+
+
+def test_the_curve_is_drawn_while_a_run_goes_on_and_when_it_fails(run, tmp_path):
+    curve, seen = tmp_path / "run" / "loss.png", []
+
+    def look(progress):
+        seen.append(curve.exists())
+        if progress.step == 3:
+            curve.unlink()
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        run(save_every=2, arguments={"on_progress": look})
+    assert (seen, curve.exists()) == ([False, True, True], True)
