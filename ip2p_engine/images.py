@@ -1,4 +1,4 @@
-"""Pictures at the engine's edges: opening, sizes, tensors, saving, strips. A size is (width, height) in pixels."""
+"""Pictures at the engine's edges: opening, sizes, tensors, saving. A size is (width, height) in pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from .errors import ConfigError, ImageError
@@ -32,13 +32,12 @@ __all__ = [
     "plan_size",
     "read_settings",
     "save_image",
-    "strip",
     "to_images",
     "to_tensor",
+    "upright_size",
 ]
 
 Size = tuple[int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
@@ -47,6 +46,7 @@ WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 JPEG_SETTINGS = 65533  # bytes of EXIF
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: str = "the given data") -> Image.Image:
@@ -60,14 +60,40 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: st
     with warnings.catch_warnings():
         # Pillow warns of large pictures, which have their own limit here, and of broken metadata, which is harmless.
         warnings.simplefilter("ignore")
-        if isinstance(source, Image.Image):
-            return _normalise(source, str(getattr(source, "filename", "")) or "the given picture")
-        if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), name)
-        if isinstance(source, str | os.PathLike):
-            with _opened(source) as stream:
-                return _decode(stream, str(source))
-    raise ImageError(f"a picture came as {type(source).__name__}; give a path, bytes or a Pillow image")
+        with _recognised(source, name) as (picture, called):
+            return _normalise(picture, called)
+
+
+def upright_size(source: str | os.PathLike[str] | bytes | Image.Image) -> Size:
+    """The size that ``open_image``'s picture has, read from the header; raises ImageError for what has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _recognised(source, "the given data") as (picture, name):
+            if picture.format == "TIFF":  # whose size some versions of Pillow turn by themselves
+                return _normalise(picture, name).size
+            return (picture.height, picture.width) if _lies_sideways(picture) else picture.size
+
+
+def _lies_sideways(picture: Image.Image) -> bool:
+    try:
+        # A PNG's own method would decode it, to look for EXIF behind the pixels.
+        return Image.Image.getexif(picture).get(ORIENTATION) in SIDEWAYS
+    except Exception:  # as in _upright
+        return False
+
+
+@contextmanager
+def _recognised(source: Any, name: str) -> Iterator[tuple[Image.Image, str]]:
+    """A picture whose pixels have not been read, and what to call it; bytes are called ``name``."""
+    if isinstance(source, Image.Image):
+        yield source, str(getattr(source, "filename", "")) or "the given picture"
+    elif isinstance(source, bytes):
+        yield _format_known(io.BytesIO(source), name), name
+    elif isinstance(source, str | os.PathLike):
+        with _opened(source) as stream:
+            yield _format_known(stream, str(source)), str(source)
+    else:
+        raise ImageError(f"a picture came as {type(source).__name__}; give a path, bytes or a Pillow image")
 
 
 @contextmanager
@@ -95,17 +121,16 @@ def _os_errors(path: Path, verb: str) -> Iterator[None]:
         raise ImageError(f"{str(path)!r} cannot be {verb} ({reason}); check the path and its permissions") from error
 
 
-def _decode(stream: BinaryIO, name: str) -> Image.Image:
+def _format_known(stream: BinaryIO, name: str) -> Image.Image:
     if not stream.read(1):
         raise ImageError(f"{name} is empty (0 bytes); give a complete picture file")
     stream.seek(0)
     try:
-        picture = Image.open(stream, formats=_readable())
+        return Image.open(stream, formats=_readable())
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first") from error
     except Exception as error:  # decoders raise nearly every class of exception on hostile data
         raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(_readable())}") from error
-    return _normalise(picture, name)
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +146,7 @@ def _normalise(picture: Image.Image, name: str) -> Image.Image:
         plain = _to_rgb(_upright(picture), name)
     except ImageError:
         raise
-    except Exception as error:  # as in _decode
+    except Exception as error:  # as in _format_known
         raise ImageError(f"{name} is damaged or cut short ({error}); give a complete picture file") from error
     profile = picture.info.get("icc_profile") or b""
     plain.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
@@ -337,46 +362,5 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             if SETTINGS_KEY in picture.info:
                 return dict(json.loads(picture.info[SETTINGS_KEY]))
             return dict(json.loads(picture.getexif()[IMAGE_DESCRIPTION])[SETTINGS_KEY])
-        except Exception as error:  # as in _decode, and descriptions that are not ours
+        except Exception as error:  # as in _format_known, and descriptions that are not ours
             raise ImageError(f"{path} carries no ip2p settings; give a picture that ip2p wrote") from error
-
-
-def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:
-    """Pictures side by side on white, each ``height`` pixels high, captions below; ConfigError if they do not pair."""
-    if not pictures or len(pictures) != len(captions):
-        raise ConfigError(f"a strip got {len(pictures)} pictures and {len(captions)} captions; give one caption each")
-    letter = max(11, round(height / 16))
-    font, gap, line = ImageFont.load_default(letter), max(4, height // 16), round(letter * 1.35)
-    shown = [_scaled(picture.convert("RGB"), height) for picture in pictures]
-    columns = [max(picture.width, round(0.75 * height)) for picture in shown]
-    texts = [_wrapped(caption, font, column) for caption, column in zip(captions, columns, strict=True)]
-    bottom = gap + height + max(map(len, texts)) * line + gap + (gap // 2 if any(texts) else 0)
-    sheet = Image.new("RGB", (sum(columns) + gap * (len(shown) + 1), bottom), "white")
-    draw, x = ImageDraw.Draw(sheet), gap
-    for picture, column, lines in zip(shown, columns, texts, strict=True):
-        sheet.paste(picture, (x + (column - picture.width) // 2, gap))
-        for row, words in enumerate(lines):
-            place = (x + column / 2, gap + height + gap // 2 + row * line)
-            draw.text(place, words, fill=(40, 40, 40), font=font, anchor="ma")
-        x += column + gap
-    return sheet
-
-
-def _scaled(picture: Image.Image, height: int) -> Image.Image:
-    method = Image.Resampling.LANCZOS if picture.height > height else Image.Resampling.BICUBIC
-    return picture.resize((max(1, round(picture.width * height / picture.height)), height), method)
-
-
-def _wrapped(caption: str, font: Font, width: int) -> list[str]:
-    """The caption in lines of at most ``width`` pixels; a word that is longer is broken."""
-    lines: list[str] = []
-    for word in caption.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines

@@ -16,7 +16,7 @@ HOSTS = ("comfy", "nodes", "folder_paths", "server", "execution")
 LOADERS = ("import_module", "__import__")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "PIL", "numpy", "safetensors")
 LAYERS = [
-    "errors config files storage images devices",
+    "errors config files storage images strips devices",
     "schedule guidance noise sampling attention",
     "tokenizer checkpoint model",
     "conditioning alignment cross_attention denoiser pair_denoiser",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .options import (
     SAMPLER_NAMES,
     Several,
@@ -152,18 +153,21 @@ def _make_candidates(options: argparse.Namespace) -> None:
         make_pairs(edits, options.folder, crew, on_progress=bar, should_stop=should_stop)
 
 
-def _scenes_train(options: argparse.Namespace) -> None:
+def _scenes_train(options: argparse.Namespace) -> int:
     from ..scenes.recipe import STAGES, train_in_processes, train_on_pairs, train_stage
 
-    if options.pairs:
-        train_on_pairs(options.pairs, options.runs, processes=options.processes, device=options.device)
-        return
-    stages = options.stages or list(STAGES)
+    if options.pairs and options.stages:
+        raise ConfigError(f"--pairs trains the edit model alone; leave out {' '.join(options.stages)}")
+    stages, count = options.stages or list(STAGES), check_positive("--processes", options.processes)
     logging.getLogger("ip2p_engine").setLevel(logging.INFO)
-    if options.processes == 1 and len(stages) == 1:
+    if count == 1 and len(stages) == 1 and not options.pairs:
         train_stage(stages[0], options.runs, device=options.device)
-    else:
-        train_in_processes(stages, options.runs, processes=options.processes, device=options.device)
+        return 0
+    with stop_signals() as should_stop:
+        how: dict[str, Any] = {"processes": count, "device": options.device, "should_stop": should_stop}
+        if options.pairs:
+            return train_on_pairs(options.pairs, options.runs, **how)
+        return train_in_processes(stages, options.runs, **how)
 
 
 def _scenes_export(options: argparse.Namespace) -> None:

@@ -92,14 +92,14 @@ def _report(result: Any, as_json: bool) -> None:
 
 
 def _config(options: argparse.Namespace) -> Any:
-    from ..config import with_overrides
+    from ..config import from_mapping
     from ..train.config import PRESETS, TrainConfig, read_config
 
-    names = (*WHOLE, "learning_rate", "optimizer", "precision", "columns", "lora_rank")
+    names = (*WHOLE, "learning_rate", "optimizer", "precision", "columns", "lora_rank", *FLAGS)
     values = PRESETS[options.preset]
-    config = read_config(options.config, values) if options.config else TrainConfig(**values)
-    config = with_overrides(config, {name: getattr(options, name) for name in (*names, *FLAGS)})
-    return with_overrides(config, dict(map(_assignment, options.set)))
+    values = read_config(options.config, values) if options.config else values
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return from_mapping(TrainConfig, {**values, **given, **dict(map(_assignment, options.set))})
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..images import strip
+from ..strips import strip
 from .methods import Method, Setting
 from .samples import Sample, batches
 

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from ..edit import InstructPix2Pix
-from ..images import save_image, strip
+from ..images import save_image
+from ..strips import strip
 from .judge import read_scenes
 from .world import Scene, render
 

@@ -13,7 +13,7 @@ from ..evaluate.examples import tiled
 from ..evaluate.measure import Row
 from ..evaluate.run_folder import Table
 from ..evaluate.samples import Sample
-from ..images import strip
+from ..strips import strip
 
 __all__ = ["compare", "confusions", "side_effects", "summary", "worst", "worst_sheet"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ..edit import EditConfig, InstructPix2Pix
 from ..evaluate.examples import tiled
 from ..evaluate.run_folder import Table
-from ..images import strip
+from ..strips import strip
 from .grammar import scenes_of
 from .judge import CLEAR_OBJECT_PSNR
 from .world import COLOURS, PLACES, SHAPES, WORLD_SIZE, Scene, render, render_two

@@ -10,8 +10,9 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ConfigError
-from ..images import open_image, strip
+from ..images import open_image
 from ..store import PairRecord, PairStore
+from ..strips import strip
 from .pair_exam import BINS, JudgedPair, PairExamination, Rates, Separation
 
 __all__ = ["as_text", "draw_curves", "pair_sheet"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Interrupted
+from ..train import preset
+from ..train.sources import open_source
 from .clip_stage import with_text_tower
 from .export import export_autoencoder, export_clip, export_settings, export_text_encoder, export_unet
 from .stage import run_stage
@@ -23,38 +27,73 @@ __all__ = ["STAGES", "export_embedded", "train_in_processes", "train_on_pairs", 
 
 logger = logging.getLogger(__name__)
 
+ASKED_EVERY = 0.2
 STAGES = ("autoencoder", "decoder", "clip", "clip-text", "text-to-image", "edit")
 
 
-def train_in_processes(stages: Sequence[str], runs: Path, *, processes: int, device: str) -> None:
-    """Train stages one after another, each in its own processes of one thread.
+def train_in_processes(
+    stages: Sequence[str], runs: Path, *, processes: int, device: str, should_stop: Callable[[], bool] = bool
+) -> int:
+    """Train stages one after another, each in its own processes of one thread; returns the first exit code but 0.
 
     Two processes of one thread beat one process of two: these networks are too small to share a matrix product.
+    Raises ConfigError for an unknown stage, and Interrupted when it was asked to stop.
     """
     for stage in stages:
+        _check_stage(stage)
+    for stage in stages:
         count = 1 if stage.startswith("clip") else processes  # a contrastive batch is compared as a whole
-        _launch(["scenes", "train", stage, "--runs", str(runs), "--processes", "1"], count, device)
+        code = _launch(["scenes", "train", stage, "--runs", str(runs), "--processes", "1"], count, device, should_stop)
+        if code:
+            return code
+    return 0
 
 
-def train_on_pairs(pairs: Path, runs: Path, *, processes: int, device: str) -> None:
-    """The edit model on a data set instead of true pairs, by ``ip2p train``: into ``runs``/edit-pairs."""
+def train_on_pairs(
+    pairs: Path, runs: Path, *, processes: int, device: str, should_stop: Callable[[], bool] = bool
+) -> int:
+    """The edit model on a data set instead of true pairs, by ``ip2p train``: into ``runs``/edit-pairs.
+
+    Returns its exit code. Raises DatasetError for what is no data set, and Interrupted when it was asked to stop.
+    """
+    open_source(pairs, preset("embedded"))  # before several processes say so
     out = runs / "edit-pairs"
     command = ["train", "--data", str(pairs), "--base", "embedded-sd", "--out", str(out), "--preset", "embedded"]
-    _launch(command, processes, device)
+    return _launch(command, processes, device, should_stop)
 
 
-def _launch(command: Sequence[str], processes: int, device: str) -> None:
-    """Run an ip2p command, as several processes if wanted."""
+def _launch(command: Sequence[str], processes: int, device: str, should_stop: Callable[[], bool]) -> int:
+    """Run an ip2p command, as several processes if wanted, and let it save when it is to stop."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     program = [*(torchrun if processes > 1 else []), "-m", __package__.split(".")[0]]
     threads = {} if device != "cpu" else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run([sys.executable, *program, *command, "--device", device], check=True, env={**os.environ, **threads})
+    arguments = [sys.executable, *program, *command, "--device", device]
+    # In a session of its own, so that a terminal's Ctrl-C reaches it once, from here.
+    child = subprocess.Popen(arguments, env={**os.environ, **threads}, start_new_session=True)
+    told = False
+    try:
+        while child.poll() is None:
+            if should_stop() and not told:
+                told = True
+                if os.name != "nt":  # where there are no sessions
+                    child.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(ASKED_EVERY)
+    finally:
+        child.terminate()
+    if told and child.returncode:
+        raise Interrupted("stopped, as asked; the same command goes on")
+    return child.returncode
+
+
+def _check_stage(name: str) -> None:
+    if name not in STAGES:
+        raise ConfigError(f"stage {name!r} is unknown; choose one of {', '.join(STAGES)}")
 
 
 def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
     """Train one stage in this process, or as one process of several."""
-    if name not in STAGES:
-        raise ConfigError(f"stage {name!r} is unknown; choose one of {', '.join(STAGES)}")
+    _check_stage(name)
     if device == "cpu":
         torch.set_num_threads(1)
     make = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..evaluate.examples import tiled
-from ..images import strip
+from ..strips import strip
 from .exam import Examination, Score
 from .world import render
 

@@ -1,7 +1,7 @@
 """Training an InstructPix2Pix: ``train(config, data=..., base=..., out=...)``.
 
-From the bottom up: config, draws, ema, muon, optimizers; crops, sources, order, batches, cache; networks, objective;
-checkpoints, outputs, watching; loop.
+From the bottom up: config, draws, ema, muon, optimizers, origin; crops, sources, order, batches, cache; networks,
+objective; checkpoints, outputs, watching; loop.
 """
 
 from __future__ import annotations

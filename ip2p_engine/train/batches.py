@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,7 +19,7 @@ from .draws import Draws, draw, stream
 from .order import Order, Place
 from .sources import Example, open_pair
 
-__all__ = ["Batch", "PictureReader", "Reader", "Sample", "Share", "batches"]
+__all__ = ["Batch", "PictureReader", "Reader", "Sample", "Share", "batches", "outlive_signals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,22 @@ def batches(reader: Reader, order: Order, config: TrainConfig, share: Share, fir
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw a seed for its workers from the global one
+        worker_init_fn=outlive_signals,
     )
-    return iter(loader)
+    return map(_checked, loader)
+
+
+def outlive_signals(worker: int) -> None:
+    """Leave Ctrl-C and the first SIGTERM, which reach a whole group of processes, to the one that saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A second one is that process's own at its end, which waits for the worker.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+def _checked(made: Batch | DatasetError) -> Batch:
+    if isinstance(made, DatasetError):
+        raise made
+    return made
 
 
 class _MicroBatches(IterableDataset):
@@ -125,11 +140,14 @@ class _MicroBatches(IterableDataset):
     def __init__(self, reader: Reader, order: Order, config: TrainConfig, share: Share, first: int) -> None:
         self._reader, self._order, self._config, self._share, self._first = reader, order, config, share, first
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | DatasetError]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for places in islice(self._cut(), number, None, workers):
-            yield self._make(places)
+        try:
+            for places in islice(self._cut(), number, None, workers):
+                yield self._make(places)
+        except DatasetError as error:  # raised in a worker it would arrive as the text of its traceback
+            yield error
 
     def _cut(self) -> Iterator[Sequence[Place]]:
         steps = self._config.steps - self._first

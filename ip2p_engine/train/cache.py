@@ -25,13 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import DatasetError, Interrupted
 from ..files import disk_errors, read_json, whole_file, write_json
 from ..model import Model
-from .batches import Sample, Share
+from .batches import Sample, Share, outlive_signals
 from .config import TrainConfig
 from .crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from .draws import stream
 from .encoding import Encoder
 from .order import Place
-from .sources import Rows, open_pair
+from .origin import first_difference
+from .sources import Rows, open_pair, size_of
 
 __all__ = ["CacheReader", "build_cache", "cache_key"]
 
@@ -100,6 +101,11 @@ class CacheReader:
     def latent_shape(self, place: Place) -> tuple[int, int, int]:
         return (4, place.size[1] // 8, place.size[0] // 8)
 
+    def broken(self) -> set[int]:
+        """The rows that could not be encoded."""
+        shards = (_Shard.open(path) for path in sorted(self._folder.glob("shard-*.safetensors")))
+        return {int(row) for shard in shards for row in shard.broken}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": {}}
 
@@ -134,10 +140,10 @@ class _Crops(Dataset):
 
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         try:
-            pair = open_pair(self._source[row])
+            example = self._source[row]
+            pair, size = open_pair(example), self._shapes[nearest_shape(size_of(example), self._shapes)]
         except DatasetError as error:
             return row, str(error)
-        size = self._shapes[nearest_shape(pair.original.size, self._shapes)]
         draws = (stream(self._config.seed, "cached crop", row, n) for n in range(self._config.variants))
         crops = [draw_crop(pair.original.size, size, self._config, generator) for generator in draws]
         pixels = [crop_pair((pair.original, pair.edited), crop) for crop in crops]
@@ -152,7 +158,8 @@ def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config
     kept = torch.float32 if config.precision == "float32" else torch.float16
     generator = torch.Generator()  # or the loader would draw from the global one
     crops = _Crops(source, config)
-    loader = DataLoader(crops, batch_size=None, sampler=rows, num_workers=config.workers, generator=generator)
+    workers: dict[str, Any] = {"num_workers": config.workers, "worker_init_fn": outlive_signals}
+    loader = DataLoader(crops, batch_size=None, sampler=rows, generator=generator, **workers)
     for group in _grouped(loader, broken):
         latents = encoder.latents(torch.cat([pixels for _, _, pixels, _ in group]))
         for n, (row, instruction, pixels, ids) in enumerate(group):
@@ -195,10 +202,8 @@ def _agree(folder: Path, key: Mapping[str, Any]) -> None:
     changed = [name for name in sorted(key) if theirs.get(name) != key[name]]
     if changed:
         name = changed[0]
-        raise DatasetError(
-            f"{folder} holds latents with {name} {str(theirs.get(name))[:100]!r}, and now it is "
-            f"{str(key[name])[:100]!r}; delete the folder"
-        )
+        old, new = first_difference(str(theirs.get(name)), str(key[name]))
+        raise DatasetError(f"{folder} holds latents with {name} {old!r}, and now it is {new!r}; delete the folder")
 
 
 def _shard_path(folder: Path, number: int) -> Path:

@@ -15,7 +15,7 @@ import torch
 from ..errors import CheckpointError
 from ..files import TEMPORARY, disk_errors, whole_file
 
-__all__ = ["latest", "load_checkpoint", "save_checkpoint"]
+__all__ = ["latest", "load_checkpoint", "save_checkpoint", "step_of"]
 
 NAME = re.compile(r"step-(\d{8})\.pt")
 PARTS = ("step", "trained", "ema", "optimizers", "scaler", "broken")
@@ -40,6 +40,11 @@ def latest(folder: Path) -> Path | None:
     """The last checkpoint, if there is one."""
     found = _all(folder)
     return found[-1] if found else None
+
+
+def step_of(path: Path | None) -> int:
+    """Steps that are done in a checkpoint; 0 without one."""
+    return int(path.stem.removeprefix("step-")) if path else 0
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

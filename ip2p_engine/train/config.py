@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import from_mapping, with_overrides
+from ..config import from_mapping
 from ..errors import ConfigError
 from ..files import read_json
 
-__all__ = ["FREE", "PRESETS", "TrainConfig", "preset", "read_config"]
+__all__ = ["ADJUSTABLE", "FREE", "PRESETS", "TrainConfig", "preset", "read_config"]
 
 CHOICES = {
     "optimizer": ("adamw", "adamw8bit", "muon"),
@@ -53,6 +53,9 @@ TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
 FLAGS = ("hold_out_test", "streaming", "buckets", "gradient_checkpointing", "compile", "cache")
 
 
+NOT_GIVEN: Any = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A run; the defaults are the paper's recipe (Brooks et al. 2023, section 3.2 and appendix A)."""
@@ -72,8 +75,9 @@ class TrainConfig:
 
     resolution: int = 256
     """Side of the square that is trained on, pixels; with buckets the root of the area."""
-    resize: tuple[int, int] = (256, 288)
-    """The shorter side is resized to a uniform whole number of these bounds, then a crop is cut; one draw a pair."""
+    resize: tuple[int, int] = NOT_GIVEN
+    """The shorter side is resized to a uniform whole number of these bounds, then a crop is cut; one draw a pair.
+    None: from the resolution to 9/8 of it, as in the paper."""
     flip: float = 0.5
     """Probability that a pair is mirrored, both pictures alike."""
     buckets: bool = False
@@ -120,7 +124,7 @@ class TrainConfig:
     cache: bool = False
     """Encode pictures and texts once, before training."""
     cache_variants: int = 4
-    """Crops and flips of a pair that are cached; 1 where nothing is random."""
+    """Crops and flips of a pair that are cached; 1 where nothing is random about a square picture."""
 
     save_every: int = 500
     keep: int = 2
@@ -134,6 +138,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least in AT_LEAST.items():
+            _check_number(name, getattr(self, name), least, AT_MOST.get(name))
+        if self.resize is None:
+            object.__setattr__(self, "resize", (self.resolution, self.resolution * 9 // 8))
         for name, (count, kinds, what) in TUPLES.items():
             value = getattr(self, name)
             fits = isinstance(value, list | tuple) and len(value) == count
@@ -147,8 +155,6 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 words = ", ".join(str(word) for word in known)
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {words}")
-        for name, least in AT_LEAST.items():
-            _check_number(name, getattr(self, name), least, AT_MOST.get(name))
         for name, least in (("micro_batch", 1), ("lora_alpha", 0)):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), least, None)
@@ -156,7 +162,9 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         low, high = self.resize
-        if not self.resolution <= low <= high and not self.buckets:
+        if low > high:
+            raise ConfigError(f"resize is {low} to {high}; give the lower bound first")
+        if low < self.resolution and not self.buckets:
             raise ConfigError(
                 f"resize is {low} to {high} and crops are {self.resolution}; give bounds of at least the resolution"
             )
@@ -193,6 +201,8 @@ FREE = frozenset(
     }
 )
 """What may differ between a run and its continuation; steps only under a constant schedule."""
+ADJUSTABLE = frozenset({"learning_rate", "clip_norm", "precision"})
+"""What may be changed for the steps to come, and is noted: the ways out where a loss is no number any more."""
 
 MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "cosine", "warm_up": 50, "betas": (0.9, 0.98)}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -214,17 +224,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "steps": 2000,
         "resolution": 512,
-        "resize": (512, 576),
         "gradient_checkpointing": True,
         "cache": True,
     },
     # SD2.1, v-prediction, 512 px.
-    "sd2": {"precision": "bfloat16", "resolution": 512, "resize": (512, 576), "micro_batch": 16, "batch_size": 256},
+    "sd2": {"precision": "bfloat16", "resolution": 512, "micro_batch": 16, "batch_size": 256},
     # diffusers' published SDXL recipe's size; time ids an example.
     "sdxl": {
         "precision": "bfloat16",
         "resolution": 768,
-        "resize": (768, 864),
         "micro_batch": 4,
         "batch_size": 128,
         "learning_rate": 5e-5,
@@ -234,7 +242,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cosxl": {
         "precision": "bfloat16",
         "resolution": 1024,
-        "resize": (1024, 1152),
         "micro_batch": 2,
         "batch_size": 128,
         "learning_rate": 1e-5,
@@ -262,11 +269,12 @@ def preset(name: str, **overrides: Any) -> TrainConfig:
     """The config of a named recipe, some fields replaced; raises ConfigError for an unknown name or field."""
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return with_overrides(TrainConfig(**PRESETS[name]), overrides)
+    given = {field: value for field, value in overrides.items() if value is not None}
+    return from_mapping(TrainConfig, {**PRESETS[name], **given})
 
 
-def read_config(path: Path, base: Mapping[str, Any]) -> TrainConfig:
-    """A config file over a preset's values: a JSON object of fields, or the run.json of another run.
+def read_config(path: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config file over a preset's: a JSON object of them, or the run.json of another run.
 
     Raises ConfigError for a file that is no such thing.
     """
@@ -274,7 +282,7 @@ def read_config(path: Path, base: Mapping[str, Any]) -> TrainConfig:
     given = values.get("config", values) if isinstance(values, dict) else values
     if not isinstance(given, dict):
         raise ConfigError(f"{path} is no JSON object; give one with fields of TrainConfig")
-    return from_mapping(TrainConfig, {**base, **given})
+    return {**base, **given}
 
 
 def changed_fields(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:

@@ -51,7 +51,7 @@ def train(
             loss = torch.zeros((), device=accelerator.device)
             for number in range(micro_batches):
                 batch = next(run.stream)
-                run.broken.update(dict.fromkeys(batch.broken))
+                run.leave_out(batch.broken)
                 batch = batch.to(accelerator.device)
                 encoded = run.encoder(batch)
                 last = number == micro_batches - 1

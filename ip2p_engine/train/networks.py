@@ -142,7 +142,7 @@ def _add_adapters(unet: Any, config: TrainConfig, *, train_conv_in: bool) -> Non
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ConfigError("LoRA needs peft, which is missing; pip install 'instruct-pix2pix[train]'") from error
+        raise ConfigError("LoRA needs peft, which is missing; pip install peft") from error
     settings: Any = {"lora_alpha": config.lora_alpha or config.lora_rank, "target_modules": LORA_LAYERS}
     adapters = LoraConfig(r=config.lora_rank, init_lora_weights="gaussian", **settings)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator

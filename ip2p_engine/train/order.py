@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 
-from ..errors import DatasetError
+from ..errors import DatasetError, Interrupted
 from .config import TrainConfig
 from .crops import Size, bucket_shapes, nearest_shape
 from .draws import stream
-from .sources import Rows, Stream, open_pair
+from .sources import Rows, Stream, size_of
 
 __all__ = ["Order", "Place", "make_order"]
 
 LOOK_AHEAD = 16
-
-log = logging.getLogger(__name__)
+ASKED_EVERY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +40,21 @@ class Order(Protocol):
         ...
 
 
-def make_order(source: Any, config: TrainConfig) -> Order:
-    """Shuffled epochs, buckets, or a stream."""
+def make_order(
+    source: Any,
+    config: TrainConfig,
+    broken: Collection[int] = (),
+    should_stop: Callable[[], bool] = bool,
+) -> Order:
+    """Shuffled epochs, buckets, or a stream.
+
+    Buckets need each picture's size: rows known to be ``broken`` have none. Raises Interrupted if it is to stop then.
+    """
     if not hasattr(source, "__len__"):
         return _StreamOrder(source, config)
-    return _BucketOrder(source, config) if config.buckets else _ShuffledOrder(len(source), config)
+    if config.buckets:
+        return _BucketOrder(_buckets(source, config, broken, should_stop), config)
+    return _ShuffledOrder(len(source), config)
 
 
 class _ShuffledOrder:
@@ -71,40 +79,63 @@ class _ShuffledOrder:
 class _BucketOrder:
     """Each step's batch has one shape; a shape's last batch of an epoch is filled up from its first examples."""
 
-    def __init__(self, source: Rows, config: TrainConfig) -> None:
-        self._count, self._config, self._shapes = len(source), config, bucket_shapes(config.resolution)
-        self._bucket = torch.tensor([self._shape_of(source, row) for row in range(len(source))])
+    def __init__(self, bucket: torch.Tensor, config: TrainConfig) -> None:
+        self._bucket, self._config, self._shapes = bucket, config, bucket_shapes(config.resolution)
 
     def walk(self, first: int) -> Iterator[list[Place]]:
         step, epoch = 0, 0
         while True:
-            for shape, rows in self._epoch(epoch):
+            for shape, batch in self._epoch(epoch):
                 if step >= first:
-                    yield [self._place(step, n, self._shapes[shape], row) for n, row in enumerate(rows)]
+                    size = self._shapes[shape]
+                    yield [Place(step=step, position=n, size=size, candidates=rows) for n, rows in enumerate(batch)]
                 step += 1
             epoch += 1
 
-    def _epoch(self, epoch: int) -> list[tuple[int, list[int]]]:
-        batch, order = self._config.batch_size, _shuffled(self._config.seed, epoch, self._count)
+    def _epoch(self, epoch: int) -> list[tuple[int, list[_Candidates]]]:
+        count = len(self._bucket)
+        batch, order = self._config.batch_size, _shuffled(self._config.seed, epoch, count)
         batches = []
         for shape in self._bucket.unique().tolist():
             rows = order[self._bucket[order] == shape].tolist()
             for start in range(0, len(rows), batch):
-                chosen = [rows[(start + n) % len(rows)] for n in range(batch)]
-                batches.append((shape, chosen))
+                batches.append((shape, [_Candidates(rows, start + n, count) for n in range(batch)]))
         mixed = torch.randperm(len(batches), generator=stream(self._config.seed, "buckets", epoch))
         return [batches[n] for n in mixed.tolist()]
 
-    def _place(self, step: int, position: int, size: Size, row: int) -> Place:
-        return Place(step=step, position=position, size=size, candidates=range(row, row + self._count))
 
-    def _shape_of(self, source: Rows, row: int) -> int:
-        """Of the picture; a broken row, for which another stands in, goes with the squares."""
-        side = self._config.resolution
+@dataclass(frozen=True)
+class _Candidates(Sequence[Any]):
+    """A row of a bucket, then the bucket's others, since cached ones cannot be cut anew; at last all rows."""
+
+    rows: Sequence[int]
+    first: int
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.rows) + self.total
+
+    def __getitem__(self, n: Any) -> Any:
+        if n >= len(self):
+            raise IndexError(n)
+        inside = n < len(self.rows)
+        return self.rows[(self.first + n) % len(self.rows)] if inside else n - len(self.rows)
+
+
+def _buckets(
+    source: Rows, config: TrainConfig, broken: Collection[int], should_stop: Callable[[], bool]
+) -> torch.Tensor:
+    """The number of each row's shape; what cannot be read goes with the commonest, of which others can stand in."""
+    shapes, found = bucket_shapes(config.resolution), torch.full((len(source),), -1)
+    for row in range(len(source)):
+        if row % ASKED_EVERY == 0 and should_stop():
+            raise Interrupted(f"stopped after the sizes of {row} of {len(source)} pictures; the same command goes on")
         try:
-            return nearest_shape(open_pair(source[row]).original.size, self._shapes)
+            found[row] = -1 if row in broken else nearest_shape(size_of(source[row]), shapes)
         except DatasetError:
-            return nearest_shape((side, side), self._shapes)
+            continue
+    known = found[found >= 0]
+    return torch.where(found < 0, known.mode().values if len(known) else 0, found)
 
 
 class _StreamOrder:
@@ -142,7 +173,7 @@ class _StreamOrder:
                 empty = False
                 yield example
             if empty:
-                raise DatasetError(f"{self._source.identity} streams no row; give a data set that does")
+                raise DatasetError("the stream has no row; give a data set that has")
             epoch += 1
 
 

@@ -21,8 +21,8 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 def accelerated(config: TrainConfig, folder: Path, device: str | None) -> Iterator[Any]:
     """An Accelerator for the length of a run; ``accelerate launch`` and torchrun say how many processes there are.
 
-    ``device`` is cpu, or None for what Accelerate finds. Raises ConfigError where accelerate or a tracker is missing,
-    or the device cannot compute in the run's precision.
+    ``device`` is cpu, cuda or mps, or None for what Accelerate finds. Raises ConfigError where accelerate or a tracker
+    is missing, or the device is, or it cannot compute in the run's precision.
     """
     accelerate = _accelerate()
     if device not in (None, "cpu", "cuda", "mps"):
@@ -38,6 +38,9 @@ def accelerated(config: TrainConfig, folder: Path, device: str | None) -> Iterat
                 project_dir=str(folder),
                 kwargs_handlers=handlers,
             )
+        found = accelerator.device.type
+        if device not in (None, found):
+            raise ConfigError(f"device is {device} and PyTorch finds {found} here; leave device out, or choose {found}")
         if config.tracker and not accelerator.log_with:  # Accelerate goes on without a tracker that is missing
             raise ConfigError(f"tracker {config.tracker!r} is not installed; pip install {config.tracker}")
         yield accelerator

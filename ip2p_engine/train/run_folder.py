@@ -19,7 +19,10 @@ from ..config import versions_of
 from ..errors import ConfigError
 from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
 from ..images import save_image
-from .config import TrainConfig, changed_fields
+from ..model import ModelSpec
+from .checkpoints import latest, step_of
+from .config import ADJUSTABLE, TrainConfig, changed_fields
+from .origin import other_spec
 
 __all__ = ["RunFolder"]
 
@@ -27,6 +30,7 @@ VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safete
 CURVE_SIZE = (900, 420)
 MARGIN = (64, 16, 16, 40)
 SMOOTHING = 50
+RUN = "run.json"
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ class RunFolder:
         if not self.writes:
             return
         with disk_errors(self.path, "written", ConfigError):
-            write_json(self.path / "run.json", {"config": asdict(config), "versions": versions_of(*VERSIONED), **about})
+            write_json(self.path / RUN, {"config": asdict(config), "versions": versions_of(*VERSIONED), **about})
             rows = [row for row in self.rows() if row["step"] <= first]
             with whole_file(self._rows_file) as stream:
                 stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -73,9 +77,9 @@ class RunFolder:
         return list(json_lines(self._rows_file, ConfigError, growing=True)) if self._rows_file.exists() else []
 
     def draw_curve(self) -> None:
-        """loss.png: each step's loss, and their running mean."""
-        if self.writes:
-            save_image(curve([row["loss"] for row in self.rows()]), self.curve)
+        """loss.png: each step's loss, and their running mean; nothing before the first step."""
+        if self.writes and (rows := self.rows()):
+            save_image(curve([row["loss"] for row in rows]), self.curve)
 
     def recent_loss(self) -> float:
         """Mean over the last 50 steps."""
@@ -84,18 +88,51 @@ class RunFolder:
 
     def refuse_other(self, config: TrainConfig) -> None:
         """Raises ConfigError if the folder holds a run whose steps would have had other results."""
-        path = self.path / "run.json"
-        if not path.exists():
+        about = self._saved()
+        if about is None:
             return
-        about = read_json(path, ConfigError)
         saved = about.get("config", {}) if isinstance(about, dict) else about
-        changed = changed_fields(saved, config)
+        finished = step_of(latest(self.checkpoints)) >= config.steps
+        changed = [name for name in changed_fields(saved, config) if finished or name not in ADJUSTABLE]
         if changed:
             name = changed[0]
             raise ConfigError(
                 f"{self.path} holds a run with {name} {saved.get(name)!r} and now it is {getattr(config, name)!r}; "
                 "go on with the same settings, or train in a new folder"
             )
+
+    def refuse_other_origin(self, spec: ModelSpec, *, data_digest: str, base_digest: str) -> None:
+        """Raises ConfigError if the folder's run began with other data or another base; earlier versions noted none."""
+        about = self._saved() or {}
+        other_data = about.get("data_digest", data_digest) != data_digest
+        other_base = about.get("base_digest", base_digest) != base_digest
+        changed = other_spec(about.get("spec", {}), spec)
+        if other_data or other_base or changed:
+            what = "on other pairs" if other_data else "from another base"
+            what += f" (whose {changed[0]} is {about['spec'][changed[0]]})" if changed and not other_data else ""
+            raise ConfigError(
+                f"{self.path} was trained {what}; give what it began with, or train in a new folder (in ComfyUI: "
+                "under another name)"
+            )
+
+    def adjusted(self, config: TrainConfig, first: int) -> dict[str, Any]:
+        """Settings changed on the way, as {"changes": [{after_step, name: [before, then]}]}; warns of new ones."""
+        about = self._saved() or {}
+        if not first:
+            return {}
+        changes = [{**one, "after_step": min(one["after_step"], first)} for one in about.get("changes", [])]
+        before, now = about.get("config", {}), asdict(config)
+        new = {name: [before[name], now[name]] for name in sorted(ADJUSTABLE & before.keys())}
+        new = {name: values for name, values in new.items() if values[0] != values[1]}
+        for name, (old, chosen) in new.items() if self.writes else ():
+            log.warning("%s goes on after step %d with %s %s instead of %s", self.path, first, name, chosen, old)
+        changes += [{"after_step": first, **new}] if new else []
+        return {"changes": changes} if changes else {}
+
+    def _saved(self) -> Any:
+        """What run.json says; None where there is none yet."""
+        path = self.path / RUN
+        return read_json(path, ConfigError) if path.exists() else None
 
 
 def curve(losses: Sequence[float]) -> Image.Image:

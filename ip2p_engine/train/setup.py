@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from .networks import make_trainable, move_frozen, trained_parameters
 from .objective import Objective
 from .optimizers import make_optimizers
 from .order import make_order
+from .origin import digest_of_text, digest_of_weights
 from .outputs import export
 from .processes import refusals
 from .run_folder import RunFolder
@@ -67,12 +68,22 @@ class Run:
     """Steps that were done before."""
     broken: dict[str, None]
 
+    def leave_out(self, broken: Sequence[str]) -> None:
+        """Count rows that others stand in for, and name each once, the first hundred, by the first process."""
+        for sentence in broken:
+            if sentence in self.broken:
+                continue
+            self.broken[sentence] = None
+            if self.accelerator.is_main_process and len(self.broken) <= MAX_NAMED:
+                log.warning("left out: %s", sentence)
+
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps, by the first process."""
-        saved = self.state.saved()
+        saved = self.state.saved(latest(self.folder.checkpoints))
         if self.accelerator.is_main_process:
             state = {**saved, "broken": list(self.broken)}
             save_checkpoint(self.folder.checkpoints, step, state, keep=self.config.keep)
+            self.folder.draw_curve()
         self.accelerator.wait_for_everyone()
 
     def validate(self, step: int) -> None:
@@ -90,7 +101,6 @@ class Run:
         """What is left after the last step; a finished run's files are written."""
         files: dict[str, Path] = {}
         finished, writes = step >= self.config.steps, self.accelerator.is_main_process
-        self.folder.draw_curve()
         if finished:
             training = {"config": asdict(self.config), **self.about, "step": step}
             out = self.folder.path
@@ -127,26 +137,29 @@ def begin(
     folder = RunFolder(out, writes=accelerator.is_main_process)
     folder.refuse_other(config)
     source = open_source(data, config)
-    test = len(measured_rows(source))
-    if test and folder.writes:
-        log.warning(MEASURED_ROWS, name_of(data), test, len(source))
-    model = make_trainable(load_model(base), config).to(accelerator.device)
-    if accelerator.device.type == "cuda":
-        model.unet.to(memory_format=torch.channels_last)
+    test = _measured(source, data, folder)
+    model, base_digest = _model(base, config, accelerator.device)
+    origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
+    folder.refuse_other_origin(model.spec, **origin)
     encoder = Encoder(model)
     held.enter_context(folder.taken())
     reader: Reader = PictureReader(source, config)
+    broken_rows: Collection[int] = ()
     if config.cache:
         key = cache_key(source, model, config)
         build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
         accelerator.wait_for_everyone()
-        reader = CacheReader(folder.cache, key, config)
+        reader = cached = CacheReader(folder.cache, key, config)
+        broken_rows = cached.broken() if config.buckets else ()
         move_frozen(model, "cpu")
+    order = make_order(source, config, broken_rows, should_stop)
     unet, state = _state(model, config, accelerator)
     first, broken = _take_up(state, folder)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
-    about |= {"processes": share.world, "test_pairs": test}
+    about |= {"processes": share.world, "test_pairs": test, **origin}
+    about |= folder.adjusted(config, first)
     folder.begin(config, about, first)
+    held.callback(folder.draw_curve)  # however the run ends
     with refusals():
         accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
     return Run(
@@ -158,7 +171,7 @@ def begin(
         objective=Objective(model, encoder.null_text, config),
         state=state,
         folder=folder,
-        stream=batches(reader, make_order(source, config), config, share, first),
+        stream=batches(reader, order, config, share, first),
         share=share,
         validation=ValidationSet(source, config) if config.validate_every else None,
         base=base,
@@ -166,6 +179,24 @@ def begin(
         first=first,
         broken=broken,
     )
+
+
+def _measured(source: Any, data: Data, folder: RunFolder) -> int:
+    """How many pairs are of the test split; says so."""
+    test = len(measured_rows(source))
+    if test and folder.writes:
+        log.warning(MEASURED_ROWS, name_of(data), test, len(source))
+    return test
+
+
+def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple[Model, str]:
+    """(what is trained, the digest of what it was made from)."""
+    loaded = load_model(base)
+    digest = digest_of_weights(loaded)
+    model = make_trainable(loaded, config).to(device)
+    if device.type == "cuda":
+        model.unet.to(memory_format=torch.channels_last)
+    return model, digest
 
 
 def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, State]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,17 +15,27 @@ from ..captions.edits import in_test_split
 from ..dataset_layouts import is_original, listing, named
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import read_json
-from ..images import open_image
+from ..images import Size, open_image, upright_size
 from ..store import PairRecord, PairStore
 from .config import TrainConfig
+from .origin import digest_of_files
 
-__all__ = ["Chosen", "Example", "Pair", "Rows", "Stream", "measured_rows", "name_of", "open_pair", "open_source"]
+__all__ = [
+    "Chosen",
+    "Example",
+    "Pair",
+    "Rows",
+    "Stream",
+    "measured_rows",
+    "name_of",
+    "open_pair",
+    "open_source",
+    "size_of",
+]
 
 SAME_ASPECT = 0.02
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ class Rows(Protocol):
     """Pairs that are read by number."""
 
     identity: str
-    """What the rows are: equal for equal data."""
+    """What the rows are: equal for equal data, wherever it lies."""
 
     def __len__(self) -> int: ...
 
@@ -73,9 +83,12 @@ def open_source(data: str | Path | Sequence[PairRecord] | Rows, config: TrainCon
     """Open a store, an original data set, or a hub data set, folder or file with the config's three columns.
 
     Pairs may also be given as a sequence. Returns Rows, or with ``config.streaming`` a Stream. Raises DatasetError
-    where there is nothing to train on, and ConfigError if a test split is to be held out that nothing names.
+    where there is nothing to train on, and ConfigError if a test split is to be held out that nothing names, or what
+    is read by number is to be streamed.
     """
     source = _opened(data, config)
+    if config.streaming and hasattr(source, "__len__"):
+        raise ConfigError(f"{name_of(data)} is read by row number and cannot be streamed; leave streaming out")
     if config.hold_out_test:
         source = _held_out(source, data)
     if hasattr(source, "__len__") and not len(source):
@@ -107,6 +120,8 @@ def open_pair(example: Example) -> Pair:
     """Decode and check an example; raises DatasetError, naming it, for what cannot be trained on."""
     if not isinstance(example.instruction, str):
         raise DatasetError(f"{example.name}: the instruction is {type(example.instruction).__name__}; give a text")
+    if not example.instruction.strip():
+        raise DatasetError(f"{example.name}: the instruction is empty; give a text")
     try:
         original, edited = open_image(_encoded(example.original)), open_image(_encoded(example.edited))
     except IP2PError as error:
@@ -116,6 +131,14 @@ def open_pair(example: Example) -> Pair:
         sizes = f"{original.width} x {original.height} and {edited.width} x {edited.height}"
         raise DatasetError(f"{example.name}: the pictures are {sizes}; give pairs of one aspect")
     return Pair(name=example.name, original=original, instruction=example.instruction, edited=edited)
+
+
+def size_of(example: Example) -> Size:
+    """Of the picture before the edit, by its header; raises DatasetError, naming the example."""
+    try:
+        return upright_size(_encoded(example.original))
+    except IP2PError as error:
+        raise DatasetError(f"{example.name}: {error}") from error
 
 
 def _opened(data: Any, config: TrainConfig) -> Any:
@@ -133,13 +156,22 @@ def _opened(data: Any, config: TrainConfig) -> Any:
 
 
 def _is_store(path: Path) -> bool:
-    """Parquet at the store's place, with the store's columns."""
-    if not path.is_dir() or not PairStore(path).shards:
+    """Parquet at the store's place, with the store's columns; or none yet, and the store's manifest."""
+    if not path.is_dir():
         return False
+    store = PairStore(path)
+    if not store.shards:
+        return _has_manifest(store)
     import pyarrow.parquet
 
-    names = pyarrow.parquet.read_schema(PairStore(path).shards[0]).names
-    return set(STORE_COLUMNS) <= set(names)
+    return set(STORE_COLUMNS) <= set(pyarrow.parquet.read_schema(store.shards[0]).names)
+
+
+def _has_manifest(store: PairStore) -> bool:
+    try:
+        return bool(store.manifest)
+    except DatasetError:
+        return False
 
 
 def _identity(pairs: Sequence[PairRecord]) -> str:
@@ -188,7 +220,9 @@ class _OriginalRows:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._places = [(name, seed) for name, seeds in listing(folder) for seed in seeds]
-        self.identity = f"{folder.name} of {len(self._places)} pairs"
+        files = [f"{name}/prompt.json" for name in dict.fromkeys(name for name, _ in self._places)]
+        files += [f"{name}/{seed}_1.jpg" for name, seed in self._places]
+        self.identity = f"{len(self._places)} pairs {digest_of_files(folder, files)}"
 
     def __len__(self) -> int:
         return len(self._places)
@@ -204,7 +238,7 @@ class _OriginalRows:
 def _from_hub(data: Path | str, config: TrainConfig) -> Any:
     datasets = _datasets()
     options: dict[str, Any] = {"split": config.split, "streaming": config.streaming}
-    try:
+    with _library_errors(f"{data} cannot be opened as a data set", "check its name and layout"):
         if isinstance(data, Path) and data.is_file():
             kind = BUILDERS.get(data.suffix.lower())
             if kind is None:
@@ -214,15 +248,36 @@ def _from_hub(data: Path | str, config: TrainConfig) -> Any:
             found = datasets.load_from_disk(str(data))
         else:
             found = datasets.load_dataset(str(data), **options)
-    except IP2PError:
-        raise
-    except Exception as error:  # the library raises many classes, of other libraries too
-        reason = " ".join(str(error).split())[:300]
-        raise DatasetError(f"{data} cannot be opened as a data set ({reason}); check its name and layout") from error
     _check_columns(found, data, config)
+    identity = _hub_identity(found, data)
+    if config.streaming:
+        found = found.to_iterable_dataset() if hasattr(found, "to_iterable_dataset") else found
     home = data.parent if isinstance(data, Path) and data.is_file() else Path(str(data))
     rows = _HubStream if config.streaming else _HubRows
-    return rows(_undecoded(found, datasets), config, home, str(data))
+    return rows(_undecoded(found, datasets), config, home, identity)
+
+
+@contextmanager
+def _library_errors(what: str, advice: str) -> Iterator[None]:
+    """The datasets library raises many classes, of other libraries too."""
+    try:
+        yield
+    except IP2PError:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{what} ({' '.join(str(error).split())[:300]}); {advice}") from error
+
+
+def _hub_identity(found: Any, data: Path | str) -> str:
+    """Of files what is in them; the library's fingerprint tells what was saved by it or came from the hub."""
+    if isinstance(data, Path) and not (data / "state.json").is_file():
+        if data.is_file():
+            return f"{data.name} {digest_of_files(data.parent, [data.name])}"
+        inside = (path.relative_to(data) for path in data.rglob("*") if path.is_file())
+        names = sorted(path.as_posix() for path in inside if not any(part.startswith(".") for part in path.parts))
+        return f"{len(names)} files {digest_of_files(data, names)}"
+    name = "" if isinstance(data, Path) else f"{data} "
+    return f"{name}{getattr(found, '_fingerprint', '')}"
 
 
 def _check_columns(found: Any, data: Any, config: TrainConfig) -> None:
@@ -241,47 +296,49 @@ def _undecoded(found: Any, datasets: Any) -> Any:
 
 
 class _HubRows:
-    def __init__(self, rows: Any, config: TrainConfig, home: Path, name: str) -> None:
-        self._rows, self._columns, self._home = rows, config.columns, home
-        self.identity = f"{name} {getattr(rows, '_fingerprint', '')}"
+    def __init__(self, rows: Any, config: TrainConfig, home: Path, identity: str) -> None:
+        self._rows, self._columns, self._home, self.identity = rows, config.columns, home, identity
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, row: int) -> Example:
-        try:
+        with _library_errors(f"row {row} cannot be read", "restore it, or leave it out"):
             return _example(self._rows[row], self._columns, self._home, f"row {row}")
-        except DatasetError:
-            raise
-        except Exception as error:  # as in _from_hub
-            raise DatasetError(f"row {row}: {' '.join(str(error).split())[:200]}") from error
 
 
 class _HubStream:
-    def __init__(self, rows: Any, config: TrainConfig, home: Path, name: str) -> None:
-        self._rows, self._columns, self._home = rows, config.columns, home
-        self._buffer, self.identity = config.shuffle_buffer, name
+    def __init__(self, rows: Any, config: TrainConfig, home: Path, identity: str) -> None:
+        self._rows, self._columns, self._home, self.identity = rows, config.columns, home, identity
+        self._buffer = config.shuffle_buffer
 
     def epoch(self, seed: int) -> Iterator[Example]:
         shuffled = self._rows.shuffle(seed=seed, buffer_size=self._buffer)
-        # Plain iteration would give each of DataLoader's workers other shards; iter() gives all of them everything.
-        for number, batch in enumerate(shuffled.iter(batch_size=1)):
-            row = {name: values[0] for name, values in batch.items()}
-            yield _example(row, self._columns, self._home, f"row {number} of the stream")
+        with _library_errors("the stream broke off", "check the data set and run the same command again"):
+            # Plain iteration would give each of DataLoader's workers other shards; iter() gives all of them everything.
+            for number, batch in enumerate(shuffled.iter(batch_size=1)):
+                row = {name: values[0] for name, values in batch.items()}
+                yield _example(row, self._columns, self._home, f"row {number} of the stream")
 
 
 def _example(row: dict[str, Any], columns: tuple[str, str, str], home: Path, name: str) -> Example:
-    original, instruction, edited = (_cell(row, column, home) for column in columns)
-    return Example(name=name, original=original, instruction=instruction, edited=edited)
+    original, instruction, edited = (_cell(row, column) for column in columns)
+    return Example(name=name, original=_placed(original, home), instruction=instruction, edited=_placed(edited, home))
 
 
-def _cell(row: Any, column: str, home: Path) -> Any:
+def _cell(row: Any, column: str) -> Any:
     value: Any = row
     for part in [column] if column in row else column.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, str) and (home / value).is_file():
-        return str(home / value)
     return value
+
+
+def _placed(picture: Any, home: Path) -> Any:
+    """A path beside the data set as a path from here; all else as it is."""
+    try:
+        return str(home / picture) if isinstance(picture, str) and (home / picture).is_file() else picture
+    except OSError:  # no name that a file could have
+        return picture
 
 
 def _encoded(value: Any) -> Any:

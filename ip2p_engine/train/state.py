@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError
 from .ema import Average
+from .watching import diverged
 
 __all__ = ["State", "is_sharded", "whole"]
 
@@ -30,13 +32,13 @@ class State:
     scaler: Any
     """Of float16; None otherwise."""
 
-    def saved(self) -> dict[str, Any]:
-        """As a checkpoint holds it; raises TrainingError if a weight is not finite."""
+    def saved(self, last_good: Path | None = None) -> dict[str, Any]:
+        """As a checkpoint holds it; raises TrainingError if a weight is not finite, naming the last good checkpoint."""
         self.average.wait()
         trained = {name: whole(parameter.detach()) for name, parameter in self.parameters.items()}
         for name, value in trained.items():
             if not value.sum().isfinite() and not value.isfinite().all():
-                raise TrainingError(f"the weight {name} is not finite any more; go on from an earlier checkpoint")
+                raise diverged(f"the weight {name} is not finite any more", last_good)
         return {
             "trained": trained,
             "ema": {name: whole(value) for name, value in self.average.values.items()},
@@ -55,7 +57,7 @@ class State:
             self.average.values[name].copy_(_in_pieces(saved["ema"][name], parameter))
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(_like_parameters(state, optimizer))
-        if self.scaler is not None:
+        if self.scaler is not None and saved["scaler"] is not None:  # float16 from now on
             self.scaler.load_state_dict(saved["scaler"])
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import DatasetError
-from ..images import fit, save_image, strip
+from ..images import fit, save_image
 from ..model import Model
+from ..strips import strip
 from .config import TrainConfig
 from .ema import Average
 from .networks import arithmetic, usable

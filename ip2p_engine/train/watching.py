@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import TrainingError
 
-__all__ = ["Clock", "Progress", "TrainResult", "check_loss"]
+__all__ = ["Clock", "Progress", "TrainResult", "check_loss", "diverged"]
 
 WINDOW = 20
 
@@ -74,7 +74,13 @@ class Clock:
 def check_loss(step: int, loss: float, checkpoint: Path | None) -> None:
     """Raises TrainingError for a loss that is not finite, naming what to go on from."""
     if not math.isfinite(loss):
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-        raise TrainingError(
-            f"the loss of step {step} is {loss}; {kept}. Lower learning_rate, set clip_norm to 1, or use bfloat16"
-        )
+        raise diverged(f"the loss of step {step} is {loss}", checkpoint)
+
+
+def diverged(what: str, checkpoint: Path | None) -> TrainingError:
+    """What to do about a loss or weight that is no number."""
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+    return TrainingError(
+        f"{what}; {kept}. Go on from there in the same folder with a lower learning_rate, clip_norm 1, or precision "
+        "bfloat16"
+    )

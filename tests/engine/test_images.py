@@ -25,10 +25,11 @@ from ip2p_engine.images import (
     plan_size,
     read_settings,
     save_image,
-    strip,
     to_images,
     to_tensor,
+    upright_size,
 )
+from ip2p_engine.strips import strip
 
 REFERENCE = Path(__file__).parent.parent / "data" / "reference"
 RESIZE_TABLE = json.loads((REFERENCE / "misc.json").read_text())["resize"]
@@ -196,7 +197,7 @@ def stored_with(orientation: int, kind: str) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(orientation, kind):
     opened = open_image(stored_with(orientation, kind))
-    assert opened.size == (48, 32)
+    assert opened.size == upright_size(stored_with(orientation, kind)) == (48, 32)
     assert not opened.getexif()
     for place, colour in [((8, 8), RED), ((40, 8), GREEN), ((8, 24), BLUE), ((40, 24), BLACK)]:
         assert np.abs(np.subtract(opened.getpixel(place), colour)).max() < 40
@@ -211,7 +212,16 @@ def test_orientation_of_sixteen_bits():
 
 def test_broken_exif_leaves_the_picture_as_stored():
     picture = noise(16, 8)
-    assert open_image(encoded(picture, "PNG", exif=b"Exif\0\0garbage")).tobytes() == picture.tobytes()
+    stored = encoded(picture, "PNG", exif=b"Exif\0\0garbage")
+    assert open_image(stored).tobytes() == picture.tobytes()
+    assert upright_size(stored) == (16, 8)
+
+
+def test_a_size_is_read_from_the_header_alone():
+    assert upright_size(encoded(noise(160, 80), "PNG")[:100]) == (160, 80)
+    for data in (b"", b"no picture"):
+        with pytest.raises(ImageError):
+            upright_size(data)
 
 
 # What the caller gave stays as it was.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +16,7 @@ from PIL import Image
 
 from ip2p_engine.captions.edits import in_test_split
 from ip2p_engine.dataset import export_dataset
-from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
 from ip2p_engine.store import PairWriter
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.batches import PictureReader, Share, batches
@@ -166,10 +167,59 @@ def test_no_data_set(tmp_path):
         open_source(tmp_path / "notes.md", TrainConfig())
 
 
+def test_an_instruction_is_no_path(folder, tmp_path):
+    """One longer than a file's name may be, and one that names a file beside the data set."""
+    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    (tmp_path / "snow").touch()
+    rows = [{"input": "pictures/0a.png", "text": text, "output": "pictures/0b.png"} for text in ("snow " * 80, "snow")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for streaming in (False, True):
+        config = TrainConfig(columns=("input", "text", "output"), streaming=streaming)
+        source = open_source(tmp_path / "pairs.jsonl", config)
+        examples = source.epoch(0) if streaming else [source[0], source[1]]
+        assert sorted(open_pair(example).instruction for example in examples) == ["snow", "snow " * 80]
+
+
+def test_a_picture_in_no_possible_file_breaks_its_own_row(tmp_path):
+    row = {"input": "x" * 300, "text": "snow", "output": "b.png"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    source = open_source(tmp_path / "pairs.jsonl", TrainConfig(columns=("input", "text", "output")))
+    with pytest.raises(DatasetError, match="row 0: .*cannot be read"):
+        open_pair(source[0])
+
+
+def test_a_stream_that_breaks_off_says_so(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"input": "a", "text": "b", "output": "c"}\n{"inp')
+    config = TrainConfig(columns=("input", "text", "output"), streaming=True)
+    with pytest.raises(DatasetError, match="the stream broke off"):
+        list(open_source(tmp_path / "pairs.jsonl", config).epoch(0))
+
+
+def test_a_saved_data_set_can_be_streamed_and_a_store_cannot(folder, store, records, tmp_path):
+    import datasets
+
+    saved = datasets.Dataset.from_parquet(str(folder / "mine.parquet"), cache_dir=str(tmp_path / "cache"))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    config = TrainConfig(columns=("before", "say", "after"), streaming=True)
+    plain = open_source(tmp_path / "saved", replace(config, streaming=False))
+    assert texts(open_source(tmp_path / "saved", config)) == texts(plain) == texts(open_source(store, TrainConfig()))
+    for data in (store, folder / "original", records):
+        with pytest.raises(ConfigError, match="cannot be streamed; leave streaming out"):
+            open_source(data, TrainConfig(streaming=True))
+
+
+def test_an_empty_store_holds_no_pair(tmp_path):
+    with PairWriter(tmp_path, manifest={}):
+        pass
+    with pytest.raises(DatasetError, match="holds no pair; give a data set that does"):
+        open_source(tmp_path, TrainConfig())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"instruction": None}, "row 7: the instruction is NoneType"),
+        ({"instruction": " "}, "row 7: the instruction is empty; give a text"),
         ({"original": None}, "row 7: a picture is missing"),
         ({"edited": b"GIF"}, "row 7: .* is not a picture"),
     ],
@@ -253,6 +303,34 @@ def test_buckets_keep_aspects_and_each_step_has_one_shape(records):
     places = islice(make_order(source, settings).walk(0), 6)
     epoch = [place.candidates[0] for step in places for place in step]
     assert set(epoch) == set(range(10))
+
+
+def test_substitutes_have_the_shape_of_the_row_they_stand_in_for(records):
+    """A cached row has no other shape. Only where a whole bucket is broken another one's rows are cut to fit."""
+    data = [replace(r, original_image=_stretched(r.original_image)) if n < 3 else r for n, r in enumerate(records)]
+    settings = replace(SMALL, buckets=True)
+    order = make_order(open_source(data, settings), settings)
+    for place in (place for places in islice(order.walk(0), 4) for place in places):
+        alike = range(3) if place.size == (80, 48) else range(3, 10)
+        assert sorted(list(place.candidates)[: len(alike)]) == list(alike)
+        assert list(place.candidates)[len(alike) :] == list(range(10))
+
+
+def test_shapes_follow_from_headers_and_what_has_none_goes_with_the_commonest(records):
+    wide = [replace(r, original_image=_stretched(r.original_image)) for r in records[:3]]
+    torn = replace(records[3], original_image=records[3].original_image[:100])
+    data, settings = [*wide, torn, replace(records[4], original_image=b"")], replace(SMALL, buckets=True, batch_size=5)
+    order = make_order(open_source(data, settings), settings)
+    rows = {place.candidates[0]: place.size for places in islice(order.walk(0), 2) for place in places}
+    assert rows == {0: (80, 48), 1: (80, 48), 2: (80, 48), 3: (64, 64), 4: (80, 48)}
+    known = make_order(open_source(data, settings), settings, broken={3})
+    assert {place.size for places in islice(known.walk(0), 2) for place in places} == {(80, 48)}
+
+
+def test_reading_sizes_can_be_stopped(records):
+    settings = replace(SMALL, buckets=True)
+    with pytest.raises(Interrupted, match="stopped after the sizes of 0 of 10 pictures"):
+        make_order(open_source(records, settings), settings, should_stop=lambda: True)
 
 
 def _stretched(data):

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from ip2p_engine import cli
 from ip2p_engine.commands import train as commands
+from ip2p_engine.errors import ConfigError
+from ip2p_engine.files import locked
 from ip2p_engine.train import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +57,8 @@ def test_train_command(store, base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set", "stepz=1"], "unknown setting 'stepz'"),
+        (["--set", "stepz=1"], "no setting 'stepz'"),
+        (["--set", "steps=null"], "steps is None; give a whole number"),
         (["--set", "steps"], "give NAME=VALUE"),
         (["--lora", "-1"], "lora_rank is -1"),
         (["--columns", "a", "b", "c"], "has the columns"),
@@ -70,6 +73,15 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(store, base, tmp_path, cap
     assert len(said) == 1
     assert message in said[0]
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_options_replace_a_files_values_and_null_is_a_value(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"lora_alpha": 8, "steps": 5, "seed": 1}')
+    words = ["--config", str(path), "--resolution", "128", "--seed", "2", "--set", "lora_alpha=null", "seed=3"]
+    options = cli.build_parser().parse_args(["train", "--data", "x", "--base", "y", "--out", "z", *words])
+    config = commands._config(options)
+    assert (config.lora_alpha, config.steps, config.seed, config.resize) == (None, 5, 3, (128, 144))
 
 
 def _has(name):
@@ -137,6 +149,71 @@ def test_a_signal_saves_and_the_same_command_goes_on(store, base, tmp_path, numb
             time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(timeout=300) == 130
-    done = len(losses(tmp_path / "run"))
+    assert_saved(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_embedded_model_s_training_passes_a_signal_on(store, tmp_path):
+    words = ["scenes", "train", "--pairs", str(store), "--runs", str(tmp_path), "--processes", "1"]
+    folder = tmp_path / "edit-pairs"
+    log = folder / "log.jsonl"
+    with subprocess.Popen([sys.executable, "-m", "ip2p_engine", *words], env=environment(), cwd=ROOT) as process:
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=300) == 130
+    assert_saved(folder)
+    with locked(folder / ".lock", "its child is still at work", ConfigError):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pairs", "STORE", "edit"], "--pairs trains the edit model alone; leave out edit"),
+        (["--pairs", "EMPTY"], "cannot be opened as a data set"),
+        (["clip", "bogus"], "stage 'bogus' is unknown"),
+        (["--processes", "0"], "--processes"),
+    ],
+)
+def test_what_the_embedded_model_cannot_be_trained_on_is_one_sentence(store, tmp_path, capsys, words, message):
+    places = {"STORE": store, "EMPTY": tmp_path}
+    words = [str(places.get(word, word)) for word in words]
+    assert cli.main(["scenes", "train", "--processes", "1", "--runs", str(tmp_path / "runs"), *words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert message in said[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def assert_saved(folder):
+    done = len(losses(folder))
     assert 2 <= done < 400
-    assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}.pt").exists()
+    assert (folder / "checkpoints" / f"step-{done:08d}.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "method"), [(signal.SIGTERM, "fork"), (signal.SIGINT, "spawn")])
+def test_workers_outlive_a_signal_that_reaches_them_too(store, base, tmp_path, number, method):
+    """A terminal's Ctrl-C and torchrun's SIGTERM go to the whole group."""
+    start = f"import multiprocessing, sys; multiprocessing.set_start_method({method!r})"
+    program = f"{start}; from ip2p_engine import cli; sys.exit(cli.main(sys.argv[1:]))"
+    words = command(store, base(), tmp_path / "run", "--steps", "400", "--batch-size", "2", "--workers", "2")
+    log, said = tmp_path / "run" / "log.jsonl", tmp_path / "said"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", program, *words],
+            env=environment(),
+            cwd=ROOT,
+            stderr=stderr,
+            start_new_session=True,
+        ) as process,
+    ):
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=300) == 130
+    assert_saved(tmp_path / "run")
+    assert said.read_text().count("finishing what is begun") == 1
+    assert "Traceback" not in said.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -14,9 +15,10 @@ from safetensors import safe_open
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.export import TRAINING_KEY
+from ip2p_engine.config import from_mapping
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from ip2p_engine.model import load_model
-from ip2p_engine.train import TrainConfig, preset
+from ip2p_engine.train import TrainConfig, preset, train
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import PRESETS, read_config
 from ip2p_engine.train.networks import lora_state, make_trainable
@@ -206,8 +208,8 @@ def test_checkpoints_are_rotated(whole):
 
 
 def test_another_recipe_is_refused_and_free_settings_are_not(run, copy):
-    with pytest.raises(ConfigError, match=r"learning_rate 1e-05 and now it is 0.002"):
-        run(steps=5, learning_rate=2e-3)
+    with pytest.raises(ConfigError, match=r"weight_decay 0.01 and now it is 0.02"):
+        run(steps=5, weight_decay=0.02)
     assert run(steps=5, micro_batch=2, save_every=7).step == 5
 
 
@@ -252,6 +254,13 @@ def test_one_run_a_folder_at_a_time(run, copy):
     assert run(steps=5).finished
 
 
+def test_a_device_that_is_not_there_is_no_silent_cpu(store, base, tmp_path):
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(ConfigError, match=f"device is {missing} and PyTorch finds"):
+        train(TrainConfig(), data=store, base=base(), out=tmp_path / "run", device=missing)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tracker_that_is_not_installed_is_no_silent_one(run, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(ConfigError, match="tracker 'wandb' is not installed; pip install wandb"):
@@ -291,6 +300,14 @@ def test_default_is_the_papers_recipe():
     assert (config.dropout, config.flip, config.ema_decay, config.optimizer) == (0.05, 0.5, 0.9999, "adamw")
 
 
+def test_a_resolution_brings_its_bounds():
+    """Nine eighths of it, as in the paper; a recipe's own bounds stay."""
+    assert preset("paper", resolution=512).resize == (512, 576)
+    assert preset("lora", resolution=256).resize == TrainConfig(resize=None).resize == (256, 288)
+    with pytest.raises(ConfigError, match="resize is 64 to 64 and crops are 128"):
+        preset("embedded", resolution=128)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -300,6 +317,7 @@ def test_default_is_the_papers_recipe():
         ({"dropout": 0.4}, "dropout is 0.4; give a number from 0 to 0.333"),
         ({"optimizer": "sgd"}, "choose one of adamw, adamw8bit, muon"),
         ({"resize": (200, 288)}, "resize is 200 to 288 and crops are 256"),
+        ({"resize": (80, 70), "resolution": 64, "buckets": True}, "resize is 80 to 70; give the lower bound first"),
         ({"resolution": 255}, "multiple of 8"),
         ({"columns": ("a", "b", "")}, "name three"),
         ({"optimizer": "muon", "precision": "float16"}, "muon has no gradient scaler"),
@@ -320,20 +338,20 @@ def test_settings_that_make_no_sense(values, message):
 
 
 def test_config_files(whole, tmp_path):
-    assert read_config(whole[0] / "run.json", {}).steps == 4
+    assert read_config(whole[0] / "run.json", {})["steps"] == 4
     path = tmp_path / "mine.json"
     path.write_text('{"resize": [256, 260]}')
-    assert read_config(path, PRESETS["paper"]).resize == (256, 260)
+    assert from_mapping(TrainConfig, read_config(path, PRESETS["paper"])).resize == (256, 260)
     for text in ("[1]", '{"config": [1]}'):
         path.write_text(text)
         with pytest.raises(ConfigError, match="is no JSON object; give one with fields of TrainConfig"):
             read_config(path, {})
     path.write_text('{"stepz": 1}')
     with pytest.raises(ConfigError, match="no setting 'stepz'"):
-        read_config(path, {})
+        from_mapping(TrainConfig, read_config(path, {}))
 
 
-def test_broken_rows_are_counted_and_named(run, records):
+def test_broken_rows_are_counted_and_named_once(run, records, caplog):
     stream = io.BytesIO()
     Image.new("RGB", (64, 32)).save(stream, "PNG")
     data = [
@@ -341,14 +359,44 @@ def test_broken_rows_are_counted_and_named(run, records):
         *records[1:3],
         replace(records[3], edited_image=stream.getvalue()),
     ]
-    result = run(data=data, arguments=after(3))
+    with caplog.at_level(logging.WARNING):
+        result = run(data=data, arguments=after(3))
     assert result.broken_count == 2
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"left out: {line}" for line in sorted(result.broken)
+    ]
     assert any("0000000/0" in line and "not a picture" in line for line in result.broken)
     assert any("0000003/0" in line and "64 x 64 and 64 x 32" in line for line in result.broken)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_broken_rows_of_buckets_are_replaced(run, records, cache):
+    """One among the squares, and the only one of its shape, whose header is whole."""
+    stream = io.BytesIO()
+    Image.effect_noise((128, 64), 50).convert("RGB").save(stream, "PNG")
+    wide = stream.getvalue()[:500]
+    broken = [replace(records[0], original_image=b""), replace(records[1], original_image=wide, edited_image=wide)]
+    result = run(data=[*broken, *records[2:4]], buckets=True, cache=cache)
+    assert (result.finished, result.broken_count) == (True, 2)
 
 
 def test_no_readable_row_is_an_error(run, records):
     with pytest.raises(DatasetError, match="holds no pair"):
         run(data=[])
-    with pytest.raises(DatasetError, match="2 rows in a row cannot be read; the last: pair 0"):
-        run(data=[replace(record, original_image=b"") for record in records[:2]])
+    for workers in (0, 2):
+        with pytest.raises(DatasetError, match=r"^2 rows in a row cannot be read; the last: pair 0.*$"):
+            run(data=[replace(record, original_image=b"") for record in records[:2]], workers=workers)
+
+
+def test_the_curve_is_drawn_while_a_run_goes_on_and_when_it_fails(run, tmp_path):
+    curve, seen = tmp_path / "run" / "loss.png", []
+
+    def look(progress):
+        seen.append(curve.exists())
+        if progress.step == 3:
+            curve.unlink()
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        run(save_every=2, arguments={"on_progress": look})
+    assert (seen, curve.exists()) == ([False, True, True], True)
