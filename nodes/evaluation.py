@@ -175,7 +175,7 @@ def _inputs() -> list[io.Input]:
             "clip_model",
             options=CLIPS,
             default="embedded",
-            tooltip="embedded knows scenes only. ViT-L-14/openai is the paper's. Numbers of two CLIPs do not compare.",
+            tooltip="embedded knows scenes only. ViT-L-14/openai is the paper's. Compare numbers of one CLIP only.",
         ),
         io.String.Input("label", default="my checkpoint", tooltip="The curve's name in the plot and in the table."),
         advanced(

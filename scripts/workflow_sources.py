@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 from workflow_graph import Graph, Node
 
@@ -12,7 +14,10 @@ FULL = """
 Checkpoint*, and replace *IP2P Render Scene* by *Load Image*. Then text_cfg 7.5 and image_cfg 1.5 are a good start.
 """
 EMBEDDED_SD = "This runs as it is, with the embedded text-to-image model, which knows only scenes."
-EMBEDDED_THRESHOLDS = {"min_sim_image": 0.2, "min_sim_direction": 0.3, "min_sim_0": 0.2, "min_sim_1": 0.2}
+CLIP_CONFIG = Path(__file__).parents[1] / "ip2p_engine/scenes/embedded/clip/config.json"
+# As docs/pairs.md recommends for the embedded model.
+EMBEDDED_PAIRS = {"steps": 8, "sampler": "ddim", "cfg_min": 2.0, "cfg_max": 4.0}
+EMBEDDED_THRESHOLDS = json.loads(CLIP_CONFIG.read_text())["thresholds"]
 IP2P_FILE = """`instruct-pix2pix-00-22000.safetensors` in `ComfyUI/models/checkpoints`
 ([download, 7.7 GB](https://huggingface.co/timbrooks/instruct-pix2pix/tree/main))"""
 SD_FILE = """Stable Diffusion 1.5 in `ComfyUI/models/checkpoints`
@@ -158,10 +163,8 @@ Too different: raise **p2p_min**. The edit does not show: lower **p2p_max**. Eve
         instruction="make the heart blue",
         candidates=4,
         seed=3,
-        steps=20,
         p2p_min=0.3,
-        cfg_min=3.0,
-        cfg_max=6.0,
+        **EMBEDDED_PAIRS,
     )
     graph.add(3, "SaveImage", title="Before", images=pairs["before"], filename_prefix="ip2p/before")
     graph.add(3, "SaveImage", title="After", images=pairs["after"], filename_prefix="ip2p/after")
@@ -210,9 +213,7 @@ another seed for more; what is there already is skipped. Cancelled, it goes on w
         instruction=captions["instruction"],
         candidates=4,
         seed=0,
-        steps=20,
-        cfg_min=3.0,
-        cfg_max=6.0,
+        **EMBEDDED_PAIRS,
     )
     kept = graph.add(3, "IP2P_ClipFilter", pairs=pairs["pairs"], keep=1, **EMBEDDED_THRESHOLDS)
     saved = graph.add(4, "IP2P_SaveDataset", pairs=kept["pairs"])

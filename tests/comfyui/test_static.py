@@ -50,6 +50,15 @@ def test_a_workflow_is_whole(page):
                 assert links[socket["link"]][3:5] == [node["id"], slot]
 
 
+def test_filters_by_the_embedded_clip_use_its_own_thresholds():
+    """docs/pairs.md: the paper's let wrong pairs pass here."""
+    own = json.loads((ROOT / "ip2p_engine/scenes/embedded/clip/config.json").read_text())["thresholds"]
+    steps = [step for path in (ROOT / "workflows/api").glob("*.json") for step in json.loads(path.read_text()).values()]
+    filters = [step["inputs"] for step in steps if step["class_type"] == "IP2P_ClipFilter"]
+    assert len(filters) == 2
+    assert all({name: inputs[name] for name in own} == own for inputs in filters if inputs["clip_model"] == "embedded")
+
+
 def test_there_are_the_workflows_that_the_readme_promises():
     assert [page.stem[0] for page in PAGES] == [str(number) for number in range(1, 10)]
 
