@@ -75,7 +75,7 @@ def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: di
     manager = comfy.model_management
     manager.unload_all_models()
     manager.soft_empty_cache()
-    show = _progress(config.steps)
+    caching, training = _progress(), _progress()
     try:
         result = train(
             config,
@@ -83,8 +83,8 @@ def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: di
             base=_models.source_of(base),
             out=folder,
             device=manager.get_torch_device().type,
-            on_progress=lambda progress: show(progress.step, progress.steps),
-            on_cache=show,
+            on_progress=lambda progress: training(progress.step, progress.steps),
+            on_cache=caching,
             should_stop=manager.processing_interrupted,
         )
     except Interrupted:  # while it cached; ComfyUI's own signal follows
@@ -102,9 +102,9 @@ def _require_packages(config: Any) -> None:
             )
 
 
-def _progress(total: int) -> Callable[[int, int], None]:
-    """The bar without ComfyUI's look whether Cancel was pressed: the loop looks itself, and saves first."""
-    bar = comfy.utils.ProgressBar(total)
+def _progress() -> Callable[[int, int], None]:
+    """A bar without ComfyUI's look whether Cancel was pressed: the loop looks itself, and saves first."""
+    bar = comfy.utils.ProgressBar(1)
 
     def show(done: int, of: int) -> None:
         try:

@@ -25,12 +25,12 @@ def training(**changes):
 
 
 def progress_of(listener, until=None):
-    """What the node's bar shows, as (value, of), until the run ends or one is reached, and how it ended."""
+    """What the node's bar shows, as (value, of), until the run ends or that much is done, and how it ended."""
     values = []
     for kind, data in listener.events():
         if kind == "progress" and data["node"] in ("train", "evaluate"):
             values.append((data["value"], data["max"]))
-            if values[-1] == until:
+            if until and data["max"] == until[1] and data["value"] >= until[0]:
                 break
         if kind in ("execution_success", "execution_error", "execution_interrupted"):
             break
