@@ -110,8 +110,8 @@ class NativeMethod:
         """The edited pictures of one setting."""
         from ..ip2p_engine.evaluate.methods import Made
 
-        bar = {"done": self._done, "of": self.edits}
-        editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **setting.values, **bar)
+        values: dict[str, Any] = {**setting.values, "done": self._done, "of": self.edits}
+        editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **values)
         texts = [literal(one.instruction) for one in samples]
         latents = editor.latents(prepared, texts, [one.seed for one in samples])
         self._done += len(samples)

@@ -173,7 +173,8 @@ def make_record(
     from ..ip2p_engine.store import PairRecord
 
     pictures = {"original_image": _png(before), "edited_image": _png(after)}
-    return with_key(PairRecord(**pictures, **texts, seed=seed, p=p, cfg=cfg, key=""))
+    values: dict[str, Any] = {**pictures, **texts, "seed": seed, "p": p, "cfg": cfg}
+    return with_key(PairRecord(**values, key=""))
 
 
 def require_pairs(pairs: Sequence[Any]) -> None:
