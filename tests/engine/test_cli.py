@@ -156,6 +156,7 @@ def test_a_picture_after_the_instruction_is_told_its_place(scene, capsys):
     sentence_about(capsys, "name the pictures first: ip2p edit photo.png --instruction")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "code", "words"), [("| true", 141, ""), ("> /dev/full", 2, "No space left on device")])
 def test_an_output_that_takes_no_more_is_no_traceback(end, code, words):
     command = f"set -o pipefail; '{sys.executable}' -m ip2p_engine inspect embedded {end}"

@@ -171,6 +171,7 @@ def test_open_clip_cuts_texts_like_us():
     assert torch.equal(open_clip.get_tokenizer("ViT-L-14")(captions), tokenize(captions, pad=0))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_no_version_of_transformers():
     """ComfyUI asks for 4.50 or newer, and the class that 5 has there takes other arguments."""
     code = (

@@ -179,6 +179,7 @@ def test_settings_are_enough_to_make_the_picture_again(editor, name):
     near(first, again)
 
 
+@pytest.mark.slow
 def test_settings_name_the_base_of_a_lone_unet(editor, tmp_path):
     editor.model.unet.save_pretrained(tmp_path / "lone")
     lone = InstructPix2Pix.load(tmp_path / "lone", base="embedded", device="cpu", prediction="v")
