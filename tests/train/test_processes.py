@@ -215,5 +215,5 @@ def test_workers_outlive_a_signal_that_reaches_them_too(store, base, tmp_path, n
         os.killpg(process.pid, number)
         assert process.wait(timeout=300) == 130
     assert_saved(tmp_path / "run")
-    assert said.read_text().count("finishing what is begun") == 1
+    assert said.read_text().count("keeping what is finished") == 1
     assert "Traceback" not in said.read_text()
