@@ -127,6 +127,7 @@ def test_merge(three, sd1, make_model, same_model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_lone_unet_is_merged_with_the_rest_of_its_base(three, sd1, tmp_path):
     save_file(sd1.unet.state_dict(), tmp_path / "unet.safetensors")
     words = ["--add-difference", tmp_path / "unet.safetensors", "-", three[1], "+", three[2]]

@@ -242,6 +242,7 @@ def test_a_base_that_is_not_needed_is_said(sd1_file, caplog):
     assert "is complete, so nothing of the base is taken" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "cosxl"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sdxl_s_autoencoder_overflows_in_float16_and_stays_float32(dtype, family, make_model, tmp_path):

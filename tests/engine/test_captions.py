@@ -580,6 +580,7 @@ def test_waits_double_with_jitter():
     assert all(0.05 * 2**n <= gap <= 0.1 * 2**n + 0.3 for n, gap in enumerate(gaps))
 
 
+@pytest.mark.slow
 def test_retry_after_holds_all_requests():
     with Server(fault(429, Retry_After="1"), reply(answer())) as server:
         source = source_of(server, concurrency=1)
@@ -588,6 +589,7 @@ def test_retry_after_holds_all_requests():
     assert server.times[3] - server.times[1] < 0.9
 
 
+@pytest.mark.slow
 def test_retry_after_may_be_a_date():
     date = email.utils.formatdate(time.time() + 2, usegmt=True)
     with Server(fault(503, Retry_After=date), reply(answer())) as server:
@@ -679,6 +681,7 @@ sys.exit(cli.main(["captions", {captions!r}, "--out", {out!r}, *server]))
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_a_silent_server(tmp_path):
     (tmp_path / "c.txt").write_text("a cat\n")
     with Server("hang", pause=300) as server:

@@ -28,6 +28,7 @@ def network():
     return make_clip(64).eval()
 
 
+@pytest.mark.slow
 def test_a_caption_without_a_place_means_every_place():
     captions, rows = caption_rows()
     meant = _meant_scenes(rows, len(captions))

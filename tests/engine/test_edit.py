@@ -53,6 +53,7 @@ def test_two_runs_are_bit_equal(editor):
     assert first.image.tobytes() == second.image.tobytes()
 
 
+@pytest.mark.slow
 def test_mixed_sizes_come_back_as_they_came(editor):
     sizes = [(64, 64), (90, 64), (64, 130), (200, 100)]
     pictures = [render(HEART).resize(size) for size in sizes]

@@ -167,6 +167,7 @@ def test_strengths_at_both_ends(painter, scenes, strength):
     assert method._walked(strength) == {0.05: 1, 1.0: 20}[strength]
 
 
+@pytest.mark.slow
 def test_baselines_that_need_no_sampling(editor, scenes, clip):
     samples, judge = scenes
     methods = [CopyInput(), Target("truth"), RoundTrip(editor.model, name="embedded")]

@@ -47,6 +47,7 @@ def dino_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_distances_of_flat_pictures():
     found = distances(flat(51), flat(102))
     assert found["l1"] == pytest.approx(0.2) and found["l2"] == pytest.approx(0.04)

@@ -139,6 +139,7 @@ def test_bad_input_ends_with_one_sentence_and_leaves_nothing(edits, tmp_path, mo
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"in.txt"}
 
 
+@pytest.mark.slow
 def test_another_run_s_folder_is_refused(store, edits, capsys):
     before = verify(store).digest
     assert run("pairs", edits, "--out", store, *QUICK, "--seed", 1) == 2

@@ -284,6 +284,7 @@ def test_pairs_without_captions_are_said_when_they_are_scored(everything, clip, 
     assert "1 of 2 pairs have no captions; of their scores only sim_image means anything" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_ledger_is_filtered_in_the_memory_of_a_few_lines(tmp_path):
     """300 lines of 20 candidates."""
     best = PairScores(sim_0=0.3, sim_1=0.3, sim_direction=0.3, sim_image=0.9)
