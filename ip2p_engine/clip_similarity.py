@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
-from .errors import CheckpointError, ImageError
+from .errors import CheckpointError, ImageError, first_line
 from .files import read_json
 from .tokenizer import tokenize
 
@@ -221,9 +221,8 @@ def _from_folder(folder: Path) -> ClipSimilarity:
         size = config["vision_cfg"]["image_size"]
         return ClipSimilarity(network, size=size, mean=preprocess["mean"], std=preprocess["std"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{folder} is no CLIP that can be loaded ({type(error).__name__}: {reason}); "
+            f"{folder} is no CLIP that can be loaded ({type(error).__name__}: {first_line(error)}); "
             f"give a folder with config.json and model.safetensors, or an open_clip name such as {DEFAULT_CLIP}"
         ) from error
 
@@ -243,7 +242,7 @@ def _from_open_clip(name: str) -> ClipSimilarity:
         network = open_clip.create_model(architecture, pretrained=weights, force_quick_gelu=quick)
         tokens = open_clip.get_tokenizer(architecture)
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"open_clip cannot load {name} ({reason}); check the network, or download it") from error
     seen = open_clip.get_model_preprocess_cfg(network)
     size = seen["size"] if isinstance(seen["size"], int) else seen["size"][0]

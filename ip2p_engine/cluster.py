@@ -17,7 +17,7 @@ from typing import Any
 from .candidate_maker import CandidateMaker, MadeCaption, Task
 from .crew import CrewPlan
 from .edit import Hooks
-from .errors import ConfigError, Interrupted, IP2PError
+from .errors import ConfigError, Interrupted, IP2PError, first_line
 
 __all__ = ["RayCrew", "ray_crew"]
 
@@ -105,7 +105,7 @@ class RayCrew:
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             advice = "see to the cluster, then run the same command again"
             raise ConfigError(f"a worker was lost {RETRIES + 1} times ({reason}); {advice}") from error
 
@@ -127,7 +127,7 @@ def ray_crew(plan: CrewPlan, address: str, *, workers: int | None = None) -> Ite
             log_to_driver=False,
         )
     except Exception as error:  # ray raises nearly every class when it cannot start or connect
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"no Ray cluster at {address!r} ({reason}); start one, or give --cluster local") from error
     try:
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))

@@ -73,9 +73,9 @@ class _Place:
 
     def sizes(self) -> dict[str, int]:
         """{name within the folder: bytes} of the files that make up a data set; empty where there is no folder."""
+        self._storage.invalidate_cache()
         if not self._storage.exists(self._root):
             return {}
-        self._storage.invalidate_cache()
         found = self._storage.find(self._root, detail=True)
         names = {path.removeprefix(self._root + "/"): row["size"] for path, row in found.items()}
         return {name: size for name, size in names.items() if name == MANIFEST or PART.fullmatch(name)}

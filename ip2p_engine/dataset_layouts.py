@@ -7,7 +7,6 @@ a line of scores a seed; above them ``seeds.json``, [[folder, [seed, ...]], ...]
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import DatasetError
-from .files import disk_errors, json_lines, read_json, text_lines, whole_file, write_json
+from .files import csv_rows, disk_errors, json_lines, read_json, whole_file, write_json
 from .images import open_image
 from .store import IMAGE_COLUMNS, PairRecord
 
@@ -114,10 +113,7 @@ def read_triplets(path: Path) -> Iterator[PairRecord]:
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.suffix.lower() == ".csv":
-        try:
-            yield from csv.DictReader(text_lines(path, DatasetError))
-        except csv.Error as error:
-            raise DatasetError(f"{path} is no CSV that can be read ({error}); correct it, or give .jsonl") from error
+        yield from csv_rows(path, DatasetError)
     else:
         yield from json_lines(path, DatasetError)
 

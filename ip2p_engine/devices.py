@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 
 __all__ = ["default_dtype", "enough_memory", "usable_device"]
 
@@ -18,7 +18,7 @@ def usable_device(name: str | torch.device | None = None) -> torch.device:
         try:
             device = torch.empty(0, device=name).device
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"device {name!r} cannot be used ({reason}); choose cpu, cuda or mps") from error
         if device.type == "meta":
             raise ConfigError("device 'meta' holds no numbers; choose cpu, cuda or mps")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,15 @@ class _Job:
     seed: int
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Jobs, and the pictures and texts that they point to."""
+
+    jobs: Sequence[_Job]
+    pictures: Sequence[Image.Image]
+    texts: Sequence[str]
+
+
 class InstructPix2Pix:
     """A loaded checkpoint that edits pictures."""
 
@@ -174,7 +183,7 @@ class InstructPix2Pix:
         combinations = product(range(len(pictures)), range(len(texts)), seed_list)
         jobs = [_Job(place, *combination) for place, combination in enumerate(combinations)]
         settled = self._settle(with_overrides(config or EditConfig(), overrides))
-        return self._run(jobs, pictures, texts, settled, hooks or Hooks())
+        return self._run(_Work(jobs, pictures, texts), settled, hooks or Hooks())
 
     def edit_each(
         self,
@@ -195,46 +204,33 @@ class InstructPix2Pix:
         pictures = [open_image(image) for image in images]
         jobs = [_Job(n, n, n, seed) for n, seed in enumerate(seeds)]
         settled = self._settle(with_overrides(config or EditConfig(), overrides))
-        return self._run(jobs, pictures, list(instructions), settled, hooks or Hooks())
+        return self._run(_Work(jobs, pictures, list(instructions)), settled, hooks or Hooks())
 
-    def _run(
-        self,
-        jobs: Sequence[_Job],
-        pictures: Sequence[Image.Image],
-        texts: Sequence[str],
-        config: _Settled,
-        hooks: Hooks,
-    ) -> list[EditResult]:
+    def _run(self, work: _Work, config: _Settled, hooks: Hooks) -> list[EditResult]:
         """Make every job's picture, tell the hooks as they are made, and return them in the jobs' order."""
-        if not jobs:
+        if not work.jobs:
             raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
-        for job in jobs:
+        for job in work.jobs:
             check_seed(job.seed)
         results: dict[int, EditResult] = {}
-        for batch, edited in self._made(jobs, pictures, texts, config, hooks):
+        for batch, edited in self._made(work, config, hooks):
             for job, result in zip(batch, edited, strict=True):
                 results[job.place] = result
                 if hooks.on_result is not None:
                     hooks.on_result(job.place, result)
             if hooks.on_progress is not None:
-                hooks.on_progress(len(results), len(jobs))
-        return [results[place] for place in range(len(jobs))]
+                hooks.on_progress(len(results), len(work.jobs))
+        return [results[place] for place in range(len(work.jobs))]
 
-    def _made(
-        self,
-        jobs: Sequence[_Job],
-        pictures: Sequence[Image.Image],
-        texts: Sequence[str],
-        config: _Settled,
-        hooks: Hooks,
-    ) -> Iterator[tuple[Sequence[_Job], list[EditResult]]]:
+    def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[Sequence[_Job], list[EditResult]]]:
         """What needs no network, then batches of one size."""
-        idle = [job for job in jobs if not texts[job.instruction].strip()]
+        idle = [job for job in work.jobs if not work.texts[job.instruction].strip()]
         if idle:
-            yield idle, [self._unchanged(pictures[job.picture], job.seed, config) for job in idle]
-        for size, batch in _batches([job for job in jobs if texts[job.instruction].strip()], pictures, config):
+            yield idle, [self._unchanged(work.pictures[job.picture], job.seed, config) for job in idle]
+        busy = [job for job in work.jobs if work.texts[job.instruction].strip()]
+        for size, batch in _batches(busy, work.pictures, config):
             with enough_memory(len(batch), size):
-                edited = self._edit_batch(batch, size, pictures, texts, config, hooks)
+                edited = self._edit_batch(replace(work, jobs=batch), size, config, hooks)
             yield batch, edited
 
     def _settle(self, config: EditConfig) -> _Settled:
@@ -245,18 +241,10 @@ class InstructPix2Pix:
         )
 
     @torch.inference_mode()
-    def _edit_batch(
-        self,
-        jobs: Sequence[_Job],
-        size: tuple[int, int],
-        pictures: Sequence[Image.Image],
-        texts: Sequence[str],
-        config: _Settled,
-        hooks: Hooks,
-    ) -> list[EditResult]:
+    def _edit_batch(self, work: _Work, size: tuple[int, int], config: _Settled, hooks: Hooks) -> list[EditResult]:
         """Edit a batch of one size."""
-        conditioning = self._condition(jobs, size, pictures, texts)
-        noise = SampleNoise([job.seed for job in jobs])
+        conditioning = self._condition(work, size)
+        noise = SampleNoise([job.seed for job in work.jobs])
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
         x = noise.draw(conditioning.image.float()) * float(sigmas[0])
         with guided_denoiser(self.model, config.text_cfg, config.image_cfg, together=config.together) as denoiser:
@@ -273,23 +261,21 @@ class InstructPix2Pix:
         # One at a time: the decoder takes more memory than all branches of the network, and gains nothing by batches.
         edited = [to_images(decode_latents(self.model, latent))[0] for latent in z.split(1)]
         return [
-            self._result(image, latent, pictures[job.picture], texts[job.instruction], job.seed, size, config)
-            for job, image, latent in zip(jobs, edited, z.cpu(), strict=True)
+            self._result(image, latent, work.pictures[job.picture], work.texts[job.instruction], job.seed, size, config)
+            for job, image, latent in zip(work.jobs, edited, z.cpu(), strict=True)
         ]
 
-    def _condition(
-        self, jobs: Sequence[_Job], size: tuple[int, int], pictures: Sequence[Image.Image], texts: Sequence[str]
-    ) -> Conditioning:
+    def _condition(self, work: _Work, size: tuple[int, int]) -> Conditioning:
         """Encode each picture and each text of the batch once, then lay them out as the jobs want them."""
-        used_pictures = sorted({job.picture for job in jobs})
-        used_texts = sorted({job.instruction for job in jobs})
-        latents = [encode_image(self.model, to_tensor([fit(pictures[row], size)])) for row in used_pictures]
-        embedded = encode_text(self.model, [*(texts[row] for row in used_texts), ""])
+        used_pictures = sorted({job.picture for job in work.jobs})
+        used_texts = sorted({job.instruction for job in work.jobs})
+        latents = [encode_image(self.model, to_tensor([fit(work.pictures[row], size)])) for row in used_pictures]
+        embedded = encode_text(self.model, [*(work.texts[row] for row in used_texts), ""])
         return Conditioning(
-            text=embedded.rows([used_texts.index(job.instruction) for job in jobs]),
+            text=embedded.rows([used_texts.index(job.instruction) for job in work.jobs]),
             null_text=embedded.rows([len(used_texts)]),
-            image=torch.cat([latents[used_pictures.index(job.picture)] for job in jobs]),
-            size_ids=size_ids(self.model, [size] * len(jobs)),
+            image=torch.cat([latents[used_pictures.index(job.picture)] for job in work.jobs]),
+            size_ids=size_ids(self.model, [size] * len(work.jobs)),
         )
 
     def _result(

@@ -21,6 +21,7 @@ __all__ = [
     "ImageError",
     "Interrupted",
     "TrainingError",
+    "first_line",
 ]
 
 
@@ -54,3 +55,8 @@ class TrainingError(IP2PError):
 
 class Interrupted(IP2PError):
     """The caller asked to stop; nothing was lost but the work in progress."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to be part of a sentence; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

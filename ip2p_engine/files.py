@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from .errors import IP2PError
 __all__ = [
     "NO_JSON",
     "AppendLog",
+    "csv_rows",
     "disk_errors",
     "is_locked",
     "json_lines",
@@ -168,6 +170,15 @@ def json_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[d
         if not isinstance(row, dict):
             raise error(f"{path}, line {number}, is {line.strip()[:60]!r}; give one JSON object a line")
         yield row
+
+
+def csv_rows(path: Path, error: Error) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file by the names in its first line; raises the given class, with the line's number."""
+    rows = csv.DictReader(text_lines(path, error))
+    try:
+        yield from rows
+    except csv.Error as cause:
+        raise error(f"{path}, line {rows.reader.line_num}, is no CSV ({cause}); correct or remove it") from cause
 
 
 def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[str]:

@@ -24,6 +24,7 @@ def public_name(source: str | Path) -> str:
 
 def reason_of(error: Exception, *urls: str | Path) -> str:
     """The first line of an error of whatever class a kind of storage raises, with the addresses made public."""
+    # Not cut short: of half an address the secret would stay.
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     for url in map(str, urls):
         text = text.replace(url, public_name(url))

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .names import few
 from .parts import Bundle, Part
 
@@ -104,7 +104,7 @@ def _from_config(part: Part, name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # nearly every class
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
             f"{name}: the {WORDS[part.kind]}'s configuration makes no network ({reason}); get the checkpoint again"
         ) from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..files import disk_errors
 from ..storage import is_url, public_name
 from .folder import bundle_of_folder, choose_files
@@ -23,7 +23,7 @@ EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
 HUB = "hf://"
 HUB_SECONDS = 10
-SHOWN = 200  # characters of a name or a reason
+SHOWN = 200  # characters of a name
 # What a file that is not as it should be makes Python, numpy and torch raise.
 STRANGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -60,7 +60,7 @@ def _readable(source: str) -> Iterator[None]:
         with disk_errors(Path(name), "read", CheckpointError):
             yield
     except STRANGE as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(f"{name} is damaged or no checkpoint that we know ({reason}); get it again") from error
 
 
@@ -88,7 +88,7 @@ def _download(repository: str, file: str, weights: str) -> Path:
     except CheckpointError:
         raise
     except Exception as error:  # the client raises its own errors, and requests' or httpx's by its version
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{repository} is no local path and the hub does not give it ({reason}); "
             "check the spelling, log in, or give a downloaded file"

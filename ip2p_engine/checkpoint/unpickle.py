@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.serialization import safe_globals
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 __all__ = ["INERT_MODULES", "INERT_NAMES", "Inert", "read_pickle"]
 
@@ -72,7 +72,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises a dozen kinds for damaged and for refused files
         raise CheckpointError(
-            f"{path.name} cannot be read as PyTorch weights ({_first_line(error)}); download or save it again"
+            f"{path.name} cannot be read as PyTorch weights ({first_line(error)}); download or save it again"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -109,7 +109,7 @@ def _global_names(path: Path) -> Iterator[str]:
         raise
     except Exception as error:  # zipfile, zlib and pickletools raise as many kinds for damaged files
         raise CheckpointError(
-            f"{path.name} is a truncated or damaged PyTorch file ({_first_line(error)}); download it again"
+            f"{path.name} is a truncated or damaged PyTorch file ({first_line(error)}); download it again"
         ) from error
 
 
@@ -130,7 +130,3 @@ def _legacy_opcodes(stream: BinaryIO) -> Iterator[tuple[Any, Any, int | None]]:
         if index and not stream.peek(1):  # type: ignore[attr-defined]
             return  # a plain pickle; torch's loader says what it thinks of it
         yield from pickletools.genops(stream)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -19,6 +19,7 @@ from .options import (
     check_positive,
     edit_config,
     load_editor,
+    local_path,
 )
 
 __all__ = ["add"]
@@ -49,7 +50,7 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--batch", type=int, default=8, help="edits in one batch at most (default: 8)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local_path,
         default=Path("."),
         help="a folder, where nothing is overwritten, or a file if there is one result",
     )
@@ -65,7 +66,7 @@ def _refuse(refuse: Callable[[str], NoReturn], message: str) -> NoReturn:
 
 def _add_demo(commands: Any) -> None:
     parser = add_command(commands, "demo", _demo, "a first edit with the embedded model, no download")
-    parser.add_argument("--out", type=Path, default=Path("ip2p-demo.png"), help="the strip (default: ip2p-demo.png)")
+    parser.add_argument("--out", type=local_path, default=Path("ip2p-demo.png"), help="default: ip2p-demo.png")
     parser.add_argument("--seed", type=int, default=0)
     add_model_options(parser)
 

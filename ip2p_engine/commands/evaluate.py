@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..storage import public_name
 from . import evaluate_ablation, evaluate_pictures, evaluate_scenes
 from .evaluate_data import SCENES, add_data_options, measure_samples, open_samples, told
-from .options import Several, add_command, torch_dtype
+from .options import Several, add_command, local_path, torch_dtype
 
 __all__ = ["add"]
 
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         family.add(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")
     report.add_argument("folder", type=Path, metavar="RUN", help="a folder that ip2p evaluate wrote, or several in one")
-    report.add_argument("--out", type=Path, help="the file (default: RUN/report.html)")
+    report.add_argument("--out", type=local_path, help="the file (default: RUN/report.html)")
 
 
 def _add_curve(actions: Any) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..storage import public_name
-from .options import DTYPES, check_positive, progress_bar
+from .options import DTYPES, check_positive, local_path, progress_bar
 
 __all__ = ["SCENES", "add_data_options", "measure_samples", "open_samples", "told"]
 
@@ -24,7 +23,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, help="samples (default: 200 scenes, or the whole split)")
     parser.add_argument("--seed", type=int, default=7, help="the samples' seeds follow it")
     parser.add_argument("--clip", help="scores the pictures (default: ViT-L-14/openai; for scenes embedded)")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder; the same again goes on")
+    parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
     parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")

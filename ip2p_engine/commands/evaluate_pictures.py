@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import Several, add_command, add_model_options, check_positive, load_editor, progress_bar
+from .options import Several, add_command, add_model_options, check_positive, load_editor, local_path, progress_bar
 
 __all__ = ["add"]
 
@@ -40,7 +40,7 @@ def _add_sweep(actions: Any) -> None:
     sweep.add_argument(
         "--min-sim-image", type=float, help="keeps the picture (default: 0.7; with the embedded CLIP 0.45)"
     )
-    sweep.add_argument("--out", type=Path, required=True, help="the run's folder")
+    sweep.add_argument("--out", type=local_path, required=True, help="the run's folder")
     add_model_options(sweep)
 
 
@@ -121,7 +121,7 @@ def _add_pairs(actions: Any) -> None:
     pairs.add_argument(
         "table", type=Path, metavar="TABLE", help=".csv or .jsonl: source, edited, target, captions, mask"
     )
-    pairs.add_argument("--out", type=Path, required=True, help="the run's folder")
+    pairs.add_argument("--out", type=local_path, required=True, help="the run's folder")
     pairs.add_argument("--clip", default=PAIRS_CLIP, help=f"default: {PAIRS_CLIP}, as MagicBrush's evaluation")
     pairs.add_argument("--dino", nargs="?", const="", metavar="MODEL", help="also DINO (default: facebook/dino-vits16)")
     pairs.add_argument("--lpips", action="store_true", help="also LPIPS of the background, where there is a mask")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -15,6 +14,7 @@ from .options import (
     check_positive,
     edit_config,
     load_editor,
+    local_path,
     progress_bar,
 )
 
@@ -27,7 +27,7 @@ def add(actions: Any) -> None:
     scenes = add_command(actions, "scenes", _scenes, "edit held-out scenes and compare with the truth, kind by kind")
     scenes.add_argument("--n", type=int, default=1000, help="edits (default: 1000)")
     scenes.add_argument("--seed", type=int, default=7)
-    scenes.add_argument("--out", type=Path, required=True, help="the run's folder; the same again goes on")
+    scenes.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
     scenes.add_argument("--worst", type=int, default=24, help="how many of the worst to show (default: 24)")
     scenes.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
     scenes.add_argument("--clip", default="embedded", help="scores the pictures (default: embedded)")
@@ -42,7 +42,7 @@ def _add_limits(actions: Any) -> None:
     limits = add_command(actions, "limits", _limits, "zoom, move, colour one of two, swap: how often they fail")
     limits.add_argument("--n", type=int, default=40, help="edits of each kind (default: 40)")
     limits.add_argument("--seed", type=int, default=7)
-    limits.add_argument("--out", type=Path, required=True, help="the run's folder")
+    limits.add_argument("--out", type=local_path, required=True, help="the run's folder")
     add_model_options(limits)
     add_guidance_options(limits)
 

@@ -100,7 +100,7 @@ def local_path(text: str) -> Path:
     """For options that say where to write; a Path would take an address for a folder named ``s3:``."""
     if "://" in text:
         got = f"{public_name(text)} lies in shared storage, and this writes to a local disk"
-        raise argparse.ArgumentTypeError(f"{got}; a data set is brought there by ip2p dataset copy")
+        raise argparse.ArgumentTypeError(f"{got}; write here and copy it there (a data set: ip2p dataset copy)")
     return Path(text)
 
 

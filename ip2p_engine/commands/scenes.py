@@ -19,6 +19,7 @@ from .options import (
     check_positive,
     edit_config,
     load_editor,
+    local_path,
     progress_bar,
 )
 from .pairs import add_thresholds, thresholds
@@ -35,8 +36,8 @@ def add(commands: Any) -> None:
     judge = add_command(actions, "judge", _scenes_judge, "edit held-out scenes and compare with the truth")
     judge.add_argument("--n", type=int, default=1000, help="edits (default: 1000)")
     judge.add_argument("--seed", type=int, default=7)
-    judge.add_argument("--sheet", type=Path, help="also write a picture of the worst results")
-    judge.add_argument("--first", type=Path, help="also write a picture of the first twelve results")
+    judge.add_argument("--sheet", type=local_path, help="also write a picture of the worst results")
+    judge.add_argument("--first", type=local_path, help="also write a picture of the first twelve results")
     judge.add_argument("--json", action="store_true")
     add_model_options(judge)
     add_guidance_options(judge)
@@ -44,17 +45,17 @@ def add(commands: Any) -> None:
     train = add_command(actions, "train", _scenes_train, "train the embedded models from nothing; resumes")
     train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
     train.add_argument("--pairs", type=Path, help="train the edit model on this data set and not on true pairs")
-    train.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="checkpoints and logs")
+    train.add_argument("--runs", type=local_path, default=Path("runs/scenes"), help="checkpoints and logs")
     train.add_argument("--processes", type=int, default=2, help="one thread each (default: 2)")
     train.add_argument("--device", default="cpu")
     export = add_command(actions, "export", _scenes_export, "write the trained models as the files that ship")
-    export.add_argument("--runs", type=Path, default=Path("runs/scenes"))
-    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--runs", type=local_path, default=Path("runs/scenes"))
+    export.add_argument("--out", type=local_path, required=True)
 
 
 def _add_pairs(actions: Any) -> None:
     pairs = add_command(actions, "pairs", _scenes_pairs, "make pairs of the grammar's captions and judge them by truth")
-    pairs.add_argument("folder", type=Path, help="a data set with every candidate; an unfinished one goes on")
+    pairs.add_argument("folder", type=local_path, help="a data set with every candidate; an unfinished one goes on")
     pairs.add_argument("--judge-only", action="store_true", help="judge the pairs that the folder has")
     pairs.add_argument("--n", type=int, default=300, help="caption pairs (default: 300)")
     pairs.add_argument("--candidates", type=int, default=20, help="of each (default: 20)")
@@ -69,13 +70,16 @@ def _add_pairs(actions: Any) -> None:
     group = pairs.add_argument_group("the CLIP filter")
     group.add_argument("--clip", default="embedded", help="embedded, a folder, or architecture/weights of open_clip")
     add_thresholds(group)
-    pairs.add_argument("--plot", type=Path, metavar="PNG", help="draw the fraction of right pairs over p")
+    pairs.add_argument("--plot", type=local_path, metavar="PNG", help="draw the fraction of right pairs over p")
     pairs.add_argument(
         "--beside", type=Path, action=Several, nargs="+", default=[], metavar="FOLDER", help="judged ones to draw too"
     )
-    pairs.add_argument("--sheet", type=Path, metavar="PNG", help="a contact sheet of right and wrong pairs")
+    pairs.add_argument("--sheet", type=local_path, metavar="PNG", help="a contact sheet of right and wrong pairs")
     pairs.add_argument(
-        "--copy-to", type=Path, metavar="FOLDER", help="write the pairs there that show no held-out scene, to train on"
+        "--copy-to",
+        type=local_path,
+        metavar="FOLDER",
+        help="write the pairs without held-out scenes there, to train",
     )
     pairs.add_argument("--json", action="store_true")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import Several, add_command
+from .options import Several, add_command, local_path
 from .stopping import stop_signals
 
 __all__ = ["add"]
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
         "--base", required=True, help="Stable Diffusion or an InstructPix2Pix: a file, folder, hub id, URL"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="RUN", help="the run's folder; resumes what is there"
+        "--out", type=local_path, required=True, metavar="RUN", help="the run's folder; resumes what is there"
     )
     parser.add_argument("--preset", choices=PRESET_NAMES, default="paper", help="the recipe (default: paper)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON with fields of TrainConfig, or a run.json")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..clip_similarity import ClipSimilarity
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .pixels import evaluate_extra, same_size, unit
 
 __all__ = ["DINO", "Dino", "Lpips", "centre", "clip_features"]
@@ -60,7 +60,7 @@ class Dino:
             if network.config.image_size != DINO_CROP:
                 raise ValueError(f"it sees {network.config.image_size} pixels, and DINO {DINO_CROP}")
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(
                 f"{source} is no DINO that can be loaded ({reason}); give {DINO} or a folder that holds it"
             ) from error

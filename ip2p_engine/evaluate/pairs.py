@@ -5,7 +5,6 @@ MagicBrush (Zhang et al. 2023) compares an edit with the target picture, Emu Edi
 
 from __future__ import annotations
 
-import csv
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..clip_similarity import ClipSimilarity
 from ..errors import DatasetError, ImageError, IP2PError
-from ..files import disk_errors, json_lines, text_lines
+from ..files import csv_rows, disk_errors, json_lines
 from ..images import open_image
 from .features import Dino, Lpips, clip_features
 from .methods import fingerprint
@@ -74,11 +73,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     if path.suffix.lower() != ".csv":
         raise DatasetError(f"{path} is neither .csv nor .jsonl; give one of these with columns source, edited, ...")
-    rows = csv.DictReader(text_lines(path, DatasetError))
-    try:
-        yield from rows
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {rows.reader.line_num}, is no CSV ({error}); correct or remove it") from error
+    yield from csv_rows(path, DatasetError)
 
 
 def _edited_picture(row: dict[str, Any], number: int, path: Path) -> EditedPicture:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ConfigError
+from ..evaluate.examples import tiled
 from ..images import open_image
 from ..store import PairRecord, PairStore
 from ..strips import strip
@@ -104,12 +105,7 @@ def pair_sheet(
     counts = (rows // 2 * columns, (rows - rows // 2) * columns, columns)
     drawn = [pair for group, count in zip(groups, counts, strict=True) for pair in _some(group, count)]
     records = _records(store, {pair.key for pair in drawn})
-    cells = [_cell(records[pair.key], pair, pair.key in chosen) for pair in drawn]
-    width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
-    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
-    for n, cell in enumerate(cells):
-        sheet.paste(cell, (n % columns * width, n // columns * height))
-    return sheet
+    return tiled([_cell(records[pair.key], pair, pair.key in chosen) for pair in drawn], columns)
 
 
 def _some(pairs: Sequence[JudgedPair], count: int) -> list[JudgedPair]:

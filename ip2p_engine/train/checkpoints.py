@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..files import TEMPORARY, disk_errors, whole_file
 
 __all__ = ["latest", "load_checkpoint", "save_checkpoint", "step_of"]
@@ -53,7 +53,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return {name: saved[name] for name in PARTS}
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
             f"{path} cannot be read ({reason}); delete it and run the same command again, the one before it goes on"
         ) from error

@@ -52,7 +52,7 @@ TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
 }
 FLAGS = ("hold_out_test", "streaming", "buckets", "gradient_checkpointing", "compile", "cache")
 
-
+# A config's field is never None: what is not given is filled in when it is made.
 NOT_GIVEN: Any = None
 
 

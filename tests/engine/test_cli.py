@@ -307,6 +307,26 @@ def test_stages_are_named(tmp_path, capsys):
     sentence_about(capsys, "does not exist")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("edit", "x.png", *SNOW),
+        ("demo",),
+        ("train", "--data", "x", "--base", "x"),
+        ("evaluate", "curve", "scenes", "--checkpoint", "embedded"),
+        ("evaluate", "report", "x"),
+        ("scenes", "export"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_no_address_is_taken_for_a_folder(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*command, "--out", "s3://user:secret@bucket/x") == 2
+    said = capsys.readouterr().err
+    assert "s3://bucket/x lies in shared storage" in said and "secret" not in said
+    assert not list(tmp_path.iterdir())
+
+
 def sentence_about(capsys, word: str) -> None:
     said = capsys.readouterr().err
     assert "Traceback" not in said

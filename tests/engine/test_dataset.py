@@ -215,7 +215,7 @@ def test_the_hubs_files_come_in_from_deeper_folders(store, tmp_path):
     ("rows", "said"),
     [
         ("a.png,a.png,make it a caf\xe9\n".encode("latin-1"), "l.csv is no UTF-8 text"),
-        (b"a.png,a.png," + b"x" * 200_000 + b"\n", "l.csv is no CSV that can be read"),
+        (b"a.png,a.png," + b"x" * 200_000 + b"\n", "l.csv, line 2, is no CSV"),
         (b"a\0.png,a.png,x\n", "is no path, since it holds a NUL"),
         (b"a.png,a.png,x,1\n" * 2, "pair '1' exists in .*; give it a key of its own, or leave it out"),
     ],
