@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from ip2p_engine.candidate_maker import candidate_seed
 from ip2p_engine.captions.edits import CaptionEdit, Request, read_edits
-from ip2p_engine.clip_similarity import ClipSimilarity, PairScores, own_thresholds
+from ip2p_engine.clip.filter import FilterConfig, filter_candidates
+from ip2p_engine.clip.similarity import ClipSimilarity, PairScores, own_thresholds
 from ip2p_engine.config import with_overrides
 from ip2p_engine.edit import Hooks
-from ip2p_engine.filtering import FilterConfig, filter_candidates
-from ip2p_engine.pairs import PairConfig, PairGenerator, PairJob
+from ip2p_engine.factory.maker import candidate_seed
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob
 from ip2p_engine.scenes.caption_source import GrammarSource, sample_captions
 from ip2p_engine.scenes.presets import EMBEDDED_PAIRS
 

@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.model import Model, ModelSpec, load_model
+from ip2p_engine.networks.model import Model, ModelSpec, load_model
 from ip2p_engine.scenes.world import Scene, render
 from ip2p_engine.tokenizer import clip_tokenizer, merges
 

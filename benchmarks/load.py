@@ -34,7 +34,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.ldm_state import ldm_state
 from ip2p_engine.checkpoint.single_file import PREFIXES, ema_name
-from ip2p_engine.model import Model, ModelSpec, load_model
+from ip2p_engine.networks.model import Model, ModelSpec, load_model
 
 SPEC = ModelSpec(
     family="sd1",

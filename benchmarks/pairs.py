@@ -29,11 +29,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ip2p_engine.conditioning import encode_text
-from ip2p_engine.model import Model, ModelSpec
-from ip2p_engine.noise import SampleNoise
-from ip2p_engine.pairs import PairConfig, PairGenerator, PairJob, draw_settings, pairs_that_fit
-from ip2p_engine.schedule import make_sigmas
+from ip2p_engine.diffusion.noise import SampleNoise
+from ip2p_engine.diffusion.schedule import make_sigmas
+from ip2p_engine.networks.conditioning import encode_text
+from ip2p_engine.networks.model import Model, ModelSpec
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, draw_settings, pairs_that_fit
 
 CAPTION, EDITED = "photograph of a girl riding a horse", "photograph of a girl riding a dragon"
 SLOW = Path(__file__).parent.parent / "tests" / "slow_pairs.py"

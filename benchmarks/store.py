@@ -26,7 +26,7 @@ from pathlib import Path
 import pyarrow.parquet  # noqa: F401  what a process that reads pays once, before the clock starts
 from PIL import Image
 
-from ip2p_engine.store import SCORES, PairRecord, PairStore, PairWriter
+from ip2p_engine.data.store import SCORES, PairRecord, PairStore, PairWriter
 
 ROWS_PER_SHARD = 1000
 READS: dict[str, Callable[[PairStore], object]] = {

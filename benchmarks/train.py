@@ -42,9 +42,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ip2p_engine.checkpoint.export import save_ldm
 from ip2p_engine.checkpoint.spec import recommended
+from ip2p_engine.data.store import PairRecord
 from ip2p_engine.errors import Interrupted
-from ip2p_engine.model import Model, ModelSpec, load_model
-from ip2p_engine.store import PairRecord
+from ip2p_engine.networks.model import Model, ModelSpec, load_model
 from ip2p_engine.tokenizer import tokenize
 from ip2p_engine.train import Progress, TrainConfig, train
 from ip2p_engine.train.networks import widened

@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from .version import __version__
+
 __all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "__version__"]
 
 

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__
 from .commands import captions, checkpoint, dataset, edit, evaluate, filter, pairs, scenes, train
 from .errors import Interrupted, IP2PError
+from .version import __version__
 
 __all__ = ["build_parser", "main"]
 

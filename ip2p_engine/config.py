@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import __version__
 from .errors import ConfigError
+from .version import __version__
 
 __all__ = ["from_mapping", "to_json", "versions_of", "with_overrides"]
 

@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import __version__
-from .conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .config import with_overrides
-from .denoiser import guided_denoiser
 from .devices import default_dtype, enough_memory, usable_device
+from .diffusion.guidance import check_scale, needed_branches
+from .diffusion.noise import SampleNoise, check_seed
+from .diffusion.sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
+from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError
-from .guidance import check_scale, needed_branches
 from .images import fit, give_back, open_image, plan_size, to_images, to_tensor
-from .model import Model, load_model
-from .noise import SampleNoise, check_seed
-from .sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
-from .schedule import SCHEDULES, make_sigmas
+from .networks.conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
+from .networks.denoiser import guided_denoiser
+from .networks.model import Model, load_model
 from .storage import public_name
+from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_dtype", "usable_device"]
 

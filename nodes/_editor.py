@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ip2p_engine.noise import SampleNoise
-from ..ip2p_engine.schedule import make_sigmas
+from ..ip2p_engine.diffusion.noise import SampleNoise
+from ..ip2p_engine.diffusion.schedule import make_sigmas
 from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
 from .conditioning import size_values
 

@@ -15,10 +15,10 @@ import node_helpers
 import torch
 from torch import Tensor
 
+from ..ip2p_engine.diffusion.guidance import BRANCHES, check_scale, dual_guidance, needed_branches
+from ..ip2p_engine.diffusion.sampling import sample
+from ..ip2p_engine.diffusion.schedule import DiscreteSchedule
 from ..ip2p_engine.errors import ConfigError
-from ..ip2p_engine.guidance import BRANCHES, check_scale, dual_guidance, needed_branches
-from ..ip2p_engine.sampling import sample
-from ..ip2p_engine.schedule import DiscreteSchedule
 from ._models import require_edit
 
 __all__ = ["DualGuider", "EngineSampler", "fractional_time", "ladder", "step_callback"]

@@ -11,8 +11,11 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..ip2p_engine.attention import attend, p2p_active, share_self_attention, sharing_rows
-from ..ip2p_engine.cross_attention import (
+from ..ip2p_engine.diffusion.noise import SampleNoise
+from ..ip2p_engine.diffusion.schedule import make_sigmas, step_of
+from ..ip2p_engine.errors import CheckpointError, ConfigError
+from ..ip2p_engine.networks.attention import attend, p2p_active, share_self_attention, sharing_rows
+from ..ip2p_engine.p2p.cross_attention import (
     CROSS_MODES,
     CrossControl,
     LocalBlend,
@@ -21,9 +24,6 @@ from ..ip2p_engine.cross_attention import (
     cross_edit,
     edit_map,
 )
-from ..ip2p_engine.errors import CheckpointError, ConfigError
-from ..ip2p_engine.noise import SampleNoise
-from ..ip2p_engine.schedule import make_sigmas, step_of
 from ._editor import literal, text_rows
 from ._guiders import EngineSampler, fractional_time, ladder, step_callback
 from ._host import to_pictures
@@ -114,7 +114,7 @@ class NativePairs:
 
         ``part`` of ``parts`` is for the progress bar. Raises ConfigError for captions that do not suit the mode.
         """
-        from ..ip2p_engine.pairs import PairCandidate, draw_settings
+        from ..ip2p_engine.p2p.generator import PairCandidate, draw_settings
 
         drawn = [draw_settings(job.seed, self.config.p2p_range, self.config.cfg_range) for job in jobs]
         latents = self._walk(jobs, drawn, part, parts)

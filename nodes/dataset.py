@@ -52,8 +52,8 @@ class SaveDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, pairs: list[Sequence[Any]], name: list[str]) -> io.NodeOutput:
-        from ..ip2p_engine.dataset import info
-        from ..ip2p_engine.store import PairStore
+        from ..ip2p_engine.data.store import PairStore
+        from ..ip2p_engine.data.tools import info
 
         folder = _host.output_folder(KIND, name[0])
         done = add(chain.from_iterable(pairs), folder)
@@ -64,7 +64,7 @@ class SaveDataset(io.ComfyNode):
 
 def add(pairs: Iterable[Any], folder: Path) -> str:
     """Write the pairs that a data set lacks; says how many."""
-    from ..ip2p_engine.store import PairWriter
+    from ..ip2p_engine.data.store import PairWriter
 
     added = there = 0
     with PairWriter(folder, manifest=MANIFEST) as writer:
@@ -160,7 +160,7 @@ def scenes(count: int, seed: int) -> tuple[Any, ...]:
 
 def open_data_set(name: str) -> Sequence[Any]:
     """The pairs of a data set that ``data_sets`` lists; raises DatasetError for an empty one."""
-    from ..ip2p_engine.store import PairStore
+    from ..ip2p_engine.data.store import PairStore
 
     pairs = PairStore(folder_of(name))
     if not len(pairs):

@@ -57,7 +57,7 @@ class ClipFilter(io.ComfyNode):
 
 def filter_pairs(pairs: Sequence[Any], clip_model: str, keep: int, floors: dict[str, float]) -> tuple[tuple, str]:
     """(the kept PairRecords with their scores, best first; a table of all scores)."""
-    from ..ip2p_engine.filtering import FilterConfig, filter_candidates
+    from ..ip2p_engine.clip.filter import FilterConfig, filter_candidates
 
     rows = list(pairs)
     scores = score(rows, clip_model)
@@ -93,7 +93,7 @@ def scorer(name: str) -> Iterator[Any]:
 
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> tuple[Any, Any]:
-    from ..ip2p_engine.clip_similarity import ClipSimilarity
+    from ..ip2p_engine.clip.similarity import ClipSimilarity
 
     similarity = ClipSimilarity.load(name)
     return similarity, _host.hold(similarity.network)

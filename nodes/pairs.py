@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 
+from ..ip2p_engine.diffusion.sampling import SAMPLERS
 from ..ip2p_engine.errors import ConfigError, DatasetError
-from ..ip2p_engine.sampling import SAMPLERS
 from . import _host
 from ._api import Pairs, advanced, io, schema
 
@@ -114,8 +114,8 @@ def generate(
     instruction: str = "",
 ) -> list[Any]:
     """Candidates with the seeds seed, seed + 1, ...; batches that a cancelled run had finished are not made again."""
-    from ..ip2p_engine.alignment import changed_tokens
-    from ..ip2p_engine.pairs import PairConfig, PairJob
+    from ..ip2p_engine.p2p.alignment import changed_tokens
+    from ..ip2p_engine.p2p.generator import PairConfig, PairJob
     from ._models import spec_of
     from ._pair_maker import NativePairs, require_text_to_image
 
@@ -170,7 +170,7 @@ def make_record(
     before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: Any
 ) -> Any:
     """A PairRecord of two pictures and their texts."""
-    from ..ip2p_engine.store import PairRecord
+    from ..ip2p_engine.data.store import PairRecord
 
     pictures = {"original_image": _png(before), "edited_image": _png(after)}
     values: dict[str, Any] = {**pictures, **texts, "seed": seed, "p": p, "cfg": cfg}

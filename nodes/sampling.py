@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ip2p_engine.sampling import SAMPLERS
-from ..ip2p_engine.schedule import SCHEDULES
+from ..ip2p_engine.diffusion.sampling import SAMPLERS
+from ..ip2p_engine.diffusion.schedule import SCHEDULES
 from . import _grid
 from ._api import advanced, io, schema
 from ._editor import NativeEditor

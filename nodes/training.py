@@ -61,7 +61,7 @@ class Train(io.ComfyNode):
 
 def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: dict[str, Any]) -> Any:
     """Train, with progress and Cancel; returns the engine's TrainResult of a finished run."""
-    from ..ip2p_engine.store import PairStore
+    from ..ip2p_engine.data.store import PairStore
     from ..ip2p_engine.train import preset, train
 
     folder = _host.output_folder(KIND, name)

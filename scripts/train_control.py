@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ip2p_engine.conditioning import encode_image, encode_text
-from ip2p_engine.guidance import conditioning_dropout
+from ip2p_engine.diffusion.guidance import conditioning_dropout
 from ip2p_engine.images import to_tensor
-from ip2p_engine.model import Model, load_model
+from ip2p_engine.networks.conditioning import encode_image, encode_text
+from ip2p_engine.networks.model import Model, load_model
 from ip2p_engine.scenes.grammar import sample_edits
 from ip2p_engine.scenes.world import BACKGROUNDS, COLOURS, PLACES, SIZES, render
 

@@ -75,7 +75,7 @@ def tiny_safetensors(reference_weights, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_sd(reference_weights, tmp_path_factory):
     """The tiny text-to-image model that the reference pairs were made with."""
-    from ip2p_engine.model import load_model
+    from ip2p_engine.networks.model import load_model
 
     path = tmp_path_factory.mktemp("reference") / "sd_tiny.safetensors"
     save_file(reference_weights.reference_state("sd"), path)

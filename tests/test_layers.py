@@ -16,14 +16,16 @@ HOSTS = ("comfy", "nodes", "folder_paths", "server", "execution")
 LOADERS = ("import_module", "__import__")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "PIL", "numpy", "safetensors")
 LAYERS = [
-    "errors config files storage images strips devices",
-    "schedule guidance noise sampling attention",
-    "tokenizer checkpoint model",
-    "conditioning alignment cross_attention denoiser pair_denoiser",
-    "edit captions store pairs clip_similarity filtering candidates candidate_maker crew cluster pair_factory refilter",
-    "filter_plot dataset_layouts sheet dataset dataset_copy train evaluate",
+    "errors version config devices files images hooks progress tokenizer",
+    "diffusion",
+    "checkpoint clip captions",
+    "networks data",
+    "edit",
+    "p2p train",
+    "factory",
+    "evaluate",
     "scenes",
-    "progress commands cli __main__",
+    "commands cli __main__",
 ]
 ORDER = " ".join(LAYERS).split()
 
@@ -63,7 +65,7 @@ def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:
         if not relative:
             found.append(f"{place} absolutely")
         other = parts[1] if len(parts) > 1 else None
-        if own is None or other in (None, own) or other.startswith("__version"):
+        if own is None or other in (None, own) or other == "":
             continue
         if other not in ORDER:
             found.append(f"{place}, which has no layer")

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ip2p_engine.model import Model, ModelSpec
+from ip2p_engine.networks.model import Model, ModelSpec
 
 SHARPNESS = {"attn1": 4, "attn2": 12}
 

@@ -23,9 +23,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
 from ..errors import CaptionError, ConfigError
 from ..files import NO_JSON
+from ..version import __version__
 from .edits import CaptionEdit, Rejected, Request, UnfinishedBatch, is_unicode
 
 __all__ = ["ServerConfig", "ServerSource"]

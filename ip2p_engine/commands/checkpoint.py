@@ -51,7 +51,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from ..model import convert, merge_files
+    from ..networks.model import convert, merge_files
 
     settings = {"to": options.to, "weights": options.weights, "dtype": torch_dtype(options)}
     if options.add_difference:

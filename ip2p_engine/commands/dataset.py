@@ -38,14 +38,14 @@ def add(commands: Any) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from ..dataset import info
+    from ..data.tools import info
 
     found = info(options.store)
     _print(options, asdict(found), found.as_text())
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from ..dataset import verify
+    from ..data.tools import verify
 
     with progress_bar(0, "pairs") as bar:
         verdict = verify(options.store, on_progress=bar)
@@ -56,7 +56,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from ..dataset import import_dataset
+    from ..data.tools import import_dataset
 
     with progress_bar(0, "pairs") as bar:
         count = import_dataset(options.source, options.out, on_progress=bar)
@@ -64,21 +64,21 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ..dataset import export_dataset
+    from ..data.tools import export_dataset
 
     count = export_dataset(options.store, options.out)
     _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
 
 
 def _sheet(options: argparse.Namespace) -> None:
-    from ..sheet import sheet
+    from ..data.sheet import sheet
 
     count = sheet(options.store, options.out, limit=options.limit, side=options.side)
     _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
 
 
 def _copy(options: argparse.Namespace) -> None:
-    from ..dataset_copy import copy_dataset
+    from ..data.copy import copy_dataset
     from ..storage import public_name
 
     with progress_bar(0, "files") as bar:

@@ -8,10 +8,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.noise import check_seed
 from ..edit import EditConfig, EditResult, Hooks, InstructPix2Pix
 from ..errors import ConfigError, Interrupted
 from ..images import check_output, is_picture_name, open_image, plan_size, save_image
-from ..noise import check_seed
 from ..progress import progress
 from .stopping import stop_signals
 

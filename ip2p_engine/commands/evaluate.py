@@ -99,7 +99,7 @@ def _curve_methods(
     from ..edit import InstructPix2Pix, default_dtype, usable_device
     from ..evaluate.baselines import CopyInput, PromptToPrompt, SDEdit, Target
     from ..evaluate.methods import InstructionEdit
-    from ..model import load_model
+    from ..networks.model import load_model
 
     device = usable_device(options.device)
     dtype = torch_dtype(options) or default_dtype(device)

@@ -44,7 +44,7 @@ def measure_samples(
     options: argparse.Namespace, kind: str, samples: Sequence[Any], judge: Any, methods: Sequence[Any], resolution: int
 ) -> list[dict[str, Any]]:
     """Rows of the methods, scored by the CLIP that the options name, in the folder of a run of that kind."""
-    from ..clip_similarity import DEFAULT_CLIP, ClipSimilarity
+    from ..clip.similarity import DEFAULT_CLIP, ClipSimilarity
     from ..edit import usable_device
     from ..evaluate.measure import measure
     from ..evaluate.run_folder import claim_run

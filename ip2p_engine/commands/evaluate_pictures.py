@@ -45,7 +45,7 @@ def _add_sweep(actions: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from ..clip_similarity import ClipSimilarity
+    from ..clip.similarity import ClipSimilarity
     from ..evaluate.pareto import AutoPick
     from ..evaluate.run_folder import check_run
     from ..evaluate.sweep import SweepConfig, sweep
@@ -129,7 +129,7 @@ def _add_pairs(actions: Any) -> None:
 
 
 def _pairs(options: argparse.Namespace) -> None:
-    from ..clip_similarity import ClipSimilarity
+    from ..clip.similarity import ClipSimilarity
     from ..edit import usable_device
     from ..evaluate.features import DINO, Dino, Lpips
     from ..evaluate.pairs import measure_table, pair_tables, read_table

@@ -71,7 +71,7 @@ def _limits(options: argparse.Namespace) -> None:
 
 
 def _scenes(options: argparse.Namespace) -> None:
-    from ..clip_similarity import ClipSimilarity
+    from ..clip.similarity import ClipSimilarity
     from ..evaluate.baselines import RoundTrip
     from ..evaluate.measure import measure
     from ..evaluate.run_folder import check_run, claim_run

@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
 
 
 def _filter(options: argparse.Namespace) -> None:
-    from ..refilter import clip_of, refilter
-    from ..store import PairStore
+    from ..data.store import PairStore
+    from ..factory.refilter import clip_of, refilter
 
     pairs = PairStore(options.store)
     config = thresholds(options, options.clip or clip_of(pairs))
@@ -42,15 +42,15 @@ def _filter(options: argparse.Namespace) -> None:
         scores = _rescored(pairs, options, bar) if options.clip else None
         report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, on_progress=bar)
     if options.plot:
-        from ..filter_plot import plot_report
+        from ..clip.filter_plot import plot_report
 
         plot_report(report.filtered, options.plot)
     sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
 
 
 def _rescored(pairs: Any, options: argparse.Namespace, bar: Any) -> Any:
-    from ..clip_similarity import ClipSimilarity
+    from ..clip.similarity import ClipSimilarity
     from ..edit import usable_device
-    from ..refilter import rescored
+    from ..factory.refilter import rescored
 
     return rescored(pairs, ClipSimilarity.load(options.clip, device=usable_device(options.device)), on_progress=bar)

@@ -108,7 +108,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 
 def _pairs(options: argparse.Namespace) -> None:
     from ..captions.edits import read_edits
-    from ..pair_factory import make_pairs
+    from ..factory.run import make_pairs
 
     edits, work = read_edits(options.edits), _work(options)
     with _crew(options) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
@@ -117,8 +117,8 @@ def _pairs(options: argparse.Namespace) -> None:
 
 
 def _crew(options: argparse.Namespace) -> Any:
-    from ..cluster import ray_crew
-    from ..crew import CrewPlan, local_crew
+    from ..factory.cluster import ray_crew
+    from ..factory.workers import CrewPlan, local_crew
 
     pairs = _pair_config(options)
     _refuse_idle(options, pairs.mode)
@@ -149,7 +149,7 @@ def _refuse_idle(options: argparse.Namespace, mode: str) -> None:
 
 
 def _work(options: argparse.Namespace) -> Any:
-    from ..pair_factory import Work
+    from ..factory.run import Work
 
     return Work(
         batch_pairs=options.batch_pairs,
@@ -169,17 +169,17 @@ def partition(text: str) -> tuple[int, int]:
 
 def thresholds(options: argparse.Namespace, clip: str) -> Any:
     """The filter that is asked for; what is not given is the CLIP's own, or the paper's."""
-    from ..clip_similarity import own_thresholds
-    from ..filtering import FilterConfig
+    from ..clip.filter import FilterConfig
+    from ..clip.similarity import own_thresholds
 
     given = {name: getattr(options, name) for name in THRESHOLDS if getattr(options, name) is not None}
     return FilterConfig(**{**own_thresholds(clip), **given})
 
 
 def _factory_config(options: argparse.Namespace, clip: str | None) -> Any:
-    from ..candidate_maker import EarlyReject, FactoryConfig
-    from ..clip_similarity import DEFAULT_CLIP
+    from ..clip.similarity import DEFAULT_CLIP
     from ..config import with_overrides
+    from ..factory.maker import EarlyReject, FactoryConfig
 
     name = clip or DEFAULT_CLIP
     looks = {"at": options.early_at, "margin": options.early_margin}
@@ -197,7 +197,7 @@ def _factory_config(options: argparse.Namespace, clip: str | None) -> Any:
 def _pair_config(options: argparse.Namespace) -> Any:
     """What is given, over what suits the embedded model, or else over the paper's settings."""
     from ..config import with_overrides
-    from ..pairs import PairConfig
+    from ..p2p.generator import PairConfig
     from ..scenes.presets import EMBEDDED_PAIRS
 
     names = ("steps", "sampler", "schedule", "edited_prompt_start", "mode", "cross_steps", "blend_start", "batch_pairs")

@@ -103,11 +103,11 @@ def _scenes_judge(options: argparse.Namespace) -> None:
 
 
 def _scenes_pairs(options: argparse.Namespace) -> None:
-    from ..clip_similarity import ClipSimilarity
+    from ..clip.similarity import ClipSimilarity
+    from ..data.store import PairStore
     from ..images import check_output, save_image
     from ..scenes.pair_exam import copy_without_held_out, examine_pairs, judge_store, kept_pairs
     from ..scenes.pair_report import as_text, draw_curves, pair_sheet
-    from ..store import PairStore
 
     config = thresholds(options, options.clip)
     for path in filter(None, (options.plot, options.sheet)):
@@ -136,9 +136,9 @@ def _make_candidates(options: argparse.Namespace) -> None:
     """Every candidate of some caption pairs of the grammar, unfiltered; what the folder has is not made again."""
     from dataclasses import replace
 
-    from ..candidate_maker import FactoryConfig
-    from ..crew import CrewPlan, local_crew
-    from ..pair_factory import make_pairs
+    from ..factory.maker import FactoryConfig
+    from ..factory.run import make_pairs
+    from ..factory.workers import CrewPlan, local_crew
     from ..scenes.pair_exam import sample_caption_edits
     from ..scenes.presets import EMBEDDED_PAIRS
 
@@ -158,7 +158,7 @@ def _make_candidates(options: argparse.Namespace) -> None:
 
 
 def _scenes_train(options: argparse.Namespace) -> int:
-    from ..scenes.recipe import STAGES, train_in_processes, train_on_pairs, train_stage
+    from ..scenes.recipe.stages import STAGES, train_in_processes, train_on_pairs, train_stage
 
     if options.pairs and options.stages:
         raise ConfigError(f"--pairs trains the edit model alone; leave out {' '.join(options.stages)}")
@@ -175,6 +175,6 @@ def _scenes_train(options: argparse.Namespace) -> int:
 
 
 def _scenes_export(options: argparse.Namespace) -> None:
-    from ..scenes.recipe import export_embedded
+    from ..scenes.recipe.stages import export_embedded
 
     export_embedded(options.runs, options.out)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..data.store import PairStore
 from ..errors import ConfigError, DatasetError
-from ..store import PairStore
 from ..train import Progress, TrainConfig, train
 from ..train.sources import Chosen, open_source
 from .samples import in_test_split

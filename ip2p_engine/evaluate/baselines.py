@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conditioning import Conditioning, decode_latents, encode_image, size_ids
+from ..diffusion.sampling import ShouldStop
+from ..diffusion.schedule import make_sigmas
 from ..errors import ConfigError
 from ..images import to_images, to_tensor
-from ..model import Model
-from ..pairs import PairConfig, PairGenerator, PairJob
-from ..sampling import ShouldStop
-from ..schedule import make_sigmas
+from ..networks.conditioning import Conditioning, decode_latents, encode_image, size_ids
+from ..networks.model import Model
+from ..p2p.generator import PairConfig, PairGenerator, PairJob
 from .methods import Made, Setting, common_settings, encode_texts, fingerprint, walk
 from .samples import Sample
 

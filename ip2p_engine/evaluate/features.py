@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..clip_similarity import ClipSimilarity
+from ..clip.similarity import ClipSimilarity
 from ..errors import CheckpointError, first_line
 from .pixels import evaluate_extra, same_size, unit
 

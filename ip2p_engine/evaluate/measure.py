@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..clip_similarity import ClipSimilarity, PairScores, pair_scores
+from ..clip.similarity import ClipSimilarity, PairScores, pair_scores
 from ..errors import ConfigError
 from .methods import Made, Method, Setting, fingerprint
 from .row_log import Row, row_key, row_log

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
-from ..denoiser import guided_denoiser
+from ..diffusion.guidance import check_scale
+from ..diffusion.noise import SampleNoise
+from ..diffusion.sampling import ShouldStop, sample
+from ..diffusion.schedule import make_sigmas
 from ..edit import EditConfig, InstructPix2Pix
-from ..guidance import check_scale
 from ..images import to_images, to_tensor
-from ..model import Model
-from ..noise import SampleNoise
-from ..sampling import ShouldStop, sample
-from ..schedule import make_sigmas
+from ..networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
+from ..networks.denoiser import guided_denoiser
+from ..networks.model import Model
 from .samples import Sample
 
 __all__ = ["InstructionEdit", "Made", "Method", "Setting", "common_settings", "encode_texts", "fingerprint", "walk"]

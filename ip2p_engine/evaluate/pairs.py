@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..clip_similarity import ClipSimilarity
+from ..clip.similarity import ClipSimilarity
 from ..errors import DatasetError, ImageError, IP2PError
 from ..files import csv_rows, disk_errors, json_lines
 from ..images import open_image

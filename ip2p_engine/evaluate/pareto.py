@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..clip_similarity import PairScores
+from ..clip.similarity import PairScores
 from ..errors import ConfigError
 
 __all__ = ["AutoPick", "Picked", "pareto_front"]

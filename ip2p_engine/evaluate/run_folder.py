@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import DatasetError
 from ..files import disk_errors, read_json, whole_file, write_json
+from ..version import __version__
 
 __all__ = [
     "ROWS",

@@ -10,9 +10,9 @@ from typing import overload
 from PIL import Image
 
 from ..captions.edits import in_test_split
+from ..data.store import PairRecord, PairStore
 from ..errors import ConfigError, DatasetError
 from ..images import fit, open_image, plan_size
-from ..store import PairRecord, PairStore
 
 __all__ = ["Sample", "StoreSamples", "batches", "in_test_split"]
 

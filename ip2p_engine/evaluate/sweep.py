@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..clip_similarity import ClipSimilarity, PairScores
+from ..clip.similarity import ClipSimilarity, PairScores
+from ..diffusion.noise import check_seed
+from ..diffusion.sampling import ShouldStop
 from ..edit import EditResult, InstructPix2Pix
 from ..errors import ConfigError
 from ..images import fit, open_image, plan_size
-from ..noise import check_seed
-from ..sampling import ShouldStop
 from .methods import InstructionEdit, Setting
 from .pareto import AutoPick, Picked, pareto_front
 from .samples import Sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from ..clip_similarity import PairScores
+from ..clip.similarity import PairScores
 from ..errors import ConfigError
 from ..evaluate.measure import Row
 from ..evaluate.pareto import AutoPick

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..conditioning import decode_latents, encode_image
 from ..edit import EditConfig, EditResult, InstructPix2Pix
 from ..images import to_images, to_tensor
+from ..networks.conditioning import decode_latents, encode_image
 from .grammar import Edit, sample_edits
 from .judge import Verdict, judge_edit, read_scenes
 from .world import render

@@ -19,12 +19,12 @@ import torch
 from scipy.stats import rankdata
 
 from ..captions.edits import CaptionEdit
-from ..clip_similarity import ClipSimilarity, PairScores
+from ..clip.filter import MEASURES, FilterConfig, filter_candidates
+from ..clip.similarity import ClipSimilarity, PairScores
+from ..data.store import PairRecord, PairStore, PairWriter
 from ..errors import DatasetError
 from ..files import AppendLog, json_lines
-from ..filtering import MEASURES, FilterConfig, filter_candidates
 from ..images import open_image
-from ..store import PairRecord, PairStore, PairWriter
 from .caption_source import parse_caption
 from .grammar import captions_of, edits_from, is_held_out, sample_edits
 from .judge import Reading, read_scenes

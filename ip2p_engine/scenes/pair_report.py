@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.store import PairRecord, PairStore
 from ..errors import ConfigError
 from ..evaluate.examples import tiled
 from ..images import open_image
-from ..store import PairRecord, PairStore
 from ..strips import strip
 from .pair_exam import BINS, JudgedPair, PairExamination, Rates, Separation
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pairs import PairConfig
+from ..p2p.generator import PairConfig
 
 __all__ = ["EMBEDDED_PAIRS"]
 

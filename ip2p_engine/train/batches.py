@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import ConfigError, DatasetError
+from .augment import crop_pair, draw_crop, size_ids
 from .config import TrainConfig
-from .crops import crop_pair, draw_crop, size_ids
-from .draws import Draws, draw, stream
 from .order import Order, Place
+from .randomness import Draws, draw, stream
 from .sources import Example, open_pair
 
 __all__ = ["Batch", "PictureReader", "Reader", "Sample", "Share", "batches", "outlive_signals"]

@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError, Interrupted
 from ..files import disk_errors, read_json, whole_file, write_json
-from ..model import Model
+from ..networks.model import Model
+from .augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from .batches import Sample, Share, outlive_signals
 from .config import TrainConfig
-from .crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
-from .draws import stream
 from .encoding import Encoder
 from .order import Place
 from .origin import first_difference
+from .randomness import stream
 from .sources import Rows, open_pair, size_of
 
 __all__ = ["CacheReader", "build_cache", "cache_key"]

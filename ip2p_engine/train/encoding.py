@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..conditioning import TextEmbedding, encode_text
-from ..model import Model
+from ..networks.conditioning import TextEmbedding, encode_text
+from ..networks.model import Model
 from .batches import Batch
 
 __all__ = ["Encoded", "Encoder"]

@@ -11,10 +11,10 @@ import torch
 
 from .checkpoints import latest
 from .config import TrainConfig
+from .distributed import accelerated, ordinary_gradients, total
 from .optimizers import learning_rate, set_learning_rate
-from .processes import accelerated, ordinary_gradients, total
+from .progress import Clock, Progress, TrainResult, check_loss
 from .setup import Data, begin
-from .watching import Clock, Progress, TrainResult, check_loss
 
 __all__ = ["Progress", "TrainResult", "train"]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..checkpoint.parts import autoencoder_dtype
 from ..checkpoint.spec import recommended
 from ..errors import ConfigError
-from ..model import Model
+from ..networks.model import Model
 from .config import TrainConfig
-from .draws import stream
+from .randomness import stream
 from .state import is_sharded, whole
 
 __all__ = [

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditioning import TextEmbedding
-from ..guidance import conditioning_dropout
-from ..model import Model
+from ..diffusion.guidance import conditioning_dropout
+from ..networks.conditioning import TextEmbedding
+from ..networks.model import Model
 from .config import TrainConfig
-from .draws import Draws
 from .encoding import Encoded
+from .randomness import Draws
 
 __all__ = ["Objective", "dropped", "noise_levels", "snr_weight"]
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import DatasetError, Interrupted
+from .augment import Size, bucket_shapes, nearest_shape
 from .config import TrainConfig
-from .crops import Size, bucket_shapes, nearest_shape
-from .draws import stream
+from .randomness import stream
 from .sources import Rows, Stream, size_of
 
 __all__ = ["Order", "Place", "make_order"]

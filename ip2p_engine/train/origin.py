@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..model import Model, ModelSpec
+from ..networks.model import Model, ModelSpec
 
 __all__ = ["digest_of_files", "digest_of_text", "digest_of_weights", "first_difference", "other_spec"]
 

@@ -19,7 +19,7 @@ from ..config import versions_of
 from ..errors import ConfigError
 from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
 from ..images import save_image
-from ..model import ModelSpec
+from ..networks.model import ModelSpec
 from .checkpoints import latest, step_of
 from .config import ADJUSTABLE, TrainConfig, changed_fields
 from .origin import other_spec

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
+from ..data.store import PairRecord
 from ..errors import ConfigError
-from ..model import Model, load_model
+from ..networks.model import Model, load_model
 from ..storage import public_name
-from ..store import PairRecord
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .cache import CacheReader, build_cache, cache_key
 from .checkpoints import latest, load_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .distributed import refusals
 from .ema import Average
 from .encoding import Encoder
 from .networks import make_trainable, move_frozen, trained_parameters
@@ -26,13 +27,12 @@ from .objective import Objective
 from .optimizers import make_optimizers
 from .order import make_order
 from .origin import digest_of_text, digest_of_weights
-from .outputs import export
-from .processes import refusals
+from .progress import TrainResult
+from .results import export
 from .run_folder import RunFolder
 from .sources import Rows, measured_rows, name_of, open_source
 from .state import State
 from .validation import ValidationSet
-from .watching import TrainResult
 
 __all__ = ["Data", "Run", "begin"]
 

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..captions.edits import in_test_split
-from ..dataset_layouts import is_original, listing, named
+from ..data.layouts import is_original, listing, named
+from ..data.store import PairRecord, PairStore
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import read_json
 from ..images import Size, open_image, upright_size
-from ..store import PairRecord, PairStore
 from .config import TrainConfig
 from .origin import digest_of_files
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError
 from .ema import Average
-from .watching import diverged
+from .progress import diverged
 
 __all__ = ["State", "is_sharded", "whole"]
 

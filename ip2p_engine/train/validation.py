@@ -12,7 +12,7 @@ from PIL import Image
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import DatasetError
 from ..images import fit, save_image
-from ..model import Model
+from ..networks.model import Model
 from ..strips import strip
 from .config import TrainConfig
 from .ema import Average

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.spec import ModelSpec, recommended
-from ip2p_engine.model import Model
+from ip2p_engine.networks.model import Model
 
 XL_CHANNELS, XL_DEPTHS, POOLED, TIME_IDS, WORDS = (32, 64, 64), (1, 1, 2), 24, 8, 600
 LEVEL_WORDS = {False: ("DownBlock2D", "UpBlock2D"), True: ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")}

@@ -19,16 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ip2p_engine.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text
-from ip2p_engine.denoiser import guided_denoiser
-from ip2p_engine.model import Model, load_model
-from ip2p_engine.pair_denoiser import PairConditioning, pair_denoiser
-from ip2p_engine.sampling import sample
-from ip2p_engine.schedule import model_sigmas
+from ip2p_engine.diffusion.sampling import sample
+from ip2p_engine.diffusion.schedule import model_sigmas
+from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text
+from ip2p_engine.networks.denoiser import guided_denoiser
+from ip2p_engine.networks.model import Model, load_model
+from ip2p_engine.p2p.denoiser import PairConditioning, pair_denoiser
 from ip2p_engine.train.config import TrainConfig
-from ip2p_engine.train.draws import Draws
 from ip2p_engine.train.encoding import Encoded, Encoder
 from ip2p_engine.train.objective import Objective
+from ip2p_engine.train.randomness import Draws
 
 TESTS = Path(__file__).parent.parent
 DATA = TESTS / "data" / "reference"

@@ -11,7 +11,7 @@ import pytest
 from ip2p_engine.checkpoint.folder import choose_files
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.errors import CheckpointError
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.model import load_model
 
 PIPELINE = [
     "README.md",

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.single_file import EDM_KEYS, PREFIXES, ema_name
 from ip2p_engine.checkpoint.source import open_bundle
-from ip2p_engine.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, size_ids
-from ip2p_engine.denoiser import guided_denoiser
 from ip2p_engine.errors import CheckpointError
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, size_ids
+from ip2p_engine.networks.denoiser import guided_denoiser
+from ip2p_engine.networks.model import load_model
 
 SLOW = pytest.mark.slow
 FAMILIES = ["sd1", "sd2", "sdxl", "cosxl"]

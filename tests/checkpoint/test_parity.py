@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.model import load_model
 
 
 @pytest.fixture(scope="module")

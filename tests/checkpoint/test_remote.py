@@ -7,7 +7,7 @@ import pytest
 
 from ip2p_engine.checkpoint.remote import CACHE_VARIABLE
 from ip2p_engine.errors import CheckpointError
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.storage import public_name
 
 

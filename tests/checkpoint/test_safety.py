@@ -26,7 +26,7 @@ from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.single_file import PREFIXES
 from ip2p_engine.errors import CheckpointError
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.model import load_model
 
 UNET, FIRST = PREFIXES["unet"], "input_blocks.0.0.weight"
 READERS = [load_model, report_card]

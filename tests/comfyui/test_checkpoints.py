@@ -23,12 +23,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.ldm_state import ldm_state
 from ip2p_engine.checkpoint.spec import recommended
-from ip2p_engine.conditioning import Conditioning, TextEmbedding, encode_image, encode_text, size_ids
-from ip2p_engine.denoiser import guided_denoiser, input_scale
-from ip2p_engine.model import Model, ModelSpec, convert, load_model
-from ip2p_engine.noise import SampleNoise
-from ip2p_engine.sampling import sample
-from ip2p_engine.schedule import DiscreteSchedule, make_sigmas
+from ip2p_engine.diffusion.noise import SampleNoise
+from ip2p_engine.diffusion.sampling import sample
+from ip2p_engine.diffusion.schedule import DiscreteSchedule, make_sigmas
+from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, encode_image, encode_text, size_ids
+from ip2p_engine.networks.denoiser import guided_denoiser, input_scale
+from ip2p_engine.networks.model import Model, ModelSpec, convert, load_model
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ def checkpoint(server):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from ip2p_engine.checkpoint.export import save_ldm
-    from ip2p_engine.model import Model, ModelSpec
+    from ip2p_engine.networks.model import Model, ModelSpec
 
     torch.manual_seed(0)
     spec = ModelSpec(

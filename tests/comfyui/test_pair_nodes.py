@@ -14,11 +14,11 @@ from comfy_events import Listener
 from comfy_prompts import EVALUATE, TRAIN, node
 from comfy_server import NOT_OFFERED, complaint, difference, succeed
 
-from ip2p_engine.pairs import PairConfig, PairGenerator
+from ip2p_engine.data.store import PairStore
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.judge import read_scenes
 from ip2p_engine.scenes.world import render
-from ip2p_engine.store import PairStore
 
 pytestmark = pytest.mark.comfy
 CAPTIONS = {

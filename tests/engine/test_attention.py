@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ip2p_engine.attention import (
+from ip2p_engine.networks.attention import (
     attend,
     p2p_active,
     self_sharing,
@@ -13,7 +13,7 @@ from ip2p_engine.attention import (
     sharing_rows,
     text_keys,
 )
-from ip2p_engine.conditioning import encode_text
+from ip2p_engine.networks.conditioning import encode_text
 
 HEADS = 4
 

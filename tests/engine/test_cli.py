@@ -16,12 +16,12 @@ from PIL import Image
 
 from ip2p_engine import cli
 from ip2p_engine.commands import options, scenes
-from ip2p_engine.conditioning import decode_latents
+from ip2p_engine.diffusion.sampling import SAMPLERS
+from ip2p_engine.diffusion.schedule import SCHEDULES
 from ip2p_engine.images import read_settings, save_image
-from ip2p_engine.sampling import SAMPLERS
-from ip2p_engine.scenes.recipe import STAGES
+from ip2p_engine.networks.conditioning import decode_latents
+from ip2p_engine.scenes.recipe.stages import STAGES
 from ip2p_engine.scenes.world import Scene, render
-from ip2p_engine.schedule import SCHEDULES
 
 SNOW = ["--instruction", "make it snow", "--steps", "2"]
 

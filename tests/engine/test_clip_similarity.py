@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ip2p_engine.clip_similarity import DEFAULT_CLIP, ClipSimilarity, clip_input, pair_scores, unit_pixels
+from ip2p_engine.clip.similarity import DEFAULT_CLIP, ClipSimilarity, clip_input, pair_scores, unit_pixels
 from ip2p_engine.errors import CheckpointError, ImageError
 from ip2p_engine.images import to_images
-from ip2p_engine.scenes.clip_stage import CLIP_MEAN, CLIP_STD, clip_config_json, make_clip
+from ip2p_engine.scenes.recipe.clip_stage import CLIP_MEAN, CLIP_STD, clip_config_json, make_clip
 from ip2p_engine.tokenizer import tokenize
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
@@ -137,7 +137,7 @@ def noise_pictures(count, size=(40, 30), seed=0):
 
 
 def test_a_batch_equals_singles_and_sizes_may_differ(clip, monkeypatch):
-    monkeypatch.setattr("ip2p_engine.clip_similarity.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("ip2p_engine.clip.similarity.IMAGES_AT_ONCE", 2)
     images = [*noise_pictures(3), *noise_pictures(3, (64, 64)), *noise_pictures(1, seed=5)]
     together = clip.image_features(images)
     for image, feature in zip(images, together, strict=True):
@@ -154,7 +154,7 @@ def test_a_caption_is_encoded_once(clip, monkeypatch):
     again = clip.text_features(["two cats", "three cats"])
     assert encoded == [2, 1]
     assert torch.equal(first[0], first[2]) and torch.equal(first[1], again[0])
-    monkeypatch.setattr("ip2p_engine.clip_similarity.REMEMBERED_CAPTIONS", 1)
+    monkeypatch.setattr("ip2p_engine.clip.similarity.REMEMBERED_CAPTIONS", 1)
     clip.text_features(["four cats", "five cats"])
     clip.text_features(["five cats"])
     clip.text_features(["four cats"])
@@ -191,7 +191,7 @@ def test_the_embedded_layout(tmp_path, monkeypatch):
         {name: value.half().contiguous() for name, value in network.state_dict().items()},
         tmp_path / "model.safetensors",
     )
-    monkeypatch.setattr("ip2p_engine.clip_similarity.EMBEDDED_CLIP", tmp_path)
+    monkeypatch.setattr("ip2p_engine.clip.similarity.EMBEDDED_CLIP", tmp_path)
     clip = ClipSimilarity.load("embedded")
     images = noise_pictures(2, (64, 64))
     inputs = (unit_pixels(images) - CLIP_MEAN[0]) / CLIP_STD[0]

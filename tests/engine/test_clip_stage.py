@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ip2p_engine.scenes.clip_stage import _meant_scenes, _text_tower, make_clip, with_text_tower
 from ip2p_engine.scenes.grammar import captions_of, scenes_of
-from ip2p_engine.scenes.tables import caption_rows
+from ip2p_engine.scenes.recipe.clip_stage import _meant_scenes, _text_tower, make_clip, with_text_tower
+from ip2p_engine.scenes.recipe.tables import caption_rows
 
 LENGTH = 12
 

@@ -8,7 +8,12 @@ import random
 import pytest
 import torch
 
-from ip2p_engine.alignment import (
+from ip2p_engine.diffusion.noise import SampleNoise
+from ip2p_engine.diffusion.sampling import sample
+from ip2p_engine.diffusion.schedule import make_sigmas
+from ip2p_engine.errors import ConfigError
+from ip2p_engine.networks.conditioning import encode_text
+from ip2p_engine.p2p.alignment import (
     align,
     changed_tokens,
     refinement_map,
@@ -17,8 +22,7 @@ from ip2p_engine.alignment import (
     tokens_of_words,
     words,
 )
-from ip2p_engine.conditioning import encode_text
-from ip2p_engine.cross_attention import (
+from ip2p_engine.p2p.cross_attention import (
     CrossControl,
     LocalBlend,
     attention_map,
@@ -27,12 +31,8 @@ from ip2p_engine.cross_attention import (
     cross_edit,
     edit_map,
 )
-from ip2p_engine.errors import ConfigError
-from ip2p_engine.noise import SampleNoise
-from ip2p_engine.pair_denoiser import pair_denoiser
-from ip2p_engine.pairs import PairConfig, PairGenerator, PairJob, draw_settings
-from ip2p_engine.sampling import sample
-from ip2p_engine.schedule import make_sigmas
+from ip2p_engine.p2p.denoiser import pair_denoiser
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, draw_settings
 
 HEART, STAR, LONGER = "a red heart on sky", "a red star on sky", "a big red heart on sky at night"
 STEPS = 6
@@ -257,7 +257,7 @@ def test_whole_pairs_against_the_slow_way(exact, slow_pairs, monkeypatch, mode, 
     )
     marks = changed_tokens(*pair)
     # An untrained network looks almost everywhere alike: with the paper's 0.3 the mask would be the whole picture.
-    monkeypatch.setattr("ip2p_engine.cross_attention.BLEND_THRESHOLD", 0.97)
+    monkeypatch.setattr("ip2p_engine.p2p.cross_attention.BLEND_THRESHOLD", 0.97)
 
     def mask(seen):
         heat = [sum(maps[n] @ marks[n].double() for maps in seen[48]).view(6, 8) for n in range(2)]

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ip2p_engine.dataset import export_dataset, import_dataset, info, verify
+from ip2p_engine.data.sheet import sheet
+from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
+from ip2p_engine.data.tools import export_dataset, import_dataset, info, verify
 from ip2p_engine.errors import ConfigError, DatasetError, ImageError
-from ip2p_engine.refilter import rescored
-from ip2p_engine.sheet import sheet
-from ip2p_engine.store import PairRecord, PairStore, PairWriter
+from ip2p_engine.factory.refilter import rescored
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCORES = {"p2p_threshold": 0.5, "cfg_scale": 9.0, "clip_sim_0": 0.25, "clip_sim_1": 0.26}

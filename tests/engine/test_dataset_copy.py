@@ -7,14 +7,14 @@ import json
 import fsspec
 import pytest
 
-from ip2p_engine.candidates import CandidateLog, CaptionCandidates, pair_key
 from ip2p_engine.cli import main
-from ip2p_engine.clip_similarity import PairScores
-from ip2p_engine.dataset import verify
-from ip2p_engine.dataset_copy import copy_dataset
+from ip2p_engine.clip.similarity import PairScores
+from ip2p_engine.data.copy import copy_dataset
+from ip2p_engine.data.ledger import CandidateLog, CaptionCandidates, pair_key
+from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
+from ip2p_engine.data.tools import verify
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.files import locked
-from ip2p_engine.store import PairRecord, PairStore, PairWriter
 
 SCORES = PairScores(sim_0=0.3, sim_1=0.3, sim_image=0.8, sim_direction=0.4)
 PICTURE = b"a picture, as far as a copy is concerned"
@@ -93,7 +93,7 @@ def test_the_parts_of_two_machines_meet(shared, tmp_path):
 
 def test_a_copy_names_no_pair_that_it_has_not(tmp_path, monkeypatch):
     """A writer at work between the ledger's reading and the shards' copying, and storage that is lost at the end."""
-    import ip2p_engine.dataset_copy as module
+    import ip2p_engine.data.copy as module
 
     store, target, read = grow(tmp_path / "store", range(4)), tmp_path / "target", module._Place.read
     ledger = store / "candidates" / "00000-of-00001.jsonl"
@@ -164,7 +164,7 @@ def test_lost_storage_leaves_what_was_there(tmp_path, monkeypatch):
     before = shared_content("/bucket/lost")
     grow(store, range(4, 6))
     with monkeypatch.context() as patched:
-        patched.setattr("ip2p_engine.dataset_copy.shutil.copyfileobj", break_off)
+        patched.setattr("ip2p_engine.data.copy.shutil.copyfileobj", break_off)
         with pytest.raises(DatasetError, match=r"store cannot be copied to memory://bucket/lost \(connection lost\)"):
             copy_dataset(store, "memory://bucket/lost")
     assert shared_content("/bucket/lost") == before

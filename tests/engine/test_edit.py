@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageCms
 
 from ip2p_engine import EditConfig, Hooks, InstructPix2Pix
-from ip2p_engine.conditioning import Conditioning, encode_text
-from ip2p_engine.denoiser import denoised_from, guided_denoiser, input_scale
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.conditioning import Conditioning, encode_text
+from ip2p_engine.networks.denoiser import denoised_from, guided_denoiser, input_scale
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.world import Scene, render
 
 HEART = Scene(shape="heart", colour="red", background="sky", size="large")

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from ip2p_engine.cli import main
+from ip2p_engine.data.store import PairRecord, PairWriter
 from ip2p_engine.scenes.grammar import sample_edits
 from ip2p_engine.scenes.world import render
-from ip2p_engine.store import PairRecord, PairWriter
 
 
 def png(scene):

@@ -14,7 +14,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torchvision import transforms
 
-from ip2p_engine.clip_similarity import ClipSimilarity
+from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, ImageError
 from ip2p_engine.evaluate.features import Dino, Lpips, centre, clip_features
 from ip2p_engine.evaluate.pairs import EditedPicture, measure_picture, measure_table, pair_tables, read_table

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ip2p_engine.clip_similarity import ClipSimilarity
+from ip2p_engine.clip.similarity import ClipSimilarity
+from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.evaluate import ablation
 from ip2p_engine.evaluate.ablation import make_arms, subset, train_arm
@@ -37,7 +38,6 @@ from ip2p_engine.scenes.limits import (
 )
 from ip2p_engine.scenes.samples import scene_samples
 from ip2p_engine.scenes.world import render
-from ip2p_engine.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.train import TrainConfig
 
 

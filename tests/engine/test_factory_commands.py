@@ -12,9 +12,9 @@ import pytest
 
 from ip2p_engine import cli
 from ip2p_engine.commands.stopping import stop_signals
-from ip2p_engine.dataset import verify
-from ip2p_engine.pairs import PAIR_MODES
-from ip2p_engine.store import PairStore
+from ip2p_engine.data.store import PairStore
+from ip2p_engine.data.tools import verify
+from ip2p_engine.p2p.generator import PAIR_MODES
 
 QUICK = ["--candidates", "2", "--steps", "1", "--batch-pairs", "2", "--device", "cpu", "--filter", "none"]
 
@@ -150,8 +150,8 @@ def test_another_run_s_folder_is_refused(store, edits, capsys):
 
 
 def test_the_options_name_what_there_is():
+    from ip2p_engine.clip.filter import MEASURES
     from ip2p_engine.commands import pairs
-    from ip2p_engine.filtering import MEASURES
 
     assert pairs.MODES == PAIR_MODES and set(pairs.MEASURES) == set(MEASURES)
 

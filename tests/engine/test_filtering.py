@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from ip2p_engine.clip_similarity import PairScores
+from ip2p_engine.clip.filter import FilterConfig, filter_candidates
+from ip2p_engine.clip.similarity import PairScores
 from ip2p_engine.errors import ConfigError
-from ip2p_engine.filtering import FilterConfig, filter_candidates
 
 GOOD = PairScores(sim_0=0.25, sim_1=0.25, sim_direction=0.3, sim_image=0.8)
 FLOORS = {"sim_0": 0.2, "sim_1": 0.2, "sim_direction": 0.2, "sim_image": 0.7}

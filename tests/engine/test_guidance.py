@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ip2p_engine.diffusion.guidance import BRANCHES, check_scale, conditioning_dropout, dual_guidance, needed_branches
 from ip2p_engine.errors import ConfigError
-from ip2p_engine.guidance import BRANCHES, check_scale, conditioning_dropout, dual_guidance, needed_branches
 
 REFERENCE = load_file(Path(__file__).parent.parent / "data" / "reference" / "schedule.safetensors")
 GRID = list(itertools.product([0, 0.3, 0.999999, 1, 1.0000001, 1.5, 2, 7.5, 30, 1000], repeat=2))

@@ -8,10 +8,11 @@ import json
 import pytest
 
 from ip2p_engine.cli import build_parser, main
-from ip2p_engine.clip_similarity import ClipSimilarity, PairScores
+from ip2p_engine.clip.filter import FilterConfig
+from ip2p_engine.clip.similarity import ClipSimilarity, PairScores
 from ip2p_engine.commands.pairs import _pair_config
+from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import DatasetError
-from ip2p_engine.filtering import FilterConfig
 from ip2p_engine.scenes.caption_source import parse_caption
 from ip2p_engine.scenes.grammar import captions_of, edits_from, is_held_out, scenes_of
 from ip2p_engine.scenes.judge import read_scenes
@@ -29,7 +30,6 @@ from ip2p_engine.scenes.pair_exam import (
 from ip2p_engine.scenes.pair_report import as_text, draw_curves, pair_sheet
 from ip2p_engine.scenes.presets import EMBEDDED_PAIRS
 from ip2p_engine.scenes.world import Scene, render
-from ip2p_engine.store import PairRecord, PairStore, PairWriter
 
 HEART = Scene(shape="heart", colour="red", background="sky", size="large", place="top left")
 STAR = HEART.with_(shape="star")

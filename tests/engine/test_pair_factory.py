@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import pytest
 
-from ip2p_engine.candidate_maker import CandidateMaker, EarlyReject, FactoryConfig, candidate_seed
-from ip2p_engine.candidates import CandidateLog, CaptionCandidates, read_candidates
 from ip2p_engine.captions.edits import CaptionEdit
-from ip2p_engine.clip_similarity import ClipSimilarity, PairScores
-from ip2p_engine.crew import CrewPlan, LocalCrew
-from ip2p_engine.dataset import verify
+from ip2p_engine.clip.filter import FilterConfig, filter_candidates
+from ip2p_engine.clip.similarity import ClipSimilarity, PairScores
+from ip2p_engine.data.ledger import CandidateLog, CaptionCandidates, read_candidates
+from ip2p_engine.data.store import PairStore, PairWriter
+from ip2p_engine.data.tools import verify
 from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
-from ip2p_engine.filtering import FilterConfig, filter_candidates
-from ip2p_engine.pair_factory import Work, make_pairs
-from ip2p_engine.pairs import PairConfig, PairGenerator, draw_settings
-from ip2p_engine.refilter import clip_of, refilter, rescored
-from ip2p_engine.store import PairStore, PairWriter
+from ip2p_engine.factory.maker import CandidateMaker, EarlyReject, FactoryConfig, candidate_seed
+from ip2p_engine.factory.refilter import clip_of, refilter, rescored
+from ip2p_engine.factory.run import Work, make_pairs
+from ip2p_engine.factory.workers import CrewPlan, LocalCrew
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator, draw_settings
 
 COLOURS = ("red", "green", "blue", "yellow")
 EDITS = [
@@ -333,7 +333,7 @@ def test_early_survivors_equal_undisturbed_ones(tiny_pair_model, mode):
     """Whoever is dropped beside them, and with a blend that remembers what it saw."""
     import torch
 
-    from ip2p_engine.pairs import PairJob, Preview
+    from ip2p_engine.p2p.generator import PairJob, Preview
 
     config = PairConfig(steps=3, mode=mode, local_blend=mode == "refine")
     generator = PairGenerator(tiny_pair_model(dtype=torch.float64), config)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from ip2p_engine.conditioning import decode_latents, encode_text
+from ip2p_engine.diffusion.noise import SampleNoise
+from ip2p_engine.diffusion.sampling import SAMPLERS, sample
+from ip2p_engine.diffusion.schedule import make_sigmas, step_of
 from ip2p_engine.edit import Hooks
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
 from ip2p_engine.images import to_images
-from ip2p_engine.model import Model, load_model
-from ip2p_engine.noise import SampleNoise
-from ip2p_engine.pair_denoiser import PairConditioning, pair_denoiser
-from ip2p_engine.pairs import PairConfig, PairGenerator, PairJob, draw_settings, pairs_that_fit
-from ip2p_engine.sampling import SAMPLERS, sample
-from ip2p_engine.schedule import make_sigmas, step_of
+from ip2p_engine.networks.conditioning import decode_latents, encode_text
+from ip2p_engine.networks.model import Model, load_model
+from ip2p_engine.p2p.denoiser import PairConditioning, pair_denoiser
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, draw_settings, pairs_that_fit
 
 HORSE, DRAGON = "photograph of a girl riding a horse", "photograph of a girl riding a dragon"
 HEART, STAR = "a large red heart on a sky background", "a large red star on a sky background"
@@ -265,11 +265,11 @@ def test_which_step_a_sigma_belongs_to(tiny):
 
 
 def test_as_many_as_fit(tiny, monkeypatch):
-    monkeypatch.setattr("ip2p_engine.pairs.free_memory", lambda _: 0)
+    monkeypatch.setattr("ip2p_engine.p2p.generator.free_memory", lambda _: 0)
     assert pairs_that_fit(tiny, (64, 64)) == 1
     a_pair = 4 * 64 * 16 * 60 * 4
     for factor, fitting in ((1.0, 1), (4.0, 2), (7.0, 4), (1e6, 64)):
-        monkeypatch.setattr("ip2p_engine.pairs.free_memory", lambda _, factor=factor: int(factor * a_pair))
+        monkeypatch.setattr("ip2p_engine.p2p.generator.free_memory", lambda _, factor=factor: int(factor * a_pair))
         assert pairs_that_fit(tiny, (64, 64)) == fitting
 
 

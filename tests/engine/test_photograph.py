@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.images import read_settings, save_image
-from ip2p_engine.model import Model, ModelSpec
+from ip2p_engine.networks.model import Model, ModelSpec
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.conditioning import Conditioning, decode_latents, encode_image, encode_text
-from ip2p_engine.denoiser import guided_denoiser
 from ip2p_engine.images import to_tensor
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.conditioning import Conditioning, decode_latents, encode_image, encode_text
+from ip2p_engine.networks.denoiser import guided_denoiser
+from ip2p_engine.networks.model import load_model
 
 PROMPT = "turn him into a cyborg"
 SEED = 1371

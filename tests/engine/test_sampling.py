@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from ip2p_engine.diffusion.noise import SampleNoise
+from ip2p_engine.diffusion.sampling import SAMPLERS, ancestral_split, evaluations_of, sample
+from ip2p_engine.diffusion.schedule import DiscreteSchedule, karras_sigmas, model_sigmas
 from ip2p_engine.errors import ConfigError, Interrupted
-from ip2p_engine.noise import SampleNoise
-from ip2p_engine.sampling import SAMPLERS, ancestral_split, evaluations_of, sample
-from ip2p_engine.schedule import DiscreteSchedule, karras_sigmas, model_sigmas
 
 SPREAD = 0.5
 DETERMINISTIC = ("euler", "heun", "dpmpp_2m", "ddim")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ip2p_engine.errors import ConfigError
-from ip2p_engine.schedule import (
+from ip2p_engine.diffusion.schedule import (
     SCHEDULES,
     DiscreteSchedule,
     exponential_sigmas,
@@ -18,6 +17,7 @@ from ip2p_engine.schedule import (
     make_sigmas,
     model_sigmas,
 )
+from ip2p_engine.errors import ConfigError
 
 REFERENCE = load_file(Path(__file__).parent.parent / "data" / "reference" / "schedule.safetensors")
 SCHEDULE = DiscreteSchedule.stable_diffusion()

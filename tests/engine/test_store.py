@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ip2p_engine import store
+from ip2p_engine.data import store
+from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.files import locked
-from ip2p_engine.store import PairRecord, PairStore, PairWriter
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = {"config": {"steps": 20, "guidance": {"low": 7.5}}, "seeds": [0, 10]}
@@ -263,7 +263,7 @@ FILL = """
 import resource, signal, sys
 sys.path.insert(0, {root!r})
 from ip2p_engine.errors import DatasetError
-from ip2p_engine.store import PairRecord, PairWriter
+from ip2p_engine.data.store import PairRecord, PairWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 texts = dict(edit_prompt="a", original_prompt="b", edited_prompt="c", p=None, cfg=None)
 try:
@@ -360,7 +360,7 @@ OPEN = """
 import re, sys, time
 sys.path.insert(0, {root!r})
 import pyarrow.parquet
-from ip2p_engine.store import PairStore
+from ip2p_engine.data.store import PairStore
 start = time.process_time()
 pairs = PairStore({folder!r})
 spent = time.process_time() - start

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ip2p_engine.store import PairRecord, PairStore, PairWriter
+from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 
 ROWS_PER_SHARD, GROUP = 16, 3
 

@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ip2p_engine.checkpoint.export import save_ldm
 from ip2p_engine.checkpoint.spec import recommended
-from ip2p_engine.model import Model, ModelSpec
+from ip2p_engine.data.store import PairRecord, PairWriter
+from ip2p_engine.networks.model import Model, ModelSpec
 from ip2p_engine.scenes.grammar import sample_edits
 from ip2p_engine.scenes.world import render
-from ip2p_engine.store import PairRecord, PairWriter
 from ip2p_engine.train import TrainConfig, train
 
 WIDTH = 8

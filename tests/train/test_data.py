@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from ip2p_engine.captions.edits import in_test_split
-from ip2p_engine.dataset import export_dataset
+from ip2p_engine.data.store import PairWriter
+from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
-from ip2p_engine.store import PairWriter
 from ip2p_engine.train import TrainConfig
+from ip2p_engine.train.augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from ip2p_engine.train.batches import PictureReader, Share, batches
-from ip2p_engine.train.crops import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
-from ip2p_engine.train.draws import draw, stream
 from ip2p_engine.train.order import make_order
+from ip2p_engine.train.randomness import draw, stream
 from ip2p_engine.train.sources import Example, measured_rows, open_pair, open_source
 from ip2p_engine.train.validation import ValidationSet
 

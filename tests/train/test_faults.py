@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_engine.conditioning import encode_image
-from ip2p_engine.guidance import conditioning_dropout
-from ip2p_engine.model import load_model
+from ip2p_engine.diffusion.guidance import conditioning_dropout
+from ip2p_engine.networks.conditioning import encode_image
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.batches import PictureReader, Share, batches
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
-from ip2p_engine.train.draws import draw
 from ip2p_engine.train.encoding import Encoder
 from ip2p_engine.train.networks import make_trainable
 from ip2p_engine.train.order import make_order
+from ip2p_engine.train.randomness import draw
 from ip2p_engine.train.sources import open_source
 
 SMALL = TrainConfig(steps=4, batch_size=4, resolution=64, resize=(64, 72), workers=0)

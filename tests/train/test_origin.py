@@ -11,10 +11,10 @@ import pytest
 from safetensors import safe_open
 
 from ip2p_engine.checkpoint.export import TRAINING_KEY, save_ldm
-from ip2p_engine.dataset import export_dataset
+from ip2p_engine.data.store import PairWriter
+from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, TrainingError
-from ip2p_engine.model import load_model
-from ip2p_engine.store import PairWriter
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.cache import build_cache
 from ip2p_engine.train.origin import digest_of_weights, first_difference

@@ -17,7 +17,7 @@ from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.export import TRAINING_KEY
 from ip2p_engine.config import from_mapping
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
-from ip2p_engine.model import load_model
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig, preset, train
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import PRESETS, read_config

@@ -1,0 +1,1 @@
+"""Data sets of edits on disk: shards, ledger, layouts, copies, sheets."""

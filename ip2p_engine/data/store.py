@@ -1,0 +1,388 @@
+"""Pairs on disk: Parquet shards in the hub's layout, whole at every instant, resumed where they stopped.
+
+A folder holds ``manifest.json`` (what made the pairs) and ``data/train-IIIII-of-NNNNN-SSSSSS.parquet``: shard S of
+partition I of N. The names, the Image features in the schema and the folder are what ``datasets.load_dataset`` expects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..config import versions_of
+from ..errors import ConfigError, DatasetError
+from ..files import TEMPORARY, disk_errors, is_locked, locked, read_json, whole_file, write_json
+
+__all__ = ["IMAGE_COLUMNS", "MANIFEST", "SCHEMA_VERSION", "SCORES", "PairRecord", "PairStore", "PairWriter"]
+
+SCHEMA_VERSION = 1
+MANIFEST, DATA, WORK = "manifest.json", "data", "work"
+IMAGE_COLUMNS = ("original_image", "edited_image")
+SCORES = ("sim_0", "sim_1", "sim_image", "sim_direction")
+ROWS_PER_SHARD, BYTES_PER_SHARD = 1000, 256 * 2**20
+# One row is read by reading its group, so groups are small; smaller ones would make footers slow to open.
+ROWS_PER_GROUP = 100
+HUB_TYPES = {"string": "string", "int64": "int64", "double": "float64"}
+VERSIONED = ("torch", "diffusers", "transformers", "open_clip_torch", "pyarrow")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRecord:
+    """One pair; the fields are the columns."""
+
+    original_image: bytes
+    """PNG, JPEG or WebP."""
+    edited_image: bytes
+    edit_prompt: str
+    original_prompt: str
+    edited_prompt: str
+    seed: int | None
+    p: float | None
+    """Fraction of the steps during which self-attention was shared; None if unknown, as are all that may be None."""
+    cfg: float | None
+    sim_0: float | None = None
+    sim_1: float | None = None
+    sim_image: float | None = None
+    sim_direction: float | None = None
+    key: str
+    """The work that made the pair, such as "0000012/34" for caption 12 and seed 34: unique; empty in foreign sets."""
+
+
+COLUMNS = tuple(field.name for field in fields(PairRecord))
+
+
+class PairWriter:
+    """Appends pairs to a folder; use it in a ``with`` block.
+
+    Records wait in memory until a shard is full, and the block's end writes the rest, also after Ctrl-C. A later
+    writer fills a short last shard up, so a run that was stopped or killed ends with the files of one that was not.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        manifest: Mapping[str, Any],
+        partition: tuple[int, int] = (0, 1),
+        rows_per_shard: int = ROWS_PER_SHARD,
+    ) -> None:
+        """``manifest``: config and seeds, as JSON takes them. ``partition``: this writer's number, and how many write.
+
+        What is under ``work`` in it says how the work is cut; the first writer's holds, and ``work`` tells it to later
+        ones. Raises ConfigError for an impossible partition or shard.
+        """
+        number, count = partition
+        if not 0 <= number < count <= 99999:
+            raise ConfigError(f"partition is {number}/{count}; give i/n with 0 <= i < n, such as 0/1")
+        if rows_per_shard < 1:
+            raise ConfigError(f"rows_per_shard is {rows_per_shard}; give a whole number of at least 1")
+        self.folder, self._data = Path(folder), Path(folder) / DATA
+        self._manifest, self._partition, self._rows_per_shard = dict(manifest), partition, rows_per_shard
+        self._rows: list[PairRecord] = []
+        self._keys: set[str] = set()
+        self._shard = 0
+        self._dirty = False
+        self._open = ExitStack()
+        self.work: Any = None
+
+    @property
+    def _name(self) -> str:
+        return "{:05d}-of-{:05d}".format(*self._partition)
+
+    def __enter__(self) -> PairWriter:
+        """Lock the partition; raises DatasetError if it has a writer, or the folder holds another run's pairs."""
+        _pyarrow()
+        with disk_errors(self.folder, "written", DatasetError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._open:
+            opening = f"{self.folder} is being opened by other writers for a minute; try again"
+            with locked(self.folder / ".opening.lock", opening, DatasetError, wait=60):
+                refusal = (
+                    f"{self.folder} has a writer of partition {self._name}; wait for it, or give each its --partition"
+                )
+                self._open.enter_context(locked(self.folder / f".{self._name}.lock", refusal, DatasetError))
+                self._refuse_overlap()
+                self._agree_on_manifest()
+            with disk_errors(self._data, "written", DatasetError):
+                self._data.mkdir(exist_ok=True)
+            for left in self._data.glob(f".train-{self._name}-*{TEMPORARY}"):
+                left.unlink()
+            self._take_up()
+            self._open = self._open.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._open:
+            try:
+                self.flush()
+            except DatasetError as refused:
+                if error is None:
+                    raise
+                log.error("the last %d pairs could not be written (%s)", len(self._rows), refused)
+
+    def write(self, *records: PairRecord) -> None:
+        """Append records; those of one call end in one shard, so a kill leaves all of them or none.
+
+        Raises DatasetError for a key that exists, or if the disk refuses; the data set then stays as it was.
+        """
+        if not records:
+            return
+        keys = [record.key for record in records]
+        for key in keys:
+            if not key:
+                raise DatasetError(f"a pair for {self.folder} has no key; name the work that made it")
+            if key in self._keys or keys.count(key) > 1:
+                raise DatasetError(f"pair {key!r} exists in {self.folder}; give it a key of its own, or leave it out")
+        self._rows += records
+        self._keys.update(keys)
+        self._dirty = True
+        if self._is_full():
+            self.flush()
+            self._rows, self._shard = [], self._shard + 1
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk, in a shard that further records will fill up."""
+        if not self._dirty:
+            return
+        path = self._data / f"train-{self._name}-{self._shard:06d}.parquet"
+        whole = "free some space and run the same command again: the data set is whole, and finished shards are kept"
+        with disk_errors(path, "written", DatasetError, whole), whole_file(path) as stream:
+            _write_shard(stream, self._rows)
+        self._dirty = False
+
+    def done_keys(self) -> set[str]:
+        """The keys of every pair in the folder, of all partitions, and of those not yet on the disk."""
+        return PairStore(self.folder).keys() | self._keys
+
+    def _is_full(self) -> bool:
+        size = sum(len(row.original_image) + len(row.edited_image) for row in self._rows)
+        return len(self._rows) >= self._rows_per_shard or size >= BYTES_PER_SHARD
+
+    def _refuse_overlap(self) -> None:
+        """Runs cut into different numbers of partitions would make the same pairs twice."""
+        for lock in self.folder.glob(".*-of-*.lock"):
+            if lock.name.split("-")[2] != f"{self._partition[1]:05d}.lock" and is_locked(lock):
+                writer = lock.stem.removeprefix(".")
+                raise DatasetError(
+                    f"{self.folder} is being written as partition {writer}, and this writer is {self._name}; "
+                    "cut the work into the same number of partitions"
+                )
+
+    def _agree_on_manifest(self) -> None:
+        path = self.folder / MANIFEST
+        mine = json.loads(json.dumps({**self._manifest, "schema_version": SCHEMA_VERSION}))
+        if not path.exists():
+            if any(self.folder.glob("*.parquet")) or any(self._data.glob("*.parquet")):
+                raise DatasetError(f"{self.folder} holds pairs of unknown origin; import it, or write to a new folder")
+            with disk_errors(path, "written", DatasetError):
+                write_json(path, {**mine, "versions": versions_of(*VERSIONED)})
+        theirs = read_manifest(self.folder)
+        self.work = theirs.pop(WORK, None)
+        mine.pop(WORK, None)
+        changed = _difference(theirs.pop("versions", None), versions_of(*VERSIONED), "versions")
+        if changed:
+            log.warning("%s goes on with other software: %s; equal seeds may give other pictures", self.folder, changed)
+        for name in sorted(mine.keys() | theirs.keys()):
+            difference = _difference(theirs.get(name), mine.get(name), name)
+            if difference:
+                raise DatasetError(f"{self.folder} holds pairs of another run: {difference}; write to a new folder")
+
+    def _take_up(self) -> None:
+        """Go on where the last writer of this partition stopped."""
+        shards = sorted(self._data.glob(f"train-{self._name}-*.parquet"))
+        self._keys = PairStore(self.folder).keys()
+        if not shards:
+            return
+        self._shard = int(shards[-1].stem.rpartition("-")[2])
+        self._rows = list(PairStore(self.folder, shards=shards[-1:]))
+        if self._is_full():
+            self._rows, self._shard = [], self._shard + 1
+
+
+class PairStore(Sequence[PairRecord]):
+    """The pairs of a folder, in the order of their shards; only footers are read until a pair is asked for.
+
+    Safe to share between threads, and to send to other processes.
+    """
+
+    def __init__(self, folder: Path | str, *, shards: Sequence[Path] | None = None) -> None:
+        """Any folder of Parquet files with these columns will do; raises DatasetError for a broken or missing one."""
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DatasetError(f"{folder} is no folder; give the folder of a data set")
+        inside = self.folder / DATA
+        found = sorted((inside if inside.is_dir() else self.folder).glob("[!.]*.parquet"))
+        self.shards = list(found if shards is None else shards)
+        self._ends = list(accumulate(map(_row_count, self.shards)))
+        self._latest: tuple[Path, int, Any] | None = None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What made the pairs; raises DatasetError where the folder has no readable manifest."""
+        return read_manifest(self.folder)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        """One pair, or a list for a slice; raises IndexError beyond the end."""
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        index %= len(self)
+        shard = bisect_right(self._ends, index)
+        return self._read_row(shard, index - (self._ends[shard - 1] if shard else 0))
+
+    def __iter__(self) -> Iterator[PairRecord]:
+        _, parquet = _pyarrow()
+        for path in self.shards:
+            with _reading(path), parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_PER_GROUP, use_threads=False):
+                    yield from (_record(row, path) for row in batch.to_pylist())
+
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Whole columns without pictures (default: every one but the pictures), in the order of the pairs.
+
+        Raises ConfigError for an unknown name.
+        """
+        known = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"column {name!r} cannot be listed; choose among {', '.join(known)}")
+        wanted = list(names or known)
+        _, parquet = _pyarrow()
+        result: dict[str, list[Any]] = {name: [] for name in wanted}
+        for path in self.shards:
+            with _reading(path), parquet.ParquetFile(path) as file:
+                table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
+            for name in wanted:
+                result[name] += table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+        return result
+
+    def keys(self) -> set[str]:
+        """The keys of all pairs."""
+        return set(self.columns("key")["key"]) - {None, ""}
+
+    def _read_row(self, shard: int, row: int) -> PairRecord:
+        """The row group that was read last is kept, for those who read in order or in blocks."""
+        path = self.shards[shard]
+        latest = self._latest
+        if latest is None or latest[0] != path or not 0 <= row - latest[1] < latest[2].num_rows:
+            latest = self._latest = (path, *_read_group(path, row))
+        return _record(latest[2].slice(row - latest[1], 1).to_pylist()[0], path)
+
+
+def _row_count(path: Path) -> int:
+    _, parquet = _pyarrow()
+    with _reading(path):
+        return parquet.read_metadata(path).num_rows
+
+
+def _read_group(path: Path, row: int) -> tuple[int, Any]:
+    """The row group that holds a row, and the number of its first row."""
+    _, parquet = _pyarrow()
+    with _reading(path), parquet.ParquetFile(path, memory_map=True) as file:
+        sizes = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
+        ends = list(accumulate(sizes))
+        group = bisect_right(ends, row)
+        # One thread, so that a process forked from this one may read too.
+        return (ends[group - 1] if group else 0), file.read_row_group(group, use_threads=False)
+
+
+def _record(row: dict[str, Any], path: Path) -> PairRecord:
+    try:
+        pictures: dict[str, Any] = {column: row[column]["bytes"] for column in IMAGE_COLUMNS}
+        texts: dict[str, Any] = {column: row.get(column) or "" for column in ("original_prompt", "edited_prompt")}
+        texts["edit_prompt"] = row["edit_prompt"]
+    except (KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:3])}"
+        ) from error
+    for column, value in {**pictures, **texts}.items():
+        if value is None:
+            raise DatasetError(f"{path} has a row without {column}; fill it in, or leave the row out")
+    rest: dict[str, Any] = {column: row.get(column) for column in ("seed", "p", "cfg", *SCORES)}
+    return PairRecord(**pictures, **texts, **rest, key=row.get("key") or "")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a data set; raises DatasetError for another schema than this version's."""
+    manifest = read_json(folder / MANIFEST, DatasetError)
+    found = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if found != SCHEMA_VERSION:
+        got = f"{folder / MANIFEST} has the schema version {found!r}"
+        raise DatasetError(f"{got}, and this ip2p reads {SCHEMA_VERSION}; use the ip2p that wrote it")
+    return manifest
+
+
+def _difference(theirs: Any, mine: Any, name: str) -> str:
+    """Where two JSON values first differ, in words; empty if they do not."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        parts = (_difference(theirs.get(key), mine.get(key), f"{name}.{key}") for key in sorted(theirs | mine))
+        return next(filter(None, parts), "")
+    return "" if theirs == mine else f"its {name} is {theirs!r} and now it is {mine!r}"
+
+
+def _write_shard(stream: Any, records: Sequence[PairRecord]) -> None:
+    arrow, parquet = _pyarrow()
+    schema = _schema(arrow)
+    columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in COLUMNS}
+    for name in IMAGE_COLUMNS:
+        columns[name] = [{"bytes": data, "path": None} for data in columns[name]]
+    texts = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
+    parquet.write_table(
+        arrow.Table.from_pydict(columns, schema=schema),
+        stream,
+        row_group_size=ROWS_PER_GROUP,
+        # Pictures are compressed already, and their statistics would be pictures.
+        compression={**dict.fromkeys(texts, "ZSTD"), **{f"{name}.bytes": "NONE" for name in IMAGE_COLUMNS}},
+        use_dictionary=["original_prompt", "edit_prompt", "edited_prompt"],
+        write_statistics=list(SCORES),
+    )
+
+
+def _schema(arrow: Any) -> Any:
+    """Columns with the hub's features, so that ``datasets`` shows pictures and not bytes."""
+    picture = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    kinds = {"seed": arrow.int64(), **dict.fromkeys(("p", "cfg", *SCORES), arrow.float64())}
+    kinds |= dict.fromkeys(IMAGE_COLUMNS, picture)
+    types = {name: kinds.get(name, arrow.string()) for name in COLUMNS}
+    features = {
+        name: {"_type": "Image"} if name in IMAGE_COLUMNS else {"_type": "Value", "dtype": HUB_TYPES[str(kind)]}
+        for name, kind in types.items()
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return arrow.schema(list(types.items()), metadata=metadata)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Arrow's errors are OSError for broken files, and ValueError for broken content."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        advice = "restore it from a copy, or delete it and run the same command again"
+        raise DatasetError(f"{path} is no whole Parquet file ({reason}); {advice}") from error
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("data sets need pyarrow, which is missing; pip install pyarrow") from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,240 @@
+"""What one does with a data set as a whole: say what is in it, verify it, bring it in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import ConfigError, DatasetError
+from ..files import TEMPORARY
+from .layouts import is_original, read_original, read_triplets, write_original
+from .ledger import pair_key, read_candidates
+from .store import MANIFEST, ROWS_PER_SHARD, SCORES, PairRecord, PairStore, PairWriter
+
+__all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info", "verify"]
+
+OnProgress = Callable[[int, int], None]
+MAX_FAULTS = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a data set holds."""
+
+    folder: str
+    pairs: int
+    captions: int
+    """Different triples of caption, instruction and edited caption."""
+    shards: int
+    bytes: int
+    picture_sizes: dict[str, int]
+    """Sizes and formats of ten pairs, such as "512x512 JPEG", with their number."""
+    scores: dict[str, dict[str, float]]
+    """Of each score that is there: how many, least, quartiles, most."""
+    manifest: dict[str, Any] | None
+
+    def as_text(self) -> str:
+        """The same for people."""
+        lines = [f"{self.folder}: {self.pairs:,} pairs of {self.captions:,} captions"]
+        lines += [f"{self.shards} shards, {self.bytes / 2**20:,.1f} MiB, pictures {', '.join(self.picture_sizes)}"]
+        for name, row in self.scores.items():
+            figures = "  ".join(f"{key} {row[key]:.3f}" for key in ("least", "lower", "median", "upper", "most"))
+            lines.append(f"{name:>13}  {figures}  ({row['count']:,} pairs)")
+        versions = (self.manifest or {}).get("versions", {})
+        lines += [f"made by {', '.join(f'{name} {number}' for name, number in versions.items())}"] if versions else []
+        return "\n".join(lines)
+
+
+def info(folder: Path | str) -> DatasetInfo:
+    """What is in a data set, without reading all pictures. Raises DatasetError."""
+    pairs = PairStore(folder)
+    columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *SCORES)
+    texts = set(zip(*(columns[name] for name in ("original_prompt", "edit_prompt", "edited_prompt")), strict=True))
+    sizes = Counter(_size(pairs[n].original_image) for n in range(0, len(pairs), max(1, len(pairs) // 10)))
+    summaries = {name: _summary([value for value in columns[name] if value is not None]) for name in SCORES}
+    return DatasetInfo(
+        folder=str(folder),
+        pairs=len(pairs),
+        captions=len(texts),
+        shards=len(pairs.shards),
+        bytes=sum(path.stat().st_size for path in pairs.shards),
+        picture_sizes=dict(sizes.most_common()),
+        scores={name: summary for name, summary in summaries.items() if summary},
+        manifest=pairs.manifest if (Path(folder) / MANIFEST).exists() else None,
+    )
+
+
+def _size(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return f"{picture.width}x{picture.height} {picture.format}"
+    except Exception:  # as in _pair_faults
+        return "unreadable"
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    names = ("least", "lower", "median", "upper", "most")
+    return {"count": len(values), **dict(zip(names, (min(values), *quarters, max(values)), strict=True))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What ``verify`` found."""
+
+    pairs: int
+    faults: tuple[str, ...]
+    """One sentence each; after 100 of them the search stops."""
+    digest: str
+    """Of the content in the order of the keys: equal for equal pairs, however they are cut into shards."""
+
+    @property
+    def sound(self) -> bool:
+        return not self.faults
+
+
+def verify(folder: Path | str, *, on_progress: OnProgress | None = None) -> Verdict:
+    """Read everything: every shard whole, every picture decodes, pairs match in size, keys once, scores in range.
+
+    Raises DatasetError only where there is no data set at all, or a shard's footer is broken.
+    """
+    # The ledger first: a writer at work brings pictures to the disk before their line.
+    named, faults = _named_by_ledger(Path(folder))
+    pairs, digests = PairStore(folder), []
+    if (Path(folder) / MANIFEST).exists():
+        faults += _caught(lambda: pairs.manifest)
+    else:
+        faults.append(f"{folder} has no {MANIFEST}; import it to give it one")
+    faults += [f"{path} is left of a killed writer; it goes when writing goes on" for path in _leftovers(Path(folder))]
+    seen: set[str] = set()
+    try:
+        for number, pair in enumerate(pairs, start=1):
+            faults += [f"pair {pair.key or number}: {fault}" for fault in _pair_faults(pair, seen)]
+            seen.add(pair.key)
+            digests.append(_digest(pair))
+            if on_progress is not None:
+                on_progress(number, len(pairs))
+            if len(faults) >= MAX_FAULTS:
+                break
+        else:
+            faults += [f"pair {key}: the ledger names it, and it is not there" for key in named if key not in seen]
+    except DatasetError as error:
+        faults.append(str(error))
+    whole = hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
+    return Verdict(pairs=len(pairs), faults=tuple(faults[:MAX_FAULTS]), digest=whole)
+
+
+def _caught(read: Callable[[], Any]) -> list[str]:
+    try:
+        read()
+    except DatasetError as error:
+        return [str(error)]
+    return []
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    yield from folder.rglob(f".*{TEMPORARY}")
+
+
+def _pair_faults(pair: PairRecord, seen: set[str]) -> Iterator[str]:
+    if pair.key and pair.key in seen:
+        yield "its key is there twice"
+    if not pair.edit_prompt.strip():
+        yield "it has no instruction"
+    sizes = []
+    for name in ("original_image", "edited_image"):
+        try:
+            with Image.open(io.BytesIO(getattr(pair, name))) as picture:
+                picture.load()
+                sizes.append(picture.size)
+        except Exception as error:  # decoders raise nearly every class of exception on broken data
+            yield f"its {name} cannot be decoded ({error})"
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        yield f"its pictures have the sizes {sizes[0]} and {sizes[1]}"
+    for name in SCORES:
+        value = getattr(pair, name)
+        # A hair's breadth beyond 1 is rounding.
+        if value is not None and not (math.isfinite(value) and abs(value) <= 1.001):
+            yield f"its {name} is {value}"
+
+
+def _named_by_ledger(folder: Path) -> tuple[list[str], list[str]]:
+    """(keys of the pairs that the ledger of candidates calls kept, its faults)."""
+    try:
+        return [pair_key(row.caption, seed) for row in read_candidates(folder) for seed in row.kept], []
+    except DatasetError as error:
+        return [], [str(error)]
+
+
+def _digest(pair: PairRecord) -> tuple[str, bytes]:
+    content = hashlib.sha256()
+    for name, value in sorted(vars(pair).items()):
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        content.update(f"{name} {len(data)} ".encode() + data)
+    return pair.key, content.digest()
+
+
+def import_dataset(
+    source: Path | str, out: Path | str, *, rows_per_shard: int = ROWS_PER_SHARD, on_progress: OnProgress | None = None
+) -> int:
+    """Bring a foreign data set into a store: the original layout, a CSV or JSON Lines file, or Parquet of the hub.
+
+    What the store has already is skipped, so a stopped import goes on. Returns the number of new pairs.
+    Raises DatasetError.
+    """
+    source = Path(source)
+    layout, pairs = _reader(source)
+    manifest = {"config": {"imported": str(source), "layout": layout}}
+    count = 0
+    with PairWriter(out, manifest=manifest, rows_per_shard=rows_per_shard) as writer:
+        done = writer.done_keys()
+        for pair in pairs:
+            if pair.key not in done:
+                writer.write(pair)
+                count += 1
+            if on_progress is not None:
+                on_progress(count, count)
+    return count
+
+
+def _reader(source: Path) -> tuple[str, Iterator[PairRecord]]:
+    if source.is_dir() and is_original(source):
+        return "original", read_original(source)
+    if source.is_file() and source.suffix.lower() in (".csv", ".jsonl"):
+        return "triplets", read_triplets(source)
+    if source.is_dir() and any(source.rglob("*.parquet")):
+        return "parquet", _with_keys(_parquet_folder(source))
+    kinds = "a folder of the original layout (0000000/prompt.json), a .csv or .jsonl file, or a folder of Parquet files"
+    raise DatasetError(f"{source} is no known layout; give {kinds}")
+
+
+def _parquet_folder(source: Path) -> PairStore:
+    """The pairs of a folder; some of the hub's keep their files deeper, such as in default/train."""
+    pairs = PairStore(source)
+    return pairs if pairs.shards else PairStore(source, shards=sorted(source.rglob("[!.]*.parquet")))
+
+
+def _with_keys(pairs: PairStore) -> Iterator[PairRecord]:
+    for number, pair in enumerate(pairs):
+        yield pair if pair.key else replace(pair, key=f"row/{number}")
+
+
+def export_dataset(folder: Path | str, out: Path | str, *, layout: str = "original") -> int:
+    """Write a store in a foreign layout; returns the number of pairs. Raises ConfigError, DatasetError."""
+    if layout != "original":
+        raise ConfigError(f"layout is {layout!r}; choose original (a store is the hub's layout as it is)")
+    return write_original(PairStore(folder), Path(out))

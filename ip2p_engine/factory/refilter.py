@@ -1,0 +1,217 @@
+"""Filter a data set again, by the scores that are kept: other thresholds without generating again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from ..clip.filter import MEASURES, FilterConfig, FilterReport, filter_candidates
+from ..clip.similarity import ClipSimilarity, PairScores, rounded
+from ..data.ledger import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
+from ..data.store import IMAGE_COLUMNS, MANIFEST, PairRecord, PairStore, PairWriter
+from ..errors import DatasetError
+from ..images import open_image
+
+__all__ = ["RefilterReport", "clip_of", "refilter", "rescored"]
+
+AT_ONCE = 64
+
+log = logging.getLogger(__name__)
+OnProgress = Callable[[int, int], None]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefilterReport:
+    """What a filter makes of a data set."""
+
+    filtered: FilterReport
+    missing: tuple[str, ...]
+    """Keys of pairs that pass now and have no pictures, because the first filter dropped them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {"filtered": self.filtered.to_dict(), "missing": list(self.missing)}
+
+    def as_text(self, *, histograms: bool = True) -> str:
+        """The same for people."""
+        text = self.filtered.text(histograms=histograms)
+        if not self.missing:
+            return text
+        lost = f"{len(self.missing):,} of them have no pictures, since the first filter dropped them; to have them"
+        return f"{text}\n{lost}, make the pairs again with these thresholds, or once with --filter none"
+
+
+def refilter(
+    folder: Path | str,
+    out: Path | str | None,
+    config: FilterConfig,
+    *,
+    scores: Mapping[str, PairScores] | None = None,
+    clip: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> RefilterReport:
+    """Say what a filter keeps of a data set and, given ``out``, write that as a data set of its own.
+
+    By the ledger where there is one, else by the scores in the rows, or by ``scores`` that ``rescored`` took with
+    ``clip``; without a ledger, a caption pair is what has the same texts. A stopped call goes on. Raises DatasetError
+    for pairs without scores, and for an ``out`` that holds something else.
+    """
+    pairs = PairStore(folder)
+    by_ledger = scores is None and has_candidates(folder)
+    judged = _by_ledger(pairs, config) if by_ledger else _by_rows(pairs, scores, config)
+    there = set(_names(pairs))
+    if out is not None:
+        source = _config_of(pairs)
+        filtered = {"source": str(folder), "filter": asdict(config), "clip": clip or _rescored_by(source)}
+        writer = PairWriter(out, manifest={"config": {**source, "filtered": filtered}})
+        with writer:
+            _copy(pairs, judged.wanted, scores or {}, writer, on_progress)
+            _copy_lines(pairs, judged.captions, config, there, writer)
+    return RefilterReport(filtered=judged.report, missing=tuple(sorted(judged.wanted - there)))
+
+
+def clip_of(pairs: PairStore) -> str:
+    """The CLIP that took the scores of a data set; empty where its manifest does not say. Raises DatasetError."""
+    config = _config_of(pairs)
+    return _rescored_by(config) or config.get("factory", {}).get("clip", "")
+
+
+def _config_of(pairs: PairStore) -> dict[str, Any]:
+    return pairs.manifest.get("config", {}) if (pairs.folder / MANIFEST).exists() else {}
+
+
+def _rescored_by(config: Mapping[str, Any]) -> str | None:
+    return config.get("filtered", {}).get("clip")
+
+
+def rescored(
+    pairs: PairStore, scorer: ClipSimilarity, *, on_progress: OnProgress | None = None
+) -> dict[str, PairScores]:
+    """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
+    found: dict[str, PairScores] = {}
+    bare = sum(not (text or "").strip() for text in pairs.columns("original_prompt")["original_prompt"])
+    if bare:
+        log.warning("%d of %d pairs have no captions; of their scores only sim_image means anything", bare, len(pairs))
+    for batch in _batches(enumerate(pairs)):
+        before, after = ([_opened(pair, n, name) for n, pair in batch] for name in IMAGE_COLUMNS)
+        captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
+        scores = scorer.score(before, after, captions, edited)
+        found.update({_name(pair.key, n): rounded(one) for (n, pair), one in zip(batch, scores, strict=True)})
+        if on_progress is not None:
+            on_progress(len(found), len(pairs))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What a filter says of a whole data set."""
+
+    report: FilterReport
+    wanted: set[str]
+    """Keys of the pairs to keep."""
+    captions: set[int] = field(default_factory=set)
+    """The caption pairs that the ledger had; a writer at work may add more."""
+
+
+def _by_ledger(pairs: PairStore, config: FilterConfig) -> _Judged:
+    """Line by line: the ledger of a large data set does not fit into memory."""
+    wanted: set[str] = set()
+    captions, total = set(), filter_candidates([], config).report
+    for line in read_candidates(pairs.folder):
+        row, report = line.judged(config)
+        wanted.update(pair_key(row.caption, seed) for seed in row.kept)
+        captions.add(row.caption)
+        total += report
+    return _Judged(report=total, wanted=wanted, captions=captions)
+
+
+def _by_rows(pairs: PairStore, scores: Mapping[str, PairScores] | None, config: FilterConfig) -> _Judged:
+    if not len(pairs):
+        raise DatasetError(f"{pairs.folder} has no pairs to filter; give the folder of a data set")
+    columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
+    groups: dict[tuple[str, ...], list[tuple[str, PairScores]]] = {}
+    for number, name in enumerate(_names(pairs)):
+        one = scores[name] if scores is not None else _score_of(pairs, columns, number)
+        texts = tuple(columns[text][number] for text in ("original_prompt", "edit_prompt", "edited_prompt"))
+        groups.setdefault(texts, []).append((name, one))
+    results = [(group, filter_candidates([one for _, one in group], config)) for group in groups.values()]
+    wanted = {group[n][0] for group, result in results for n in result.kept}
+    return _Judged(report=_sum((result.report for _, result in results), config), wanted=wanted)
+
+
+def _score_of(pairs: PairStore, columns: Mapping[str, list[Any]], number: int) -> PairScores:
+    values = {name: columns[name][number] for name in MEASURES}
+    if None in values.values():
+        raise DatasetError(f"pair {number + 1} of {pairs.folder} has no scores; take them with --clip NAME")
+    return PairScores(**values)
+
+
+def _copy(
+    pairs: PairStore,
+    wanted: set[str],
+    scores: Mapping[str, PairScores],
+    writer: PairWriter,
+    on_progress: OnProgress | None,
+) -> None:
+    done = writer.done_keys()
+    for number, pair in enumerate(pairs):
+        name = _name(pair.key, number)
+        if name in wanted and name not in done:
+            writer.write(_with_scores(replace(pair, key=name), scores.get(name)))
+        if on_progress is not None:
+            on_progress(number + 1, len(pairs))
+
+
+def _with_scores(pair: PairRecord, scores: PairScores | None) -> PairRecord:
+    return pair if scores is None else replace(pair, **asdict(scores))
+
+
+def _copy_lines(
+    pairs: PairStore, captions: set[int], config: FilterConfig, there: set[str], writer: PairWriter
+) -> None:
+    """The ledger goes along, so that the new data set can be filtered again; the pictures first, as always."""
+    if not captions:
+        return
+    writer.flush()
+    new = captions - {row.caption for row in read_candidates(writer.folder)}
+    log = CandidateLog(writer.folder, (0, 1))
+    lines = (line.filtered(config) for line in read_candidates(pairs.folder) if line.caption in new)
+    for batch in _batches(lines):
+        log.append([replace(row, kept=_pictured(row, there)) for row in batch])
+
+
+def _pictured(row: CaptionCandidates, there: set[str]) -> tuple[int, ...]:
+    return tuple(seed for seed in row.kept if pair_key(row.caption, seed) in there)
+
+
+def _names(pairs: PairStore) -> list[str]:
+    return [_name(key, number) for number, key in enumerate(pairs.columns("key")["key"])]
+
+
+def _name(key: str | None, number: int) -> str:
+    """A pair's key, or its place in a foreign data set."""
+    return key or f"row/{number}"
+
+
+def _opened(pair: PairRecord, number: int, column: str) -> Image.Image:
+    return open_image(getattr(pair, column), name=f"the {column} of pair {_name(pair.key, number)}")
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    waiting = iter(rows)
+    while batch := list(islice(waiting, AT_ONCE)):
+        yield batch
+
+
+def _sum(reports: Iterable[FilterReport], config: FilterConfig) -> FilterReport:
+    total = filter_candidates([], config).report
+    for report in reports:
+        total += report
+    return total

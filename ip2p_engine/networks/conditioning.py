@@ -1,0 +1,87 @@
+"""What an edit is conditioned on: texts and the source picture, as the networks see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tokenizer import END_OF_TEXT, tokenize
+from .model import Model
+
+__all__ = ["Conditioning", "TextEmbedding", "decode_latents", "encode_image", "encode_text", "size_ids"]
+
+LAST_LAYERS = {"sdxl", "cosxl"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEmbedding:
+    """Encoded texts: tokens (B, 77, width), and for SDXL the pooled vector (B, width)."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def rows(self, index: Sequence[int]) -> TextEmbedding:
+        """The same texts, picked and repeated by row."""
+        chosen = list(index)
+        return TextEmbedding(tokens=self.tokens[chosen], pooled=None if self.pooled is None else self.pooled[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """The two conditions of a batch and their absence.
+
+    ``image`` (B, 4, h, w) is the posterior's mode, not multiplied by the latent scale (CosXL-Edit: scaled); no image
+    is a zero latent. ``text`` has B rows, ``null_text`` has one: the encoding of the empty text. ``size_ids`` (B, 6)
+    is SDXL's original size, crop corner and target size.
+    """
+
+    text: TextEmbedding
+    null_text: TextEmbedding
+    image: Tensor
+    size_ids: Tensor | None = None
+
+
+@torch.inference_mode()
+def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
+    """Encode texts as the checkpoint's family does; more than 77 tokens are cut off."""
+    first = model.text_encoders[0]
+    if model.spec.family not in LAST_LAYERS:
+        pad = 0 if model.spec.family == "sd2" else END_OF_TEXT
+        tokens = tokenize(texts, pad=pad).to(first.device)
+        return TextEmbedding(tokens=first(tokens).last_hidden_state)
+    outputs = [
+        encoder(tokenize(texts, pad=pad).to(encoder.device), output_hidden_states=True)
+        for encoder, pad in zip(model.text_encoders, (END_OF_TEXT, 0), strict=True)
+    ]
+    tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return TextEmbedding(tokens=tokens, pooled=outputs[1].text_embeds)
+
+
+@torch.inference_mode()
+def encode_image(model: Model, pixels: Tensor) -> Tensor:
+    """The image condition c_I: the mode of the autoencoder's posterior (paper's code; unscaled but for CosXL-Edit).
+
+    ``pixels`` is (B, 3, H, W) in [-1, 1] with sides divisible by 8; returns (B, 4, H/8, W/8).
+    """
+    autoencoder = model.autoencoder
+    mode = autoencoder.encode(pixels.to(autoencoder.device, autoencoder.dtype)).latent_dist.mode()
+    return mode * model.spec.latent_scale if model.spec.scaled_condition else mode
+
+
+@torch.inference_mode()
+def decode_latents(model: Model, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, 8h, 8w) in about [-1, 1] of clean latents (B, 4, h, w) as the sampler returns them."""
+    autoencoder = model.autoencoder
+    scaled = latents / model.spec.latent_scale
+    return autoencoder.decode(scaled.to(autoencoder.device, autoencoder.dtype)).sample.float()
+
+
+def size_ids(model: Model, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
+    """SDXL's six numbers a sample: height and width before, no crop, height and width after; None elsewhere."""
+    if model.spec.family not in LAST_LAYERS:
+        return None
+    rows = [(height, width, 0, 0, height, width) for width, height in sizes]
+    return torch.tensor(rows, dtype=torch.float32, device=model.device)
