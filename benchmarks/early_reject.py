@@ -25,8 +25,7 @@ from ip2p_engine.config import with_overrides
 from ip2p_engine.edit import Hooks
 from ip2p_engine.factory.maker import candidate_seed
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob
-from ip2p_engine.scenes.caption_source import GrammarSource, sample_captions
-from ip2p_engine.scenes.presets import EMBEDDED_PAIRS
+from ip2p_engine.scenes.grammar import EMBEDDED_PAIRS, GrammarSource, sample_captions
 
 MOMENTS, MARGINS = (0.25, 0.5, 0.75), (0.0, 0.05, 0.1, 0.2, 0.3)
 MEASURES = {"image": ("sim_image",), "image and direction": ("sim_image", "sim_direction")}

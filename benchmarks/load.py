@@ -31,9 +31,8 @@ from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline, UNe
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
-from ip2p_engine.checkpoint.ldm_state import ldm_state
-from ip2p_engine.checkpoint.single_file import PREFIXES, ema_name
+from ip2p_engine.checkpoint.recognise import PREFIXES, ema_name
+from ip2p_engine.checkpoint.write import ldm_state, save_diffusers, save_ldm
 from ip2p_engine.networks.model import Model, ModelSpec, load_model
 
 SPEC = ModelSpec(

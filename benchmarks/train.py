@@ -40,8 +40,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ip2p_engine.checkpoint.export import save_ldm
 from ip2p_engine.checkpoint.spec import recommended
+from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.data.store import PairRecord
 from ip2p_engine.errors import Interrupted
 from ip2p_engine.networks.model import Model, ModelSpec, load_model

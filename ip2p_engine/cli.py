@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import captions, checkpoint, dataset, edit, evaluate, filter, pairs, scenes, train
+from .commands import captions, checkpoint, dataset, edit, evaluate, pairs, scenes, train
 from .errors import Interrupted, IP2PError
 from .version import __version__
 
@@ -52,6 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ip2p {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for family in (edit, captions, pairs, filter, dataset, train, evaluate, checkpoint, scenes):
+    for family in (edit, captions, pairs, dataset, train, evaluate, checkpoint, scenes):
         family.add(commands)
     return parser

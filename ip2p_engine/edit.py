@@ -20,11 +20,11 @@ from .diffusion.noise import SampleNoise, check_seed
 from .diffusion.sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
 from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError
+from .files import public_name
 from .images import fit, give_back, open_image, plan_size, to_images, to_tensor
 from .networks.conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .networks.denoiser import guided_denoiser
 from .networks.model import Model, load_model
-from .storage import public_name
 from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_dtype", "usable_device"]

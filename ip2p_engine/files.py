@@ -11,20 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
 from .errors import IP2PError
 
 __all__ = [
-    "NO_JSON",
     "AppendLog",
+    "NO_JSON",
     "csv_rows",
     "disk_errors",
     "is_locked",
+    "is_url",
     "json_lines",
     "locked",
+    "public_name",
     "read_json",
+    "reason_of",
     "text_lines",
     "whole_file",
     "write_json",
@@ -210,3 +214,26 @@ def _whole_lines(stream: BinaryIO) -> int:
             return start + cut + 1
         end = start
     return 0
+
+
+def is_url(source: str) -> bool:
+    """Whether something is named by an address other than the hub's."""
+    return "://" in source and not source.startswith("hf://")
+
+
+def public_name(source: str | Path) -> str:
+    """A source as pictures and manifests may name it: an address without its user, password and signed query."""
+    text = str(source)
+    if not is_url(text):
+        return text
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def reason_of(error: Exception, *urls: str | Path) -> str:
+    """The first line of an error of whatever class a kind of storage raises, with the addresses made public."""
+    # Not cut short: of half an address the secret would stay.
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for url in map(str, urls):
+        text = text.replace(url, public_name(url))
+    return text

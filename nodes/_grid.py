@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..ip2p_engine.errors import ConfigError
-from ..ip2p_engine.strips import strip
+from ..ip2p_engine.images import strip
 
 __all__ = ["grid", "numbers"]
 

@@ -151,7 +151,7 @@ def _native(parts: tuple, spec: Any) -> Native:
 
 
 def _through_the_engine(source: str | Path, weights: str, base: str | Path | None, standard: bool) -> tuple:
-    from ..ip2p_engine.checkpoint.ldm_state import ldm_state
+    from ..ip2p_engine.checkpoint.write import ldm_state
     from ..ip2p_engine.networks.model import load_model
 
     loaded = load_model(source, weights=weights, base=base, dtype=None if standard else torch.float32)

@@ -85,7 +85,7 @@ class Captions(io.ComfyNode):
 def make_edits(captions: list[str], source: str, count: int, seed: int) -> list[Any]:
     """``count`` edits at most; raises CaptionError if no answer could be used."""
     from ..ip2p_engine.captions.edits import Rejected, Request
-    from ..ip2p_engine.scenes.caption_source import sample_captions
+    from ..ip2p_engine.scenes.grammar import sample_captions
 
     if not captions:
         if source != GRAMMAR:
@@ -108,7 +108,7 @@ def make_edits(captions: list[str], source: str, count: int, seed: int) -> list[
 
 def _source(name: str) -> Any:
     if name == GRAMMAR:
-        from ..ip2p_engine.scenes.caption_source import GrammarSource
+        from ..ip2p_engine.scenes.grammar import GrammarSource
 
         return GrammarSource()
     if name == SERVER:

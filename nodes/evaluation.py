@@ -59,10 +59,9 @@ def evaluate(
     references: bool,
 ) -> tuple[Any, str]:
     """(plot, table) of the first ``count`` pairs."""
-    from ..ip2p_engine.evaluate.baselines import CopyInput, Target
-    from ..ip2p_engine.evaluate.curve import curve_points
+    from ..ip2p_engine.evaluate.curve import curve_points, trade_off_plot
     from ..ip2p_engine.evaluate.measure import measure
-    from ..ip2p_engine.evaluate.plot import trade_off_plot
+    from ..ip2p_engine.evaluate.methods import CopyInput, Target
     from ..ip2p_engine.evaluate.run_folder import text_of
     from ..ip2p_engine.evaluate.trade_off import points_table
 

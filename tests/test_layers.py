@@ -88,7 +88,7 @@ def test_imports_point_down(module):
 def test_every_module_has_a_layer():
     tops = {module.split(".")[1] for module in engine_modules() if "." in module}
     assert tops - set(ORDER) == set()
-    assert {"errors", "images", "guidance"} <= tops
+    assert {"errors", "images", "diffusion"} <= tops
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,18 @@ def test_every_module_has_a_layer():
         ("edit", "import ip2p_engine", "absolutely"),
         ("errors", "from .images import fit", "above"),
         ("errors", "from . import images", "above"),
-        ("guidance", "from .noise import draw", "above"),
-        ("schedule", "def f():\n    from .edit import EditConfig", "above"),
-        ("edit", "from .pairs import generate", "above"),
+        ("diffusion.guidance", "from ..networks.model import Model", "above"),
+        ("diffusion.schedule", "def f():\n    from ..edit import EditConfig", "above"),
+        (
+            "data.store",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..edit import EditConfig",
+            "above",
+        ),
+        ("edit", "from .p2p.generator import PairGenerator", "above"),
         ("evaluate", "from .scenes.world import render", "above"),
         ("scenes.world", "from ..cli import main", "above"),
-        ("checkpoint.read", "from ..model import Model", "above"),
-        ("scenes.embedded.load", "from ...cli import main", "above"),
+        ("checkpoint.read", "from ..networks.model import Model", "above"),
+        ("scenes.recipe.stage", "from ...cli import main", "above"),
         ("edit", "from .helpers import thing", "no layer"),
     ],
 )
@@ -120,9 +125,9 @@ def test_the_walk_sees(module, source, reason):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("edit", "from . import __version__"),
-        ("edit", "from .errors import ConfigError\nfrom .model import Model\nimport torch"),
-        ("sampling", "from .noise import draw"),
+        ("edit", "from .version import __version__"),
+        ("edit", "from .errors import ConfigError\nfrom .networks.model import Model\nimport torch"),
+        ("diffusion.sampling", "from .noise import draw"),
         ("scenes.world", "from ..edit import EditConfig\nfrom .grammar import Edit\nfrom . import judge"),
         ("cli", "def f():\n    from .scenes.world import render"),
         ("__main__", "from .cli import main"),
@@ -135,6 +140,53 @@ def test_the_walk_allows(module, source):
 def test_the_package_root_may_reach_down_lazily():
     assert not faults("import_module('.edit', __name__)", "ip2p_engine", is_package=True)
     assert faults("import comfy", "ip2p_engine", is_package=True)
+
+
+def arrows() -> dict[str, set[str]]:
+    """Which packages and top modules each of them imports."""
+    found: dict[str, set[str]] = {}
+    for module, path in engine_modules().items():
+        is_package = path.name == "__init__.py"
+        package = module if is_package else module.rpartition(".")[0]
+        own, names = module.split(".")[1:2], found.setdefault("".join(module.split(".")[1:2]), set())
+        for target, _, relative in imports(path.read_text(encoding="utf-8"), package):
+            other = target.split(".")[1:2]
+            if relative and other and other != own:
+                names.update(other)
+    return found
+
+
+def test_the_house_has_few_floors():
+    """Nothing stands on more than eleven others, and following the arrows ends."""
+    below = {name: others for name, others in arrows().items() if name}
+
+    def floor(name: str, path: tuple[str, ...] = ()) -> int:
+        assert name not in path, f"a circle: {' -> '.join([*path, name])}"
+        return 1 + max((floor(other, (*path, name)) for other in below[name]), default=0)
+
+    floors = {name: floor(name) for name in below}
+    assert max(floors.values()) <= 12, floors
+
+
+def test_no_circle_within_a_package():
+    modules = engine_modules()
+    below = {
+        module: {
+            target
+            for target, *_ in imports(path.read_text(encoding="utf-8"), module.rpartition(".")[0])
+            if target in modules and modules[target].name != "__init__.py"
+        }
+        for module, path in modules.items()
+        if path.name != "__init__.py"
+    }
+
+    def walk(module: str, path: tuple[str, ...] = ()) -> None:
+        assert module not in path, f"a circle: {' -> '.join([*path, module])}"
+        for other in below[module]:
+            walk(other, (*path, module))
+
+    for module in below:
+        walk(module)
 
 
 def test_importing_the_engine_is_light():

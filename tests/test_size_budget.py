@@ -1,4 +1,4 @@
-"""The size budget (CONTRIBUTING.md, principle 3): files of 400 lines, functions of 60, the training loop 120."""
+"""The size budget (CONTRIBUTING.md, principle 3): files of 600 lines, functions of 60, the training loop 120."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("ip2p_engine", "nodes") for path in (ROOT / folder).rglob("*.py"))
-FILE_LINES, FUNCTION_LINES, TRAINING_LOOP_LINES = 400, 60, 120
+FILE_LINES, FUNCTION_LINES, TRAINING_LOOP_LINES = 600, 60, 120
 
 
 def too_long(source: str) -> list[str]:
@@ -34,8 +34,8 @@ def function(name: str, lines: int, indent: str = "") -> str:
 @pytest.mark.parametrize(
     ("source", "count"),
     [
-        ("pass\n" * 400, 0),
-        ("pass\n" * 401, 1),
+        ("pass\n" * 600, 0),
+        ("pass\n" * 601, 1),
         (function("f", 60), 0),
         (function("f", 61), 1),
         ("async " + function("f", 61), 1),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import CheckpointError, first_line
-from .names import few
-from .parts import Bundle, Part
+from .keys import few
+from .spec import Bundle, Part
 
 __all__ = ["all_finite", "build", "check_bundle", "check_widths", "module_state", "overflow", "skeleton"]
 

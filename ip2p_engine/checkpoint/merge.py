@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .parts import Networks
-from .spec import BASE_NAMES
+from .spec import BASE_NAMES, Networks
 
 __all__ = ["add_difference"]
 

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
-from ..files import NO_JSON
-from ..storage import public_name
+from ..files import NO_JSON, public_name
 from .build import check_bundle
-from .export import TRAINING_KEY
-from .parts import Bundle, Part, autoencoder_dtype
 from .source import EMBEDDED, open_bundle
-from .spec import BASE_NAMES
+from .spec import BASE_NAMES, Bundle, Part, autoencoder_dtype
+from .write import TRAINING_KEY
 
 __all__ = ["ReportCard", "report_card", "training_settings"]
 

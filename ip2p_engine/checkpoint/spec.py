@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from ..config import from_mapping
 from ..errors import CheckpointError, ConfigError
 from ..files import NO_JSON
+from .read import keep
 
-__all__ = ["ARCHITECTURE", "BASE_NAMES", "FAMILIES", "ModelSpec", "parse_config", "recommended", "spec_to_json"]
+__all__ = [
+    "ARCHITECTURE",
+    "BASE_NAMES",
+    "Bundle",
+    "FAMILIES",
+    "ModelSpec",
+    "Networks",
+    "Part",
+    "autoencoder_dtype",
+    "check_channels",
+    "family_of",
+    "parse_config",
+    "recommended",
+    "same",
+    "spec_to_json",
+]
 
+CHANNEL_MEANING = {9: "an inpainting model", 12: "UltraEdit's stage with a mask", 5: "a depth model", 7: "an upscaler"}
 FAMILIES = ("sd1", "sd2", "sdxl", "cosxl")
 BASE_NAMES = {"sd1": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "cosxl": "CosXL"}
 ARCHITECTURE = "architecture"
 SD_SCALE, SDXL_SCALE = 0.18215, 0.13025
 KINDS = {"str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)}
 POSITIVE = ("resolution", "steps", "latent_scale", "beta_start", "beta_end", "sigma_min", "sigma_max")
-
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),
@@ -66,10 +86,10 @@ class ModelSpec:
     """Largest sigma, edm only."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kinds = getattr(self, field.name), KINDS[str(field.type)]
+        for one in fields(self):
+            value, kinds = getattr(self, one.name), KINDS[str(one.type)]
             if type(value) not in kinds or (float in kinds and not math.isfinite(value)):
-                raise ConfigError(f"{field.name} is {value!r}; give a value of type {field.type}")
+                raise ConfigError(f"{one.name} is {value!r}; give a value of type {one.type}")
         for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number above 0")
@@ -113,3 +133,94 @@ def parse_config(text: str | None, where: str) -> tuple[ModelSpec | None, dict[s
         return from_mapping(ModelSpec, values), architecture
     except (*NO_JSON, ConfigError) as error:
         raise CheckpointError(f"{where} carries an ip2p_config that cannot be used ({error}); save it again") from error
+
+
+def same(name: str) -> str:
+    """The renaming of a layout that needs none."""
+    return name
+
+
+class Networks(Protocol):
+    """What writing and merging need of a loaded checkpoint: ip2p_engine.model.Model."""
+
+    spec: ModelSpec
+    unet: Any
+    autoencoder: Any
+    text_encoders: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One network: unet, autoencoder, text or projected_text."""
+
+    kind: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    rename: Callable[[str], str] = same
+    """The name in ``tensors`` of a tensor of the module."""
+    release: Callable[[Tensor], None] = keep
+    """Of the file: for tensors that were copied."""
+    files: tuple[Path, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return tuple(dict.fromkeys(t.dtype for t in self.tensors.values() if t.is_floating_point()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What a file or a folder holds. A lone UNet has neither autoencoder nor text encoders."""
+
+    path: Path
+    layout: str
+    """ldm, ldm-unet, diffusers or diffusers-unet."""
+    spec: ModelSpec
+    unet: Part
+    autoencoder: Part | None = None
+    text_encoders: tuple[Part, ...] = ()
+    ema_parameters: int = 0
+    """Of the averaged copy beside the raw weights; 0 if there is none."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    leftovers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The UNet, then what is there of autoencoder and text encoders."""
+        return tuple(part for part in (self.unet, self.autoencoder, *self.text_encoders) if part is not None)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the networks were read from."""
+        return tuple(dict.fromkeys(path for part in self.parts for path in part.files))
+
+    @property
+    def complete(self) -> bool:
+        return self.autoencoder is not None and bool(self.text_encoders)
+
+
+def autoencoder_dtype(family: str, dtype: torch.dtype) -> torch.dtype:
+    """The autoencoder's type where the other networks have ``dtype``: SDXL's overflows in float16."""
+    overflows = dtype == torch.float16 and family in ("sdxl", "cosxl")
+    return torch.float32 if overflows else dtype
+
+
+def family_of(unet_config: Mapping[str, Any], *, edm: bool) -> str:
+    """sd1, sd2, sdxl or cosxl, by the UNet's structure."""
+    if unet_config.get("addition_embed_type") == "text_time":
+        return "cosxl" if edm else "sdxl"
+    return "sd2" if unet_config.get("use_linear_projection") else "sd1"
+
+
+def check_channels(channels: int, name: str, family: str) -> None:
+    """Raises CheckpointError for a UNet that is neither text to image nor an InstructPix2Pix."""
+    if channels in (4, 8):
+        return
+    meaning = CHANNEL_MEANING.get(channels, f"no {BASE_NAMES[family]} model we know")
+    raise CheckpointError(
+        f"{name} has a UNet of {channels} input channels ({meaning}), and an InstructPix2Pix takes 8, text to image 4; "
+        "give a checkpoint of one of these"
+    )

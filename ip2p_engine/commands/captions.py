@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ConfigError
-from .options import add_command, check_positive, local_path, progress_bar
-from .stopping import stop_signals
+from .options import add_command, check_positive, local_path, progress_bar, stop_signals
 
 __all__ = ["add"]
 
@@ -79,7 +78,7 @@ def _add_fine_tune(commands: Any) -> None:
 
 
 def _captions(options: argparse.Namespace) -> None:
-    from ..captions.make import make_captions
+    from ..captions.edits import make_captions
 
     _refuse_options_of_others(options)
     captions, source = _input(options), _source(options)
@@ -116,7 +115,7 @@ def _input(options: argparse.Namespace) -> Iterator[str]:
         raise ConfigError("ip2p captions reads one file of captions, or samples scenes; give IN or --sample N")
     if options.captions is not None:
         return read_captions(options.captions, column=options.column)
-    from ..scenes.caption_source import sample_captions
+    from ..scenes.grammar import sample_captions
 
     check_positive("--sample", options.sample)
     return sample_captions(options.sample, seed=options.seed, held_out=options.held_out)
@@ -124,7 +123,7 @@ def _input(options: argparse.Namespace) -> Iterator[str]:
 
 def _source(options: argparse.Namespace) -> Any:
     if options.source == "grammar":
-        from ..scenes.caption_source import GrammarSource
+        from ..scenes.grammar import GrammarSource
 
         return GrammarSource(held_out=options.held_out)
     if options.source == "language-model":

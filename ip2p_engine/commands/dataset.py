@@ -79,7 +79,7 @@ def _sheet(options: argparse.Namespace) -> None:
 
 def _copy(options: argparse.Namespace) -> None:
     from ..data.copy import copy_dataset
-    from ..storage import public_name
+    from ..files import public_name
 
     with progress_bar(0, "files") as bar:
         report = copy_dataset(options.source, options.target, on_progress=bar)

@@ -13,7 +13,7 @@ from ..edit import EditConfig, EditResult, Hooks, InstructPix2Pix
 from ..errors import ConfigError, Interrupted
 from ..images import check_output, is_picture_name, open_image, plan_size, save_image
 from ..progress import progress
-from .stopping import stop_signals
+from .options import stop_signals
 
 __all__ = ["edit_files", "output_paths"]
 

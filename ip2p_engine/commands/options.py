@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError
-from ..storage import public_name
+from ..files import public_name
 
 __all__ = [
     "DTYPES",
@@ -21,6 +26,7 @@ __all__ = [
     "load_editor",
     "local_path",
     "progress_bar",
+    "stop_signals",
     "torch_dtype",
 ]
 
@@ -114,3 +120,30 @@ def check_positive(name: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{name} is {value}; give a whole number of at least 1")
     return value
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """``should_stop`` for the length of a with-block: true after a Ctrl-C or SIGTERM; a second Ctrl-C ends at once.
+
+    Outside the main thread, where signals do not arrive, it stays false.
+    """
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # torchrun passes a Ctrl-C on as SIGTERM
+        asked.set()
+        sys.stderr.write("\nip2p: stopping, and keeping what is finished; once more ends at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,10 +9,24 @@ import sys
 from typing import Any
 
 from ..errors import ConfigError
-from .options import DTYPES, SAMPLER_NAMES, SCHEDULE_NAMES, Several, add_command, local_path, progress_bar, torch_dtype
-from .stopping import stop_signals
+from .options import (
+    DTYPES,
+    SAMPLER_NAMES,
+    SCHEDULE_NAMES,
+    Several,
+    add_command,
+    local_path,
+    progress_bar,
+    stop_signals,
+    torch_dtype,
+)
 
-__all__ = ["add", "add_thresholds", "thresholds"]
+__all__ = [
+    "add",
+    "add_filter",
+    "add_thresholds",
+    "thresholds",
+]
 
 MODES = ("self", "replace", "refine")
 MEASURES = ("sim_0", "sim_1", "sim_direction", "sim_image")
@@ -31,6 +45,7 @@ def add(commands: Any) -> None:
     _add_filter(parser)
     _add_work(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_filter(commands)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +132,7 @@ def _pairs(options: argparse.Namespace) -> None:
 
 
 def _crew(options: argparse.Namespace) -> Any:
-    from ..factory.cluster import ray_crew
-    from ..factory.workers import CrewPlan, local_crew
+    from ..factory.workers import CrewPlan, local_crew, ray_crew
 
     pairs = _pair_config(options)
     _refuse_idle(options, pairs.mode)
@@ -198,7 +212,7 @@ def _pair_config(options: argparse.Namespace) -> Any:
     """What is given, over what suits the embedded model, or else over the paper's settings."""
     from ..config import with_overrides
     from ..p2p.generator import PairConfig
-    from ..scenes.presets import EMBEDDED_PAIRS
+    from ..scenes.grammar import EMBEDDED_PAIRS
 
     names = ("steps", "sampler", "schedule", "edited_prompt_start", "mode", "cross_steps", "blend_start", "batch_pairs")
     given = {name: getattr(options, name) for name in names}
@@ -235,3 +249,46 @@ def _factors(given: list[str] | None) -> dict[str, float] | None:
     if not all(parts):
         raise ConfigError(f"--reweight is {' '.join(given)}; give words and factors, such as snow=2 red=0.5")
     return {found[1]: float(found[2]) for found in parts if found}
+
+
+def add_filter(commands: Any) -> None:
+    parser = add_command(
+        commands, "filter", _filter, "filter a data set again and say which threshold rejected how many"
+    )
+    parser.add_argument("store", metavar="STORE", help="the folder of a data set")
+    parser.add_argument(
+        "--out", type=local_path, metavar="STORE", help="write what is kept there (default: only report)"
+    )
+    parser.add_argument(
+        "--clip", help="score the pictures anew: embedded, a folder, or open_clip's architecture/weights"
+    )
+    parser.add_argument("--device", help="of the new scores: cpu, cuda, mps (default: a GPU if there is one)")
+    add_thresholds(parser)
+    parser.add_argument(
+        "--plot", type=local_path, metavar="FILE", help="the histograms as a picture (.png, .svg, .pdf)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _filter(options: argparse.Namespace) -> None:
+    from ..data.store import PairStore
+    from ..factory.refilter import clip_of, refilter
+
+    pairs = PairStore(options.store)
+    config = thresholds(options, options.clip or clip_of(pairs))
+    with progress_bar(len(pairs), "pairs") as bar:
+        scores = _rescored(pairs, options, bar) if options.clip else None
+        report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, on_progress=bar)
+    if options.plot:
+        from ..clip.filter import plot_report
+
+        plot_report(report.filtered, options.plot)
+    sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
+
+
+def _rescored(pairs: Any, options: argparse.Namespace, bar: Any) -> Any:
+    from ..clip.similarity import ClipSimilarity
+    from ..edit import usable_device
+    from ..factory.refilter import rescored
+
+    return rescored(pairs, ClipSimilarity.load(options.clip, device=usable_device(options.device)), on_progress=bar)

@@ -21,9 +21,9 @@ from .options import (
     load_editor,
     local_path,
     progress_bar,
+    stop_signals,
 )
 from .pairs import add_thresholds, thresholds
-from .stopping import stop_signals
 
 __all__ = ["add"]
 
@@ -86,8 +86,7 @@ def _add_pairs(actions: Any) -> None:
 
 def _scenes_judge(options: argparse.Namespace) -> None:
     from ..images import check_output, save_image
-    from ..scenes.exam import examine
-    from ..scenes.report import as_text, first_sheet, worst_sheet
+    from ..scenes.exam import as_text, examine, first_sheet, worst_sheet
 
     count, config = check_positive("--n", options.n), edit_config(options)
     for path in filter(None, (options.sheet, options.first)):
@@ -106,8 +105,15 @@ def _scenes_pairs(options: argparse.Namespace) -> None:
     from ..clip.similarity import ClipSimilarity
     from ..data.store import PairStore
     from ..images import check_output, save_image
-    from ..scenes.pair_exam import copy_without_held_out, examine_pairs, judge_store, kept_pairs
-    from ..scenes.pair_report import as_text, draw_curves, pair_sheet
+    from ..scenes.pair_exam import (
+        as_text,
+        copy_without_held_out,
+        draw_curves,
+        examine_pairs,
+        judge_store,
+        kept_pairs,
+        pair_sheet,
+    )
 
     config = thresholds(options, options.clip)
     for path in filter(None, (options.plot, options.sheet)):
@@ -139,8 +145,8 @@ def _make_candidates(options: argparse.Namespace) -> None:
     from ..factory.maker import FactoryConfig
     from ..factory.run import make_pairs
     from ..factory.workers import CrewPlan, local_crew
+    from ..scenes.grammar import EMBEDDED_PAIRS
     from ..scenes.pair_exam import sample_caption_edits
-    from ..scenes.presets import EMBEDDED_PAIRS
 
     names = ("steps", "sampler", "p2p_range", "cfg_range", "edited_prompt_start")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .options import Several, add_command, local_path
-from .stopping import stop_signals
+from .options import Several, add_command, local_path, stop_signals
 
 __all__ = ["add"]
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DatasetError, IP2PError
-from ..files import is_locked, whole_file
-from ..storage import is_url, public_name, reason_of
+from ..files import is_locked, is_url, public_name, reason_of, whole_file
 from .ledger import FOLDER as LEDGER
 from .store import DATA, MANIFEST
 

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
+from ..files import disk_errors, whole_file
 from .measure import Row
 from .statistics import bootstrap_means, curve_margin, interval
 
-__all__ = ["CURVE_NUMBERS", "Claim", "Point", "claims", "curve_points"]
+__all__ = [
+    "CURVE_NUMBERS",
+    "Claim",
+    "Point",
+    "claims",
+    "curve_points",
+    "save_plot",
+    "trade_off_plot",
+]
 
+LABELS = {"text_cfg": "$s_T$", "image_cfg": "$s_I$", "strength": "strength"}
+AXES = ("sim_direction", "sim_image")
+COLOURS = ("#1b4f9c", "#d1495b", "#edae49", "#3c8d53", "#7b4b94", "#00798c", "#8d6a4f", "#444444")
+MARKERS = "osD^vPX*"
+WIDTH, HEIGHT, DPI = 7.2, 5.2, 150
+LABEL_ROOM = 40
+"""Points (1/72 inch) between the ends of a curve, below which their labels would lie on each other."""
+SIDES = ((5, 5), (-5, 5), (5, -5), (-5, -5))
+"""Where a label may stand beside its point, in points."""
 CURVE_NUMBERS = ("sim_direction", "sim_image", "sim_1", "sim_0")
 SWEPT = ("text_cfg", "image_cfg", "strength")
 
@@ -113,3 +136,130 @@ def _resampled_lines(rows: Sequence[Row], curves: Sequence[str], resamples: int,
     means = bootstrap_means(table.reshape(len(samples), -1), resamples=resamples, seed=seed)
     stacked = np.concatenate([table.mean(axis=0)[None], means.reshape(resamples, *table.shape[1:])])
     return {curve: stacked[:, [n for n, (name, _) in enumerate(order) if name == curve]] for curve in curves}
+
+
+def trade_off_plot(points: Sequence[Point], *, title: str = "", level: float = 0.95) -> Image.Image:
+    """The plot as an RGB picture. Raises ConfigError without points, or without matplotlib."""
+    with io.BytesIO() as stream:
+        _figure(points, title, level).savefig(stream, format="png", dpi=DPI)
+        return Image.open(stream).convert("RGB")
+
+
+def save_plot(points: Sequence[Point], stem: Path, *, title: str = "", level: float = 0.95) -> list[Path]:
+    """Write stem.png and stem.svg; returns both. Raises as ``trade_off_plot``, and DatasetError for a full disk."""
+    figure = _figure(points, title, level)
+    written = []
+    for kind, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
+        path = stem.with_suffix(f".{kind}")
+        with disk_errors(path, "written", DatasetError), whole_file(path) as stream:
+            figure.savefig(stream, format=kind, **options)
+        written.append(path)
+    return written
+
+
+def _figure(points: Sequence[Point], title: str, level: float) -> Any:
+    if not points:
+        raise ConfigError("no points to plot; measure at least one setting")
+    figure = _matplotlib()(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.add_subplot()
+    lines = _lines(points)
+    for number, line in enumerate(lines.values()):
+        _draw(axes, line, number)
+    axes.set_xlabel("directional similarity: the change fits the change of caption →")
+    axes.set_ylabel("image similarity: the picture is kept →")
+    axes.set_title(title or " ", parse_math=False)
+    axes.grid(alpha=0.25)
+    # Names are written in afterwards: matplotlib leaves out labels that begin with _, and reads mathematics into $.
+    legend = axes.legend(frameon=False, fontsize=9)
+    for text, name in zip(legend.get_texts(), lines, strict=True):
+        text.set(text=name, parse_math=False)
+    count = points[0].count
+    figure.supxlabel(f"CLIP cosines; means of {count} edits, {level:.0%} bootstrap intervals", fontsize=8, color="0.4")
+    figure.draw_without_rendering()  # settles where everything lies
+    _label_lines(axes, list(lines.values()))
+    return figure
+
+
+def _lines(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points that one line joins, by its name: a curve's, or of a grid those of one s_T."""
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        name = point.curve
+        swept = [{p.setting.get(value) for p in points if p.curve == name} for value in ("text_cfg", "image_cfg")]
+        if all(len(values) > 1 for values in swept):
+            name += f", s_T {point.setting['text_cfg']:g}"
+        lines.setdefault(name, []).append(point)
+    return lines
+
+
+def _draw(axes: Any, points: Sequence[Point], number: int) -> None:
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    x, y = ([point.means[name] for point in points] for name in AXES)
+    spread = [
+        [[p.means[name] - p.low[name] for p in points], [p.high[name] - p.means[name] for p in points]] for name in AXES
+    ]
+    line = "-" if len(points) > 1 else "none"
+    axes.errorbar(
+        x, y, xerr=spread[0], yerr=spread[1], color=colour, marker=marker, markersize=5, linestyle=line,
+        linewidth=1.4, elinewidth=0.7, label=f"{number}",
+    )  # fmt: skip
+
+
+def _label_lines(axes: Any, lines: Sequence[Sequence[Point]]) -> None:
+    marks = axes.transData.transform([_place(point) for line in lines for point in line])
+    coloured = [(line, COLOURS[number % len(COLOURS)]) for number, line in enumerate(lines)]
+    _write(axes, [(*label, colour) for line, colour in coloured for label in _label_ends(axes, line).items()], marks)
+
+
+def _label_ends(axes: Any, points: Sequence[Point]) -> dict[tuple[float, ...], str]:
+    """The swept value at both ends of a line, by their places; where these are close, one label for the range."""
+    texts = [point_label(point, points) for point in points]
+    if not texts[0]:
+        return {}
+    places = [_place(point) for point in points]
+    first, last = axes.transData.transform([places[0], places[-1]])
+    if hypot(*(last - first)) * 72 / axes.figure.dpi < LABEL_ROOM:
+        return {places[-1]: f"{texts[0]} to {texts[-1]}"}
+    return {places[0]: texts[0], places[-1]: texts[-1]}
+
+
+def _write(axes: Any, labels: Sequence[tuple[tuple[float, ...], str, str]], marks: Any) -> None:
+    """Each label (place, text, colour) on the side of its point where it covers the fewest marks and other labels."""
+    inside = axes.get_window_extent()
+    taken: list[Any] = []
+    backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    for place, text, colour in labels:
+        note = axes.annotate(
+            text, place, xytext=SIDES[0], textcoords="offset points", fontsize=7, color=colour, bbox=backing
+        )
+        tried = []
+        for n, side in enumerate(SIDES):
+            box = _stand(note, side)
+            outside = box.x0 < inside.x0 or box.x1 > inside.x1
+            tried.append((100 * outside + 10 * box.count_overlaps(taken) + box.count_contains(marks), n))
+        taken.append(_stand(note, SIDES[min(tried)[1]]))
+
+
+def _stand(note: Any, side: tuple[int, int]) -> Any:
+    """Put a label on a side of its point; returns the box that it covers."""
+    note.set(position=side, ha="left" if side[0] > 0 else "right", va="bottom" if side[1] > 0 else "top")
+    return note.get_window_extent()
+
+
+def _place(point: Point) -> tuple[float, ...]:
+    return tuple(point.means[name] for name in AXES)
+
+
+def point_label(point: Point, points: Sequence[Point]) -> str:
+    """The values in which the points of a curve differ."""
+    swept = [name for name in point.setting if len({other.setting[name] for other in points}) > 1]
+    return " ".join(f"{LABELS[name]} {point.setting[name]:g}" for name in swept)
+
+
+def _matplotlib() -> Any:
+    """A figure that belongs to no window and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib, which is missing; pip install matplotlib") from error
+    return Figure

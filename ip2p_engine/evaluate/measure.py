@@ -14,7 +14,7 @@ from torch import Tensor
 from ..clip.similarity import ClipSimilarity, PairScores, pair_scores
 from ..errors import ConfigError
 from .methods import Made, Method, Setting, fingerprint
-from .row_log import Row, row_key, row_log
+from .run_folder import Row, row_key, row_log
 from .samples import Sample, batches
 
 __all__ = ["Judge", "Row", "measure"]

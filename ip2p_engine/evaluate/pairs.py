@@ -21,11 +21,9 @@ from ..clip.similarity import ClipSimilarity
 from ..errors import DatasetError, ImageError, IP2PError
 from ..files import csv_rows, disk_errors, json_lines
 from ..images import open_image
-from .features import Dino, Lpips, clip_features
 from .methods import fingerprint
-from .pixels import background, distances
-from .row_log import Row, row_key, row_log
-from .run_folder import Table
+from .metrics import Dino, Lpips, background, clip_features, distances
+from .run_folder import Row, Table, row_key, row_log
 
 __all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "pair_tables", "read_table"]
 

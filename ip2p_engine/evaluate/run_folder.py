@@ -8,30 +8,35 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from ..files import disk_errors, read_json, whole_file, write_json
+from ..files import AppendLog, disk_errors, locked, read_json, whole_file, write_json
 from ..version import __version__
 
 __all__ = [
     "ROWS",
     "RUN",
+    "Row",
     "Run",
     "Table",
     "check_run",
     "claim_run",
     "load_run",
+    "row_key",
+    "row_log",
     "save_run",
     "text_of",
     "versions",
     "write_rows",
 ]
 
+Row = dict[str, Any]
 RUN, ROWS = "run.json", "rows.jsonl"
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "torchmetrics")
 
@@ -140,3 +145,38 @@ def text_of(table: Table) -> str:
         for row in cells
     ]
     return "\n".join([table.title, *(line.rstrip() for line in lines), *([table.note] if table.note else [])])
+
+
+def row_key(identity: Row) -> str:
+    """What makes a row, as one text: rows of one key are measured once."""
+    return json.dumps(identity, sort_keys=True)
+
+
+@contextmanager
+def row_log(
+    folder: Path | None, results: Container[str]
+) -> Iterator[tuple[dict[str, Row], Callable[[list[Row]], None]]]:
+    """(rows by key, how to add more): in memory, or in a folder's rows.jsonl, locked against a second writer.
+
+    The key is all of a row but its ``results``. Raises DatasetError.
+    """
+    known: dict[str, Row] = {}
+
+    def remember(rows: list[Row]) -> None:
+        known.update((row_key({n: v for n, v in row.items() if n not in results}), row) for row in rows)
+
+    if folder is None:
+        yield known, remember
+        return
+    with disk_errors(folder, "written", DatasetError):
+        folder.mkdir(parents=True, exist_ok=True)
+    refusal = f"{folder} is being written by another evaluation; wait for it, or give another folder"
+    with locked(folder / ".rows.lock", refusal, DatasetError):
+        log = AppendLog(folder / ROWS, DatasetError)
+        remember(list(log))
+
+        def append(rows: list[Row]) -> None:
+            log.append(*rows)
+            remember(rows)
+
+        yield known, append

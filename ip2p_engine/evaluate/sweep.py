@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..clip.similarity import ClipSimilarity, PairScores
 from ..diffusion.noise import check_seed
@@ -16,11 +16,23 @@ from ..edit import EditResult, InstructPix2Pix
 from ..errors import ConfigError
 from ..images import fit, open_image, plan_size
 from .methods import InstructionEdit, Setting
-from .pareto import AutoPick, Picked, pareto_front
 from .samples import Sample
+from .statistics import AutoPick, Picked, pareto_front
 
-__all__ = ["AUTO_IMAGE_CFGS", "AUTO_TEXT_CFGS", "Cell", "Sweep", "SweepConfig", "edit_with", "sweep"]
+__all__ = [
+    "AUTO_IMAGE_CFGS",
+    "AUTO_TEXT_CFGS",
+    "Cell",
+    "Sweep",
+    "SweepConfig",
+    "edit_with",
+    "sweep",
+    "sweep_sheet",
+]
 
+FRONT, PICKED, INK, PAPER = (0, 140, 90), (214, 102, 0), (40, 40, 40), "white"
+FRAME, GAP = 5, 10
+TITLE = "green: no other cell both keeps the picture better and follows the instruction better; orange: the pick"
 AUTO_TEXT_CFGS, AUTO_IMAGE_CFGS = (3.0, 5.0, 7.5), (1.2, 1.5, 2.0)
 
 
@@ -176,3 +188,45 @@ def _scored(made: Sequence[tuple[float, float, int, Image.Image]], sample: Sampl
         Cell(text_cfg=s_t, image_cfg=s_i, seed=seed, image=image, scores=score, on_front=n in front)
         for n, ((s_t, s_i, seed, image), score) in enumerate(zip(made, scores, strict=True))
     ]
+
+
+def sweep_sheet(result: Sweep, *, side: int = 176) -> Image.Image:
+    """The sheet, RGB; each picture is shown ``side`` pixels high."""
+    s_ts, s_is, seeds = (sorted({getattr(c, n) for c in result.cells}) for n in ("text_cfg", "image_cfg", "seed"))
+    letter = max(10, side // 14)
+    small = ImageFont.load_default(letter)
+    width = round(max(1.0, result.sample.source.width / result.sample.source.height) * side)
+    column, row = width + 2 * FRAME + GAP, side + 2 * FRAME + GAP + round(3.2 * letter)
+    left, top = round(6 * letter), round(6 * letter)
+    columns = len(s_is) * len(seeds)
+    sheet = Image.new("RGB", (left + (columns + 1) * column, top + len(s_ts) * row), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), result.sample.instruction, fill=INK, font=ImageFont.load_default(side // 9))
+    draw.text((GAP, GAP + side // 9 * 1.5), TITLE, fill=INK, font=small)
+    sheet.paste(_shown(result.sample.source, width, side, PAPER), (left, top))
+    draw.text((left + FRAME, top + side + 2 * FRAME), "before", fill=INK, font=small)
+    for cell in result.cells:
+        place = seeds.index(cell.seed) * len(s_is) + s_is.index(cell.image_cfg)
+        x, y = left + (place + 1) * column, top + s_ts.index(cell.text_cfg) * row
+        sheet.paste(_shown(cell.image, width, side, _frame(cell, result.best)), (x, y))
+        draw.text((x + FRAME, y + side + 2 * FRAME), _numbers(cell), fill=INK, font=small, spacing=2)
+    for n, (seed, s_i) in enumerate((seed, s_i) for seed in seeds for s_i in s_is):
+        label = f"s_I {s_i:g}" + (f"  seed {seed}" if len(seeds) > 1 else "")
+        draw.text((left + (n + 1) * column + FRAME, top - 1.5 * letter), label, fill=INK, font=small)
+    for n, s_t in enumerate(s_ts):
+        draw.text((GAP, top + n * row + side // 2), f"s_T {s_t:g}", fill=INK, font=small)
+    return sheet
+
+
+def _numbers(cell: Cell) -> str:
+    s = cell.scores
+    return f"direction {s.sim_direction:.3f}\nimage {s.sim_image:.3f}\nbefore {s.sim_0:.2f}  after {s.sim_1:.2f}"
+
+
+def _frame(cell: Cell, best: Cell) -> str | tuple[int, int, int]:
+    return PICKED if cell is best else FRONT if cell.on_front else PAPER
+
+
+def _shown(picture: Image.Image, width: int, side: int, frame: str | tuple[int, int, int]) -> Image.Image:
+    smooth = Image.Resampling.LANCZOS if picture.height > side else Image.Resampling.BICUBIC
+    return ImageOps.expand(ImageOps.pad(picture, (width, side), smooth, color=PAPER), FRAME, frame)

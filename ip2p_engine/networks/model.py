@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..checkpoint.build import build, check_widths
-from ..checkpoint.export import save_diffusers, save_ldm
 from ..checkpoint.merge import add_difference
-from ..checkpoint.parts import Bundle, autoencoder_dtype
 from ..checkpoint.report import training_settings
 from ..checkpoint.source import open_bundle
-from ..checkpoint.spec import BASE_NAMES, ModelSpec, recommended
+from ..checkpoint.spec import BASE_NAMES, Bundle, ModelSpec, autoencoder_dtype, recommended
+from ..checkpoint.write import save_diffusers, save_ldm
 from ..diffusion.schedule import DiscreteSchedule
 from ..errors import CheckpointError, ConfigError
 

@@ -17,11 +17,11 @@ from ..diffusion.sampling import SAMPLERS, sample
 from ..diffusion.schedule import SCHEDULES, make_sigmas
 from ..edit import Hooks, default_dtype, usable_device
 from ..errors import CheckpointError, ConfigError
+from ..files import public_name
 from ..images import to_images
 from ..networks.conditioning import decode_latents, encode_text, size_ids
 from ..networks.denoiser import ACTIVATIONS_PER_PIXEL, free_memory
 from ..networks.model import Model, load_model
-from ..storage import public_name
 from ..version import __version__
 from .cross_attention import CROSS_MODES, CrossControl, LocalBlend, blend_words, cross_edit
 from .denoiser import PairConditioning, pair_denoiser

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from ..edit import InstructPix2Pix
-from ..images import save_image
-from ..strips import strip
+from ..images import save_image, strip
 from .judge import read_scenes
 from .world import Scene, render
 

@@ -6,16 +6,29 @@ Data order, noise, crops and the learning rate follow from (seed, step), so the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, first_line
 from ..files import TEMPORARY, disk_errors, whole_file
+from .optimizers import Average
+from .progress import diverged
 
-__all__ = ["latest", "load_checkpoint", "save_checkpoint", "step_of"]
+__all__ = [
+    "State",
+    "is_sharded",
+    "latest",
+    "load_checkpoint",
+    "save_checkpoint",
+    "step_of",
+    "whole",
+]
 
 NAME = re.compile(r"step-(\d{8})\.pt")
 PARTS = ("step", "trained", "ema", "optimizers", "scaler", "broken")
@@ -61,3 +74,88 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a step changes."""
+
+    parameters: Mapping[str, nn.Parameter]
+    average: Average
+    optimizers: Sequence[Any]
+    scaler: Any
+    """Of float16; None otherwise."""
+
+    def saved(self, last_good: Path | None = None) -> dict[str, Any]:
+        """As a checkpoint holds it; raises TrainingError if a weight is not finite, naming the last good checkpoint."""
+        self.average.wait()
+        trained = {name: whole(parameter.detach()) for name, parameter in self.parameters.items()}
+        for name, value in trained.items():
+            if not value.sum().isfinite() and not value.isfinite().all():
+                raise diverged(f"the weight {name} is not finite any more", last_good)
+        return {
+            "trained": trained,
+            "ema": {name: whole(value) for name, value in self.average.values.items()},
+            "optimizers": [_mapped(optimizer.state_dict(), whole) for optimizer in self.optimizers],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load(self, saved: Mapping[str, Any], where: str) -> None:
+        """Go on from a checkpoint; raises CheckpointError if it is another network's."""
+        if saved["trained"].keys() != self.parameters.keys():
+            raise CheckpointError(f"{where} holds other weights than this run trains; use the base that it began with")
+        for name, parameter in self.parameters.items():
+            _check_shape(saved["trained"][name], parameter, name, where)
+            parameter.copy_(_in_pieces(saved["trained"][name], parameter))
+            self.average.values[name].copy_(_in_pieces(saved["ema"][name], parameter))
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(_like_parameters(state, optimizer))
+        if self.scaler is not None and saved["scaler"] is not None:  # float16 from now on
+            self.scaler.load_state_dict(saved["scaler"])
+
+
+def whole(value: Any) -> Any:
+    """A tensor gathered from its pieces; what is whole, or no tensor, as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP holds a network in pieces."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _in_pieces(value: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def _like_parameters(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """An optimiser's saved state, cut as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    cut = {}
+    for number, entries in state["state"].items():
+        like = parameters[number]
+        cut[number] = {
+            name: _in_pieces(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+            for name, value in entries.items()
+        }
+    return {**state, "state": cut}
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested dicts and lists with every leaf changed."""
+    if isinstance(value, dict):
+        return {name: _mapped(part, change) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_mapped(part, change) for part in value]
+    return change(value)
+
+
+def _check_shape(value: Tensor, parameter: Tensor, name: str, where: str) -> None:
+    if value.shape != parameter.shape:
+        raise CheckpointError(
+            f"{where}: {name} has the shape {tuple(value.shape)} and this run's {tuple(parameter.shape)}; "
+            "use the base that it began with"
+        )

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from ..errors import DatasetError, Interrupted
+from ..files import disk_errors, read_json, whole_file, write_json
 from ..networks.conditioning import TextEmbedding, encode_text
 from ..networks.model import Model
-from .batches import Batch
+from .augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
+from .batches import Batch, Sample, Share, outlive_signals
+from .config import TrainConfig
+from .order import Place
+from .randomness import stream
+from .run_folder import first_difference
+from .sources import Rows, open_pair, size_of
 
-__all__ = ["Encoded", "Encoder"]
+__all__ = [
+    "CacheReader",
+    "Encoded",
+    "Encoder",
+    "build_cache",
+    "cache_key",
+]
+
+ROWS_PER_SHARD, PAIRS_AT_ONCE = 500, 16
+KEY_FILE, BROKEN, TEXT_OF = "cache.json", "broken", "text_of"
+LATENTS = ("mean", "std", "condition")
+SETTINGS = ("columns", "resolution", "resize", "flip", "buckets", "precision", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +93,179 @@ class Encoder:
         # Out of inference mode a clone is an ordinary tensor, which a backward pass may keep.
         pooled = None if embedded.pooled is None else embedded.pooled.clone().float()
         return TextEmbedding(tokens=embedded.tokens.clone().float(), pooled=pooled)
+
+
+def cache_key(source: Rows, model: Model, config: TrainConfig) -> dict[str, Any]:
+    """What the cached tensors depend on, as JSON takes it."""
+    settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
+    networks = {f"network {n}": _digest(net) for n, net in enumerate((model.autoencoder, *model.text_encoders))}
+    key = {"data": source.identity, "rows": len(source), "variants": config.variants, **settings, **networks}
+    return json.loads(json.dumps(key))
+
+
+def build_cache(
+    source: Rows,
+    encoder: Encoder,
+    key: Mapping[str, Any],
+    config: TrainConfig,
+    share: Share,
+    folder: Path,
+    should_stop: Callable[[], bool],
+    on_cache: Callable[[int, int], None],
+) -> None:
+    """Encode what is not there yet; processes take shards in turn. ``on_cache`` hears (rows, all rows) at each shard.
+
+    Raises DatasetError if the folder holds other tensors, and Interrupted between shards.
+    """
+    _agree(folder, key)
+    starts = range(0, len(source), ROWS_PER_SHARD)
+    for number in range(share.rank, len(starts), share.world):
+        path = _shard_path(folder, number)
+        on_cache(starts[number], len(source))
+        if path.exists():
+            continue
+        if should_stop():
+            raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same command goes on")
+        rows = range(starts[number], min(starts[number] + ROWS_PER_SHARD, len(source)))
+        _write_shard(path, source, rows, encoder, config)
+    on_cache(len(source), len(source))
+
+
+class CacheReader:
+    """Reads cached examples; which variant follows from the example's place."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], config: TrainConfig) -> None:
+        self._folder, self._rows, self._config = folder, key["rows"], config
+        self._open: dict[int, _Shard] = {}
+
+    def read(self, candidate: Any, place: Place) -> Sample:
+        row = candidate % self._rows
+        shard = self._shard(row // ROWS_PER_SHARD)
+        if str(row) in shard.broken:
+            raise DatasetError(shard.broken[str(row)])
+        generator = stream(self._config.seed, "variant", place.step, place.position)
+        variant = int(torch.randint(self._config.variants, (), generator=generator))
+        tensors = {name: shard.file.get_slice(f"{row}.{name}")[variant] for name in (*LATENTS, "size_ids")}
+        text = shard.text_of[str(row)]
+        names = [name for name in ("tokens", "pooled") if f"{name}.{text}" in shard.names]
+        texts = {name: shard.file.get_tensor(f"{name}.{text}") for name in names}
+        return Sample(instruction="", tensors={**tensors, **texts})
+
+    def latent_shape(self, place: Place) -> tuple[int, int, int]:
+        return (4, place.size[1] // 8, place.size[0] // 8)
+
+    def broken(self) -> set[int]:
+        """The rows that could not be encoded."""
+        shards = (_Shard.open(path) for path in sorted(self._folder.glob("shard-*.safetensors")))
+        return {int(row) for shard in shards for row in shard.broken}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": {}}
+
+    def _shard(self, number: int) -> _Shard:
+        if number not in self._open:
+            self._open[number] = _Shard.open(_shard_path(self._folder, number))
+        return self._open[number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    file: Any
+    names: set[str]
+    broken: dict[str, str]
+    text_of: dict[str, int]
+
+    @classmethod
+    def open(cls, path: Path) -> _Shard:
+        file = safe_open(path, framework="pt")
+        about = file.metadata()
+        return cls(
+            file=file, names=set(file.keys()), broken=json.loads(about[BROKEN]), text_of=json.loads(about[TEXT_OF])
+        )
+
+
+class _Crops(Dataset):
+    """Every variant of a row: (row, instruction, crops, size ids), or (row, what is wrong)."""
+
+    def __init__(self, source: Rows, config: TrainConfig) -> None:
+        self._source, self._config = source, config
+        self._shapes = bucket_shapes(config.resolution) if config.buckets else [(config.resolution,) * 2]
+
+    def __getitem__(self, row: int) -> tuple[Any, ...]:
+        try:
+            example = self._source[row]
+            pair, size = open_pair(example), self._shapes[nearest_shape(size_of(example), self._shapes)]
+        except DatasetError as error:
+            return row, str(error)
+        draws = (stream(self._config.seed, "cached crop", row, n) for n in range(self._config.variants))
+        crops = [draw_crop(pair.original.size, size, self._config, generator) for generator in draws]
+        pixels = [crop_pair((pair.original, pair.edited), crop) for crop in crops]
+        return row, pair.instruction, torch.stack(pixels), torch.stack([size_ids(crop) for crop in crops])
+
+
+def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config: TrainConfig) -> None:
+    tensors: dict[str, Tensor] = {}
+    broken: dict[str, str] = {}
+    texts: dict[str, int] = {}
+    text_of: dict[str, int] = {}
+    kept = torch.float32 if config.precision == "float32" else torch.float16
+    generator = torch.Generator()  # or the loader would draw from the global one
+    crops = _Crops(source, config)
+    workers: dict[str, Any] = {"num_workers": config.workers, "worker_init_fn": outlive_signals}
+    loader = DataLoader(crops, batch_size=None, sampler=rows, generator=generator, **workers)
+    for group in _grouped(loader, broken):
+        latents = encoder.latents(torch.cat([pixels for _, _, pixels, _ in group]))
+        for n, (row, instruction, pixels, ids) in enumerate(group):
+            own = slice(n * len(pixels), (n + 1) * len(pixels))
+            tensors |= {f"{row}.{name}": latents[name][own].to(kept).cpu() for name in LATENTS}
+            tensors[f"{row}.size_ids"] = ids
+            text_of[str(row)] = texts.setdefault(instruction, len(texts))
+    for text, number in texts.items():
+        embedded = encoder.text([text])
+        tensors[f"tokens.{number}"] = embedded.tokens[0].to(kept).cpu()
+        if embedded.pooled is not None:
+            tensors[f"pooled.{number}"] = embedded.pooled[0].to(kept).cpu()
+    about = {BROKEN: json.dumps(broken), TEXT_OF: json.dumps(text_of)}
+    with disk_errors(path, "written", DatasetError), whole_file(path) as file:
+        file.write(save({name: value.contiguous() for name, value in tensors.items()}, about))
+
+
+def _grouped(loader: DataLoader, broken: dict[str, str]) -> Iterator[list[tuple[Any, ...]]]:
+    """Good rows in runs of one shape; broken ones go into the dict."""
+
+    def good() -> Iterator[tuple[Any, ...]]:
+        for row, *rest in loader:
+            if len(rest) == 1:
+                broken[str(row)] = rest[0]
+            else:
+                yield (row, *rest)
+
+    for _, run in groupby(good(), key=lambda item: item[2].shape):
+        while group := list(islice(run, PAIRS_AT_ONCE)):
+            yield group
+
+
+def _agree(folder: Path, key: Mapping[str, Any]) -> None:
+    path = folder / KEY_FILE
+    if not path.exists():
+        with disk_errors(folder, "written", DatasetError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, key)
+    theirs = read_json(path, DatasetError)
+    changed = [name for name in sorted(key) if theirs.get(name) != key[name]]
+    if changed:
+        name = changed[0]
+        old, new = first_difference(str(theirs.get(name)), str(key[name]))
+        raise DatasetError(f"{folder} holds latents with {name} {old!r}, and now it is {new!r}; delete the folder")
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.safetensors"
+
+
+def _digest(module: nn.Module) -> str:
+    content = blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        content.update(name.encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()

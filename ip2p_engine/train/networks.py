@@ -11,13 +11,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..checkpoint.parts import autoencoder_dtype
-from ..checkpoint.spec import recommended
+from ..checkpoint.spec import autoencoder_dtype, recommended
 from ..errors import ConfigError
 from ..networks.model import Model
+from .checkpoints import is_sharded, whole
 from .config import TrainConfig
 from .randomness import stream
-from .state import is_sharded, whole
 
 __all__ = [
     "LORA_LAYERS",

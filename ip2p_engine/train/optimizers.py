@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .config import TrainConfig
-from .muon import Muon, is_matrix
 
-__all__ = ["learning_rate", "make_optimizers", "set_learning_rate"]
+__all__ = [
+    "Average",
+    "Muon",
+    "decay_at",
+    "is_matrix",
+    "learning_rate",
+    "make_optimizers",
+    "orthogonalise",
+    "set_learning_rate",
+    "split_parameters",
+]
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def make_optimizers(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -56,3 +70,120 @@ def _adamw8bit(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch
     except ImportError as error:
         raise ConfigError("adamw8bit needs bitsandbytes, which is missing; pip install bitsandbytes") from error
     return AdamW8bit(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def decay_at(updates: int, highest: float) -> float:
+    """min(highest, (1 + n) / (10 + n)) for the n-th update, counted from 1: the first one has 2/11."""
+    return min(highest, (1 + updates) / (10 + updates))
+
+
+class Average:
+    """Averages of some parameters. On a GPU it is updated on a stream of its own, beside the next step's work."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], highest: float) -> None:
+        self._parameters, self._highest = dict(parameters), highest
+        self.values: dict[str, Tensor] = {name: p.detach().clone().float() for name, p in parameters.items()}
+        first = next(iter(self._parameters.values()))
+        self._stream = torch.cuda.Stream(first.device) if first.is_cuda else None
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Move towards the parameters; ``updates`` counts this one. Call ``wait`` before the parameters change."""
+        weight = 1 - decay_at(updates, self._highest)
+        if self._stream is None:
+            self._move(weight)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._move(weight)
+
+    def wait(self) -> None:
+        """Let what follows on the GPU come after the last update."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages in the parameters' place until the block ends."""
+        self.wait()
+        raw = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        try:
+            self._assign(self.values)
+            yield
+        finally:
+            self._assign(raw)
+
+    @torch.no_grad()
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def _move(self, weight: float) -> None:
+        averages, current = list(self.values.values()), [p.detach().float() for p in self._parameters.values()]
+        torch._foreach_lerp_(averages, current, weight)
+
+
+def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """Approximate U V^T of a matrix's singular value decomposition by a quintic Newton-Schulz iteration."""
+    a, b, c = COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised Nesterov momentum; the step is scaled to the size of an AdamW step (0.2 sqrt(max side))."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for group in self.param_groups:
+            parameters = group["params"]
+            updates = [torch.zeros_like(p) for p in parameters]
+            for position, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
+                direction = self._direction(parameter, group["momentum"])
+                if position % world == rank:
+                    update.copy_(_scaled(direction))
+            if world > 1:
+                _sum_over_processes(updates)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        gradient: Any = parameter.grad
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon takes a parameter; tables, first and last layers, norms and biases are AdamW's."""
+    outer = any(word in name for word in ("embedding", "conv_in", "conv_out", "logit_scale"))
+    return parameter.ndim >= 2 and not outer
+
+
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices for Muon, the rest for AdamW)."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        (matrices if is_matrix(name, parameter) else rest).append(parameter)
+    return matrices, rest
+
+
+def _scaled(direction: Tensor) -> Tensor:
+    matrix = direction.reshape(direction.shape[0], -1)
+    return (orthogonalise(matrix) * (0.2 * max(matrix.shape) ** 0.5)).view_as(direction)
+
+
+def _sum_over_processes(tensors: list[Tensor]) -> None:
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

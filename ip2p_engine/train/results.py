@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.export import RAW_UNET, save_diffusers, save_ldm, write_safetensors
+from ..checkpoint.write import RAW_UNET, save_diffusers, save_ldm, write_safetensors
 from ..networks.model import Model, load_model
 from .config import TrainConfig
-from .ema import Average
 from .networks import finished, lora_state, usable
+from .optimizers import Average
 
 __all__ = ["export"]
 

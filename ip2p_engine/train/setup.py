@@ -13,25 +13,21 @@ import torch
 
 from ..data.store import PairRecord
 from ..errors import ConfigError
+from ..files import public_name
 from ..networks.model import Model, load_model
-from ..storage import public_name
 from .batches import Batch, PictureReader, Reader, Share, batches
-from .cache import CacheReader, build_cache, cache_key
-from .checkpoints import latest, load_checkpoint, save_checkpoint
+from .checkpoints import State, latest, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .distributed import refusals
-from .ema import Average
-from .encoding import Encoder
+from .encoding import CacheReader, Encoder, build_cache, cache_key
 from .networks import make_trainable, move_frozen, trained_parameters
 from .objective import Objective
-from .optimizers import make_optimizers
+from .optimizers import Average, make_optimizers
 from .order import make_order
-from .origin import digest_of_text, digest_of_weights
 from .progress import TrainResult
 from .results import export
-from .run_folder import RunFolder
+from .run_folder import RunFolder, digest_of_text, digest_of_weights
 from .sources import Rows, measured_rows, name_of, open_source
-from .state import State
 from .validation import ValidationSet
 
 __all__ = ["Data", "Run", "begin"]

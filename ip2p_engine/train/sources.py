@@ -18,7 +18,7 @@ from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import read_json
 from ..images import Size, open_image, upright_size
 from .config import TrainConfig
-from .origin import digest_of_files
+from .run_folder import digest_of_files
 
 __all__ = [
     "Chosen",

@@ -11,12 +11,11 @@ from PIL import Image
 
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import DatasetError
-from ..images import fit, save_image
+from ..images import fit, save_image, strip
 from ..networks.model import Model
-from ..strips import strip
 from .config import TrainConfig
-from .ema import Average
 from .networks import arithmetic, usable
+from .optimizers import Average
 from .sources import Pair, Rows, Stream, open_pair
 
 __all__ = ["ValidationSet"]

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
 from ip2p_engine.checkpoint.spec import ModelSpec, recommended
+from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
 from ip2p_engine.networks.model import Model
 
 XL_CHANNELS, XL_DEPTHS, POOLED, TIME_IDS, WORDS = (32, 64, 64), (1, 1, 2), 24, 8, 600
@@ -104,7 +104,7 @@ def assert_same(ours: Model, theirs: Model) -> None:
 
 def tensors_of(model: Model) -> dict[str, torch.Tensor]:
     """The LDM file's content as fresh tensors."""
-    from ip2p_engine.checkpoint.ldm_state import ldm_state
+    from ip2p_engine.checkpoint.write import ldm_state
 
     return {name: value.clone().contiguous() for name, value in ldm_state(model).items()}
 

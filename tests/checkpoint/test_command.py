@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ip2p_engine import cli
-from ip2p_engine.checkpoint.export import save_ldm
 from ip2p_engine.checkpoint.merge import add_difference
+from ip2p_engine.checkpoint.recognise import PREFIXES, ema_name
 from ip2p_engine.checkpoint.report import report_card
-from ip2p_engine.checkpoint.single_file import PREFIXES, ema_name
+from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.networks.model import load_model
 
 UNET = PREFIXES["unet"]

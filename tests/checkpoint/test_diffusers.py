@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from ip2p_engine.checkpoint.export import save_diffusers
+from ip2p_engine.checkpoint.write import save_diffusers
 from ip2p_engine.tokenizer import END_OF_TEXT, tokenize
 
 pytestmark = pytest.mark.slow

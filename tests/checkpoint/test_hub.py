@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from ip2p_engine.checkpoint.folder import choose_files
+from ip2p_engine.checkpoint.recognise import choose_files
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.networks.model import load_model

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
-from ip2p_engine.checkpoint.single_file import EDM_KEYS, PREFIXES, ema_name
+from ip2p_engine.checkpoint.recognise import EDM_KEYS, PREFIXES, ema_name
 from ip2p_engine.checkpoint.source import open_bundle
+from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, size_ids
 from ip2p_engine.networks.denoiser import guided_denoiser

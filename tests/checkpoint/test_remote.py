@@ -5,10 +5,10 @@ from __future__ import annotations
 import fsspec
 import pytest
 
-from ip2p_engine.checkpoint.remote import CACHE_VARIABLE
+from ip2p_engine.checkpoint.source import CACHE_VARIABLE
 from ip2p_engine.errors import CheckpointError
+from ip2p_engine.files import public_name
 from ip2p_engine.networks.model import load_model
-from ip2p_engine.storage import public_name
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from ip2p_engine.checkpoint import read
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
+from ip2p_engine.checkpoint.recognise import PREFIXES, ema_name
 from ip2p_engine.checkpoint.report import report_card
-from ip2p_engine.checkpoint.single_file import PREFIXES, ema_name
+from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
 
 WEIGHT_FILES = {
     "unet/diffusion_pytorch_model.safetensors",

@@ -22,9 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ip2p_engine.checkpoint.build import all_finite
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
+from ip2p_engine.checkpoint.recognise import PREFIXES
 from ip2p_engine.checkpoint.report import report_card
-from ip2p_engine.checkpoint.single_file import PREFIXES
+from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.networks.model import load_model
 

@@ -20,9 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ip2p_engine.checkpoint.export import save_diffusers, save_ldm
-from ip2p_engine.checkpoint.ldm_state import ldm_state
 from ip2p_engine.checkpoint.spec import recommended
+from ip2p_engine.checkpoint.write import ldm_state, save_diffusers, save_ldm
 from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.diffusion.sampling import sample
 from ip2p_engine.diffusion.schedule import DiscreteSchedule, make_sigmas

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.checkpoint.ldm_state import ldm_state
+from ip2p_engine.checkpoint.write import ldm_state
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit

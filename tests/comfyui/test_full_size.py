@@ -18,7 +18,7 @@ def checkpoint(server):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ip2p_engine.checkpoint.export import save_ldm
+    from ip2p_engine.checkpoint.write import save_ldm
     from ip2p_engine.networks.model import Model, ModelSpec
 
     torch.manual_seed(0)

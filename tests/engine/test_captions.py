@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ip2p_engine.captions.edits import CaptionEdit, Rejected, Request, plain, read_captions, read_edits
+from ip2p_engine.captions.edits import CaptionEdit, Rejected, Request, make_captions, plain, read_captions, read_edits
 from ip2p_engine.captions.language_model import (
     Delimiters,
     FineTuneConfig,
@@ -29,12 +29,10 @@ from ip2p_engine.captions.language_model import (
     SampleConfig,
     fine_tune,
 )
-from ip2p_engine.captions.make import make_captions
 from ip2p_engine.captions.server import ServerConfig, ServerSource
 from ip2p_engine.errors import CaptionError, CheckpointError, ConfigError, Interrupted
 from ip2p_engine.files import locked
-from ip2p_engine.scenes.caption_source import GrammarSource, parse_caption, sample_captions
-from ip2p_engine.scenes.grammar import captions_of, edits_from
+from ip2p_engine.scenes.grammar import GrammarSource, captions_of, edits_from, parse_caption, sample_captions
 from ip2p_engine.scenes.world import all_scenes
 
 ROOT = Path(__file__).parents[2]

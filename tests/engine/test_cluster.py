@@ -12,10 +12,9 @@ import torch
 
 from ip2p_engine.captions.edits import CaptionEdit
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
-from ip2p_engine.factory.cluster import ray_crew
 from ip2p_engine.factory.maker import FactoryConfig
 from ip2p_engine.factory.run import Work, make_pairs
-from ip2p_engine.factory.workers import CrewPlan, local_crew
+from ip2p_engine.factory.workers import CrewPlan, local_crew, ray_crew
 from ip2p_engine.p2p.generator import PairConfig
 
 HEARTS = [
@@ -85,6 +84,6 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
 def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch, address):
     """Ray itself takes minutes."""
-    monkeypatch.setattr("ip2p_engine.factory.cluster._ray", lambda: pytest.fail("Ray was asked"))
+    monkeypatch.setattr("ip2p_engine.factory.workers._ray", lambda: pytest.fail("Ray was asked"))
     with pytest.raises(ConfigError, match=r"no Ray cluster at .* \(.*\); start one"), ray_crew(PLAN, address):
         pass

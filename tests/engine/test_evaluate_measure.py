@@ -19,16 +19,15 @@ from ip2p_engine.data.store import PairRecord, PairWriter
 from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.diffusion.schedule import make_sigmas
 from ip2p_engine.errors import ConfigError, DatasetError
-from ip2p_engine.evaluate.baselines import CopyInput, PromptToPrompt, RoundTrip, SDEdit, Target
 from ip2p_engine.evaluate.measure import measure
-from ip2p_engine.evaluate.methods import InstructionEdit, Setting
+from ip2p_engine.evaluate.methods import CopyInput, InstructionEdit, PromptToPrompt, RoundTrip, SDEdit, Setting, Target
 from ip2p_engine.evaluate.run_folder import ROWS
 from ip2p_engine.evaluate.samples import Sample, StoreSamples, batches, in_test_split
 from ip2p_engine.images import to_tensor
 from ip2p_engine.networks.conditioning import encode_image, encode_text
 from ip2p_engine.networks.denoiser import denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
-from ip2p_engine.scenes.samples import scene_samples
+from ip2p_engine.scenes.exam import scene_samples
 
 E_JSON = json.loads((Path(__file__).parents[1] / "data" / "reference" / "E.json").read_text())
 NUMBERS = ("sim_0", "sim_1", "sim_direction", "sim_image")

@@ -16,9 +16,8 @@ from torchvision import transforms
 
 from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from ip2p_engine.evaluate.features import Dino, Lpips, centre, clip_features
+from ip2p_engine.evaluate.metrics import Dino, Lpips, background, centre, clip_features, distances, evaluate_extra
 from ip2p_engine.evaluate.pairs import EditedPicture, measure_picture, measure_table, pair_tables, read_table
-from ip2p_engine.evaluate.pixels import background, distances, evaluate_extra
 
 
 def noise(size=(48, 40), seed=0):

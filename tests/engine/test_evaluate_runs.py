@@ -12,31 +12,30 @@ from PIL import Image
 from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import ConfigError, DatasetError
-from ip2p_engine.evaluate import ablation
-from ip2p_engine.evaluate.ablation import make_arms, subset, train_arm
-from ip2p_engine.evaluate.curve import curve_points
-from ip2p_engine.evaluate.examples import tiled
-from ip2p_engine.evaluate.page import write_report
-from ip2p_engine.evaluate.pareto import AutoPick, pareto_front
-from ip2p_engine.evaluate.plot import _figure, point_label, save_plot, trade_off_plot
+from ip2p_engine.evaluate import trade_off as ablation
+from ip2p_engine.evaluate.curve import _figure, curve_points, point_label, save_plot, trade_off_plot
+from ip2p_engine.evaluate.report import tiled, write_report
 from ip2p_engine.evaluate.run_folder import Table, load_run, save_run, text_of
 from ip2p_engine.evaluate.samples import in_test_split
-from ip2p_engine.evaluate.sweep import SweepConfig, edit_with, sweep
-from ip2p_engine.evaluate.sweep_sheet import sweep_sheet
-from ip2p_engine.scenes.auto import choices
-from ip2p_engine.scenes.findings import confusions, side_effects, summary, worst
+from ip2p_engine.evaluate.statistics import AutoPick, pareto_front
+from ip2p_engine.evaluate.sweep import SweepConfig, edit_with, sweep, sweep_sheet
+from ip2p_engine.evaluate.trade_off import make_arms, subset, train_arm
+from ip2p_engine.scenes.exam import choices, scene_samples
 from ip2p_engine.scenes.limits import (
     ASKED,
     CASES,
     NONE,
     Outcome,
+    confusions,
     limit_rows,
     limit_sheet,
     limit_table,
     make_cases,
     outcomes,
+    side_effects,
+    summary,
+    worst,
 )
-from ip2p_engine.scenes.samples import scene_samples
 from ip2p_engine.scenes.world import render
 from ip2p_engine.train import TrainConfig
 

@@ -8,8 +8,7 @@ import pytest
 from ip2p_engine.clip.similarity import PairScores
 from ip2p_engine.errors import ConfigError
 from ip2p_engine.evaluate.curve import claims, curve_points
-from ip2p_engine.evaluate.pareto import AutoPick, pareto_front
-from ip2p_engine.evaluate.statistics import bootstrap_means, curve_margin, interval
+from ip2p_engine.evaluate.statistics import AutoPick, bootstrap_means, curve_margin, interval, pareto_front
 from ip2p_engine.evaluate.trade_off import points_table
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ip2p_engine import cli
-from ip2p_engine.commands.stopping import stop_signals
+from ip2p_engine.commands.options import stop_signals
 from ip2p_engine.data.store import PairStore
 from ip2p_engine.data.tools import verify
 from ip2p_engine.p2p.generator import PAIR_MODES

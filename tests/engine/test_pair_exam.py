@@ -13,22 +13,22 @@ from ip2p_engine.clip.similarity import ClipSimilarity, PairScores
 from ip2p_engine.commands.pairs import _pair_config
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import DatasetError
-from ip2p_engine.scenes.caption_source import parse_caption
-from ip2p_engine.scenes.grammar import captions_of, edits_from, is_held_out, scenes_of
+from ip2p_engine.scenes.grammar import EMBEDDED_PAIRS, captions_of, edits_from, is_held_out, parse_caption, scenes_of
 from ip2p_engine.scenes.judge import read_scenes
 from ip2p_engine.scenes.pair_exam import (
     JudgedPair,
     Rates,
     Separation,
+    as_text,
     copy_without_held_out,
+    draw_curves,
     examine_pairs,
     judge_pair,
     judge_store,
     kept_pairs,
+    pair_sheet,
     sample_caption_edits,
 )
-from ip2p_engine.scenes.pair_report import as_text, draw_curves, pair_sheet
-from ip2p_engine.scenes.presets import EMBEDDED_PAIRS
 from ip2p_engine.scenes.world import Scene, render
 
 HEART = Scene(shape="heart", colour="red", background="sky", size="large", place="top left")

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import pyarrow.parquet  # noqa: F401  (the lives inherit the imports)
 
 from ip2p_engine import cli
-from ip2p_engine.captions.make import make_captions
+from ip2p_engine.captions.edits import make_captions
 from ip2p_engine.data import tools as dataset
 from ip2p_engine.data.ledger import pair_key, read_candidates
 from ip2p_engine.data.store import PairStore
 from ip2p_engine.factory import run, workers  # noqa: F401
-from ip2p_engine.scenes.caption_source import GrammarSource, sample_captions
+from ip2p_engine.scenes.grammar import GrammarSource, sample_captions
 
 OPTIONS = "--candidates 4 --steps 2 --batch-pairs 6 --rows-per-shard 6 --save-seconds 0.2 --keep 2 --device cpu"
 THRESHOLDS = "--min-sim-0 0 --min-sim-1 0 --min-sim-direction 0.1 --min-sim-image 0.5"

@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from conftest import config, small_model, true_pairs  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-from ip2p_engine.checkpoint.export import save_ldm  # noqa: E402
+from ip2p_engine.checkpoint.write import save_ldm  # noqa: E402
 from ip2p_engine.train import train  # noqa: E402
 from ip2p_engine.train.checkpoints import latest, load_checkpoint  # noqa: E402
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ip2p_engine.checkpoint.export import save_ldm
 from ip2p_engine.checkpoint.spec import recommended
+from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.data.store import PairRecord, PairWriter
 from ip2p_engine.networks.model import Model, ModelSpec
 from ip2p_engine.scenes.grammar import sample_edits

@@ -15,11 +15,10 @@ from ip2p_engine.diffusion.guidance import conditioning_dropout
 from ip2p_engine.networks.conditioning import TextEmbedding
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train.config import TrainConfig
-from ip2p_engine.train.ema import Average, decay_at
 from ip2p_engine.train.encoding import Encoded, Encoder
 from ip2p_engine.train.networks import make_trainable, trained_parameters, widened
 from ip2p_engine.train.objective import Objective, dropped, noise_levels, snr_weight
-from ip2p_engine.train.optimizers import learning_rate, make_optimizers
+from ip2p_engine.train.optimizers import Average, decay_at, learning_rate, make_optimizers
 from ip2p_engine.train.randomness import Draws
 
 DATA = Path(__file__).parent.parent / "data" / "reference"

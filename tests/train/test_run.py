@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.checkpoint.export import TRAINING_KEY
+from ip2p_engine.checkpoint.write import TRAINING_KEY
 from ip2p_engine.config import from_mapping
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from ip2p_engine.networks.model import load_model

@@ -12,10 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.train import TrainConfig
-from ip2p_engine.train.ema import Average
+from ip2p_engine.train.checkpoints import State, is_sharded, whole
 from ip2p_engine.train.networks import make_trainable, trained_parameters, usable
-from ip2p_engine.train.optimizers import make_optimizers
-from ip2p_engine.train.state import State, is_sharded, whole
+from ip2p_engine.train.optimizers import Average, make_optimizers
 
 
 @pytest.fixture

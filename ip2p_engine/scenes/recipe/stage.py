@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...train.muon import Muon, split_parameters
+from ...train.optimizers import Muon, split_parameters
 
 __all__ = ["Stage", "StageConfig", "run_stage"]
 

@@ -125,13 +125,13 @@ def _export_text_to_image(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 def _autoencoder_stage(runs: Path):
-    from .autoencoder_stage import AutoencoderStage
+    from .diffusion import AutoencoderStage
 
     return AutoencoderStage()
 
 
 def _decoder_stage(runs: Path):
-    from .autoencoder_stage import DecoderStage
+    from .diffusion import DecoderStage
 
     return DecoderStage(_finished(runs, "autoencoder"), _latents(runs))
 
@@ -149,20 +149,20 @@ def _clip_text_stage(runs: Path):
 
 
 def _text_to_image_stage(runs: Path):
-    from .diffusion_stages import TextToImageStage
+    from .diffusion import TextToImageStage
 
     return TextToImageStage(_latents(runs))
 
 
 def _edit_stage(runs: Path):
-    from .diffusion_stages import EditStage
+    from .diffusion import EditStage
 
     return EditStage(_latents(runs), _finished(runs, "text-to-image"))
 
 
 def _latents(runs: Path) -> dict[str, Tensor]:
     """Latents of the training scenes under the finished autoencoder; made once, then read."""
-    from .autoencoder_stage import AutoencoderStage
+    from .diffusion import AutoencoderStage
     from .networks import make_autoencoder
     from .tables import latent_table
 
@@ -174,7 +174,7 @@ def _latents(runs: Path) -> dict[str, Tensor]:
 
 
 def _fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    from .autoencoder_stage import AutoencoderStage, fold_latent_scale
+    from .diffusion import AutoencoderStage, fold_latent_scale
 
     stage = AutoencoderStage()
     stage.trained.load_state_dict(weights)

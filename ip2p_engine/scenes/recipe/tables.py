@@ -19,7 +19,15 @@ from ...tokenizer import END_OF_TEXT, START_OF_TEXT, tokenize
 from ..grammar import INSTRUCTIONS, KINDS, captions_of, edits_from, instructions_for, scenes_of
 from ..world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene
 
-__all__ = ["EditTable", "TextTable", "caption_rows", "edit_table", "latent_table", "text_table", "words_in_use"]
+__all__ = [
+    "EditTable",
+    "TextTable",
+    "caption_rows",
+    "edit_table",
+    "latent_table",
+    "text_table",
+    "words_in_use",
+]
 
 MOST_PHRASINGS = max(len(phrasings.train) for phrasings in INSTRUCTIONS.values())
 

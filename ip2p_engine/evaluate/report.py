@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from PIL import Image
+
 from ..errors import DatasetError
 from ..files import disk_errors, read_json, whole_file
+from ..images import strip
+from .methods import Method, Setting
 from .run_folder import RUN, Run, Table, load_run, versions
+from .samples import Sample, batches
 
-__all__ = ["write_report"]
+__all__ = [
+    "example_sheet",
+    "tiled",
+    "write_report",
+]
 
 TITLES = {
     "curve": "Trade-off curve",
@@ -81,3 +90,45 @@ def _cells(kind: str, cells: Any) -> str:
 def _details(title: str, values: Mapping[str, Any]) -> str:
     rows = "".join(_cells("td", pair) for pair in values.items())
     return f'<details><summary>{title}</summary><div class="scroll"><table>{rows}</table></div></details>'
+
+
+def example_sheet(
+    samples: Sequence[Sample],
+    methods: Sequence[Method],
+    *,
+    resolution: int,
+    count: int = 4,
+    first: int | None = None,
+    height: int = 128,
+) -> Image.Image:
+    """One row a sample: before, the methods' pictures at (the ``first``) settings, and the target if there is one."""
+    chosen = [(method, setting) for method in methods for setting in method.settings[:first]]
+    labels = [_label(setting, [other for _, other in chosen]) for _, setting in chosen]
+    rows = []
+    for group in batches(samples[:count], count, resolution):
+        prepared = {id(method): method.prepare(group) for method in methods}
+        made = [method.make(group, prepared[id(method)], setting).edited for method, setting in chosen]
+        rows += [_row(sample, [one[n] for one in made], labels, height) for n, sample in enumerate(group)]
+    return tiled(rows)
+
+
+def tiled(pictures: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Pictures on white, row by row, each in a cell as large as the largest."""
+    width, height = max(one.width for one in pictures), max(one.height for one in pictures)
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for n, one in enumerate(pictures):
+        sheet.paste(one, (n % columns * width, n // columns * height))
+    return sheet
+
+
+def _label(setting: Setting, settings: Sequence[Setting]) -> str:
+    """The curve and the values in which the settings differ."""
+    curve = [setting.curve] if len({other.curve for other in settings}) > 1 else []
+    varies = [name for name in setting.values if len({other.values[name] for other in settings}) > 1]
+    return ", ".join([*curve, *(f"{name} {setting.values[name]:g}" for name in varies)])
+
+
+def _row(sample: Sample, edited: Sequence[Image.Image], labels: Sequence[str], height: int) -> Image.Image:
+    target = [] if sample.target is None else [sample.target]
+    captions = [sample.instruction, *labels, *["target"] * len(target)]
+    return strip([sample.source, *edited, *target], captions, height=height)

@@ -7,27 +7,56 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..tokenizer import MAX_TOKENS, clip_tokenizer, merges
 from .build import all_finite, overflow
-from .diffusers_settings import TOKENIZER_FILES, model_index, scheduler_config, write_json, write_tokenizers
-from .folder import CONFIG_FILE
-from .ldm_state import architecture_of, ldm_state
-from .names import few
-from .parts import Networks
+from .keys import few, ldm_autoencoder_name, ldm_unet_name, strip_text_prefix, to_open_clip
 from .read import SAFE_SUFFIXES, WEIGHT_SUFFIXES
-from .single_file import CONFIG_KEY
-from .spec import BASE_NAMES, spec_to_json
+from .recognise import CONFIG_FILE, CONFIG_KEY, EDM_KEYS, PREFIXES, V_KEY
+from .spec import BASE_NAMES, ModelSpec, Networks, spec_to_json
 
-__all__ = ["RAW_UNET", "TRAINING_KEY", "save_diffusers", "save_ldm", "write_safetensors"]
+__all__ = [
+    "RAW_UNET",
+    "TOKENIZER_FILES",
+    "TRAINING_KEY",
+    "architecture_of",
+    "ldm_state",
+    "model_index",
+    "save_diffusers",
+    "save_ldm",
+    "scheduler_config",
+    "write_json",
+    "write_safetensors",
+    "write_tokenizers",
+]
 
+CLIP_INSIDE = "text_model."
+TEXT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "projection_dim",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
+DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
+START, END = "<|startoftext|>", "<|endoftext|>"
 TRAINING_KEY = "ip2p_training"
 RAW_UNET = "unet/diffusion_pytorch_model.non_ema.safetensors"
 NETWORK_FILE, TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -200,3 +229,133 @@ def _modelspec(model: Networks, title: str) -> dict[str, str]:
         "modelspec.prediction_type": "v" if spec.prediction == "v" else "epsilon",
         "modelspec.resolution": f"{spec.resolution}x{spec.resolution}",
     }
+
+
+def ldm_state(model: Networks) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint as the authors' code, and ComfyUI, name it. Nothing is copied but packed tensors."""
+    state = {
+        PREFIXES["unet"] + ldm_unet_name(name, model.unet.config): value
+        for name, value in model.unet.state_dict().items()
+    }
+    for name, value in model.autoencoder.state_dict().items():
+        ldm_name = ldm_autoencoder_name(name, model.autoencoder.config)
+        convolution = ".attn_1." in ldm_name and value.ndim == 2
+        state[PREFIXES["autoencoder"] + ldm_name] = value[:, :, None, None] if convolution else value
+    return {**state, **_text_state(model), **_markers(model)}
+
+
+def architecture_of(model: Networks) -> dict[str, Any]:
+    """The networks' configurations, as plain values: what shapes do not say is in them."""
+    return {
+        "unet": _plain(model.unet.config),
+        "autoencoder": _plain(model.autoencoder.config),
+        "text_encoders": [_text_config(encoder) for encoder in model.text_encoders],
+    }
+
+
+def _text_state(model: Networks) -> dict[str, Tensor]:
+    family = model.spec.family
+    clean = [strip_text_prefix(encoder.state_dict()) for encoder in model.text_encoders]
+    if family == "sd2":
+        return _prefixed(PREFIXES["open_clip"], to_open_clip(clean[0], repeat_last=True))
+    clip = PREFIXES["clip" if family == "sd1" else "sdxl_clip"] + CLIP_INSIDE
+    positions = torch.arange(clean[0]["embeddings.position_embedding.weight"].shape[0])[None]
+    state = _prefixed(clip, {**clean[0], "embeddings.position_ids": positions})
+    if family != "sd1":
+        state.update(_prefixed(PREFIXES["sdxl_open_clip"], to_open_clip(clean[1])))
+    return state
+
+
+def _markers(model: Networks) -> dict[str, Tensor]:
+    """The tensors by which ComfyUI knows a prediction type."""
+    spec = model.spec
+    if spec.schedule == "edm":
+        return {key: torch.tensor(value) for key, value in zip(EDM_KEYS, (spec.sigma_min, spec.sigma_max), strict=True)}
+    return {V_KEY: torch.zeros(0)} if spec.family == "sdxl" and spec.prediction == "v" else {}
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in dict(config).items() if not name.startswith("_")}
+
+
+def _text_config(encoder: nn.Module) -> dict[str, Any]:
+    values = encoder.config.to_dict()  # type: ignore[union-attr, operator]
+    return {name: values[name] for name in TEXT_FIELDS if name in values}
+
+
+def model_index(spec: ModelSpec) -> dict[str, Any]:
+    """model_index.json: the pipeline's class and its parts."""
+    double = spec.family in ("sdxl", "cosxl")
+    task = "InstructPix2PixPipeline" if spec.in_channels == 8 else "Pipeline"
+    index: dict[str, Any] = {
+        "_class_name": f"StableDiffusion{'XL' if double else ''}{task}",
+        "unet": [DIFFUSERS, "UNet2DConditionModel"],
+        "vae": [DIFFUSERS, "AutoencoderKL"],
+        "text_encoder": [TRANSFORMERS, "CLIPTextModel"],
+        "tokenizer": [TRANSFORMERS, "CLIPTokenizer"],
+        "scheduler": [DIFFUSERS, scheduler_config(spec)["_class_name"]],
+    }
+    if not double:
+        absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
+        return {**index, **absent, "requires_safety_checker": False}
+    index["text_encoder_2"] = [TRANSFORMERS, "CLIPTextModelWithProjection"]
+    index["tokenizer_2"] = [TRANSFORMERS, "CLIPTokenizer"]
+    index["force_zeros_for_empty_prompt"] = spec.in_channels == 4
+    if spec.in_channels == 8:
+        index["is_cosxl_edit"] = spec.scaled_condition
+    return index
+
+
+def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
+    """scheduler_config.json; "linspace" is the only spacing that equals the paper's code."""
+    prediction = "v_prediction" if spec.prediction == "v" else "epsilon"
+    if spec.schedule == "edm":
+        return {
+            "_class_name": "EDMEulerScheduler",
+            "num_train_timesteps": 1000,
+            "prediction_type": prediction,
+            "sigma_data": 1.0,
+            "sigma_max": spec.sigma_max,
+            "sigma_min": spec.sigma_min,
+            "sigma_schedule": "exponential",
+        }
+    return {
+        "_class_name": "EulerAncestralDiscreteScheduler",
+        "beta_end": spec.beta_end,
+        "beta_schedule": "scaled_linear",
+        "beta_start": spec.beta_start,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "timestep_spacing": "linspace",
+    }
+
+
+def write_tokenizers(folder: Path, family: str, encoders: int) -> None:
+    """CLIP's vocabulary and merges beside each text encoder; open_clip's encoders pad with token 0."""
+    for suffix in ("", "_2")[:encoders]:
+        open_clip = family == "sd2" or bool(suffix)
+        target = folder / f"tokenizer{suffix}"
+        target.mkdir()
+        for name, text in _vocabulary_files().items():
+            (target / name).write_text(text, encoding="utf-8")
+        tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": "!" if open_clip else END}
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, **tokens}
+        write_json(target / "tokenizer_config.json", config)
+        write_json(target / "special_tokens_map.json", tokens)
+
+
+@lru_cache(maxsize=1)
+def _vocabulary_files() -> dict[str, str]:
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges())]
+    vocabulary = json.dumps(clip_tokenizer().get_vocab(), ensure_ascii=False)
+    return {"vocab.json": f"{vocabulary}\n", "merges.txt": "\n".join(lines) + "\n"}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON file; parents are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
