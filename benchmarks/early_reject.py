@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from ip2p_engine.captions.edits import CaptionEdit, Request, read_edits
-from ip2p_engine.clip.filter import FilterConfig, filter_candidates
-from ip2p_engine.clip.similarity import ClipSimilarity, PairScores, own_thresholds
+from ip2p_engine.clip.filter import FilterConfig, PairScores, filter_candidates
+from ip2p_engine.clip.similarity import ClipSimilarity, own_thresholds
 from ip2p_engine.config import with_overrides
 from ip2p_engine.edit import Hooks
 from ip2p_engine.factory.maker import candidate_seed
@@ -33,7 +33,7 @@ MEASURES = {"image": ("sim_image",), "image and direction": ("sim_image", "sim_d
 
 def main() -> None:
     options = parse()
-    settings = EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else PairConfig()
+    settings = PairConfig(**(EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else {}))
     given = {"steps": options.steps, "batch_pairs": options.batch_pairs}
     generator = PairGenerator.load(options.checkpoint, with_overrides(settings, given), device=options.device)
     scorer = ClipSimilarity.load(options.clip, device=generator.model.device)

@@ -1,14 +1,17 @@
-"""Files that are whole or absent, whatever kills the process: how data sets and captions reach the disk."""
+"""Files and folders that are whole or absent, whatever kills the process; locks; JSON, JSON Lines and CSV."""
 
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import json
 import os
-import uuid
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b, sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
@@ -17,10 +20,17 @@ from filelock import FileLock, Timeout
 
 from .errors import IP2PError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "AppendLog",
     "NO_JSON",
     "csv_rows",
+    "digest_of_files",
+    "digest_of_text",
     "disk_errors",
     "is_locked",
     "is_url",
@@ -29,12 +39,18 @@ __all__ = [
     "public_name",
     "read_json",
     "reason_of",
+    "remove",
+    "sha256_of",
     "text_lines",
     "whole_file",
+    "whole_folder",
+    "whole_path",
     "write_json",
 ]
 
-TEMPORARY = ".part"
+TEMPORARY, NEW, OLD = ".part", "new", "old"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <stdio.h>
+SAMPLED_FILES, END = 1000, 65536
 # What json.loads raises; brackets within brackets end in the second.
 NO_JSON = (ValueError, RecursionError)
 Error = type[IP2PError]
@@ -56,28 +72,131 @@ def disk_errors(
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content appears under ``path`` at once and for good when the block ends, or not at all.
 
-    Written to a hidden name beside it, fsynced, renamed, and the folder fsynced. Raises OSError.
+    Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    with whole_path(path) as new, new.open("wb") as stream:
+        yield stream
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """As ``whole_file``, for writers that open the file themselves: a path to write to."""
+    with _workplace(path) as place:
+        new = place / NEW
+        yield new
+        _sync(new)
+        new.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes ``path`` when the block ends well; the old one goes.
+
+    Where the system can swap two names in one step (Linux), the old or the new folder stands under the name at every
+    instant. Elsewhere the name may be missing after a kill, until the next writer restores the old folder. Raises
+    OSError.
+    """
+    with _workplace(path) as place:
+        new = place / NEW
+        new.mkdir()
+        yield new
+        for inside in (*new.rglob("*"), new):
+            _sync(inside)
+        if not path.exists():
+            new.replace(path)
+        elif not _exchange(new, path):
+            _take_place(new, path, place / OLD)
+    _sync(path.parent)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """An empty hidden folder beside ``path`` for one living writer; what a killed one left there is removed."""
+    place, lock = _claimed(path)
     try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        if (place / OLD).exists() and not path.exists():
+            (place / OLD).replace(path)
+        for left in (place / NEW, place / OLD):
+            remove(left)
+        yield place
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        shutil.rmtree(place, ignore_errors=True)
+        lock.close()
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders, and its renames are journalled
+def _claimed(path: Path) -> tuple[Path, BinaryIO]:
+    """(the first hidden folder beside ``path`` that no living writer has, its open lock file)."""
+    for number in count():
+        # Cut short, or a name of the system's full length would have no place for its writer.
+        place = path.with_name(f".{path.name[:60]}.{number}{TEMPORARY}")
+        try:
+            place.mkdir()
+            fresh = True
+        except FileExistsError:
+            fresh = False
+        lock = _lock_of(place, fresh)
+        if lock is not None:
+            return place, lock
+    raise AssertionError
+
+
+def _lock_of(place: Path, fresh: bool) -> BinaryIO | None:
+    """The folder's lock, held; None where another has it. Where nothing can be locked, its maker has a new folder."""
+    try:
+        lock = (place / "lock").open("ab")
+    except (FileNotFoundError, NotADirectoryError):  # its writer has just finished
+        return None
+    try:
+        if fcntl is None:
+            ours = fresh
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its writer may have removed it, and another may have made it again.
+            ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(place / "lock"))
+    except OSError as error:
+        ours = fresh and not isinstance(error, BlockingIOError | FileNotFoundError)
+    if ours:
+        return lock
+    lock.close()
+    return None
+
+
+def _take_place(new: Path, path: Path, old: Path) -> None:
+    """Give the new folder the name in two steps; where the second fails, the old one has it again."""
+    path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap what two names stand for in one step, where the system can: Linux, on most kinds of disk."""
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt":  # Windows syncs no folders, nor files that are open for reading, and its renames are journalled
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -237,3 +356,36 @@ def reason_of(error: Exception, *urls: str | Path) -> str:
     for url in map(str, urls):
         text = text.replace(url, public_name(url))
     return text
+
+
+def digest_of_text(text: str) -> str:
+    """A short name for a long identity."""
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest_of_files(home: Path, names: Sequence[str]) -> str:
+    """Of all names, and of the sizes and the ends of a thousand of the files; one that is missing has none."""
+    content = blake2b(repr(list(names)).encode(), digest_size=16)
+    for name in names[:: -(-len(names) // SAMPLED_FILES) or 1]:
+        content.update(_size_and_ends(home / name))
+    return content.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's whole content; raises OSError."""
+    content = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            content.update(block)
+    return content.hexdigest()
+
+
+def _size_and_ends(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            first = stream.read(END)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - END))
+            return b"%d " % size + first + stream.read(END)
+    except OSError:
+        return b"none"

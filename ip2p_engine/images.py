@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
-from torch import Tensor
 
 from .errors import ConfigError, ImageError
+from .files import whole_file
+
+if TYPE_CHECKING:  # pictures are opened, listed and saved without it
+    from torch import Tensor
 
 __all__ = [
     "check_output",
@@ -268,6 +270,8 @@ def _span(frame: int, crop: float, side: int) -> tuple[int, float, float]:
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of one size as float32 (B, 3, H, W) in [-1, 1]; raises ImageError for mixed sizes or modes."""
+    import torch
+
     kinds = sorted({f"{image.width} x {image.height} {image.mode}" for image in images})
     if len(kinds) != 1 or not kinds[0].endswith(" RGB"):
         raise ImageError(f"a batch holds {', '.join(kinds) or 'no picture'}; give RGB pictures of one size")
@@ -281,6 +285,8 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     Rounds to the nearest of 0 .. 255, where the original truncates (and so darkens by half a level). Raises
     ImageError for another shape, and for values that are not finite.
     """
+    import torch
+
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ImageError(f"pixels have the shape {tuple(pixels.shape)}; give (batch, 3, height, width)")
     values = pixels.detach().float().cpu()
@@ -300,17 +306,10 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mappi
     path = Path(path)
     kind = _kind_of(path)
     options = {**SAVE_OPTIONS[kind], **_settings_options(settings, path), "icc_profile": image.info.get("icc_profile")}
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as stream:
-                image.save(stream, kind, **options)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as stream:
+            image.save(stream, kind, **options)
 
 
 def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:

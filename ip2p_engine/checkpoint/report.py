@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import NO_JSON, public_name
+from ..files import NO_JSON, public_name, sha256_of
 from .build import check_bundle
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES, Bundle, Part, autoencoder_dtype
@@ -22,7 +21,6 @@ __all__ = ["ReportCard", "report_card", "training_settings"]
 ACTIVATIONS_PER_PIXEL = 60
 DECODER_COPIES = 4
 BRANCHES = 3
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         steps=spec.steps,
         memory={name: _memory(bundle, getattr(torch, name)) for name in ("float16", "float32")},
         training=training_settings(bundle),
-        sha256={_name_inside(bundle, path): _digest(path) for path in bundle.files} if sha256 else {},
+        sha256={_name_inside(bundle, path): sha256_of(path) for path in bundle.files} if sha256 else {},
     )
 
 
@@ -141,14 +139,6 @@ def training_settings(bundle: Bundle) -> dict[str, Any]:
 
 def _name_inside(bundle: Bundle, path: Path) -> str:
     return path.relative_to(bundle.path).as_posix() if bundle.path.is_dir() else path.name
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _lines(card: ReportCard) -> list[tuple[str, str]]:

@@ -6,15 +6,13 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, first_line
-from ..files import disk_errors, is_url, locked, public_name, reason_of
+from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_folder
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
@@ -193,11 +191,7 @@ def _folder(storage: Any, path: str, weights: str) -> dict[str, str]:
 
 def _copy(storage: Any, files: dict[str, str], target: Path) -> None:
     """All files, or none."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
+    with whole_folder(target) as new:
         for name, file in files.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            storage.get_file(file, str(temporary / name))
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            storage.get_file(file, str(new / name))

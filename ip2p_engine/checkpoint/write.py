@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import whole_folder, whole_path, write_json
 from ..tokenizer import MAX_TOKENS, clip_tokenizer, merges
 from .build import all_finite, overflow
 from .keys import few, ldm_autoencoder_name, ldm_unet_name, strip_text_prefix, to_open_clip
@@ -34,7 +33,6 @@ __all__ = [
     "save_diffusers",
     "save_ldm",
     "scheduler_config",
-    "write_json",
     "write_safetensors",
     "write_tokenizers",
 ]
@@ -106,6 +104,7 @@ def save_diffusers(
             config = {**encoder.config.to_dict(), "architectures": [type(encoder).__name__]}
             _write_network(new / f"text_encoder{suffix}", config, _on_disk(encoder), dtype, TEXT_FILE)
         write_tokenizers(new, model.spec.family, len(model.text_encoders))
+        (new / "scheduler").mkdir()
         write_json(new / "scheduler" / "scheduler_config.json", scheduler_config(model.spec))
         write_json(new / "model_index.json", model_index(model.spec))
         (new / CONFIG_FILE).write_text(spec_to_json(model.spec) + "\n", encoding="utf-8")
@@ -115,39 +114,32 @@ def save_diffusers(
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write under another name, flush to disk, then rename: a killed writer leaves no half file under the name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write a file whole or not at all; parents are made. Raises CheckpointError."""
+    with _refusing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask gives; safetensors makes private files
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, dict(metadata))
-        temporary.chmod(mode)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with whole_path(path) as new:
+            new.touch()
+            mode = new.stat().st_mode  # what the user's umask gives; safetensors makes private files
+            save_file({name: value.contiguous() for name, value in tensors.items()}, new, dict(metadata))
+            new.chmod(mode)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
         raise CheckpointError(f"{path} cannot be written ({error}); choose a place with room and permission") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside the wanted one, which takes its place when the block ends well."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    """A fresh folder, which takes the wanted one's place when the block ends well. Raises CheckpointError."""
+    with _refusing(folder):
         _check_replaceable(folder)
-        new.mkdir(parents=True)
-        yield new
-        _take_place(new, folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error}); choose a place with room and permission"
-        ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(folder) as new:
+            yield new
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -165,25 +157,11 @@ def _check_replaceable(folder: Path) -> None:
         raise CheckpointError(f"{folder} is where this command runs; give the name of a new folder")
 
 
-def _take_place(new: Path, folder: Path) -> None:
-    """Give the new folder the name; where that fails, the old one has it again."""
-    if not folder.exists():
-        new.replace(folder)
-        return
-    old = new.with_suffix(".old")
-    folder.replace(old)
-    try:
-        new.replace(folder)
-    except BaseException:
-        old.replace(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _write_network(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, file: str
 ) -> None:
     plain = {name: value for name, value in dict(config).items() if name not in INNER and _is_json(value)}
+    folder.mkdir()
     write_json(folder / "config.json", plain)
     write_safetensors(_cast(state, dtype, folder.name), folder / file, {"format": "pt"})
 
@@ -353,9 +331,3 @@ def _vocabulary_files() -> dict[str, str]:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges())]
     vocabulary = json.dumps(clip_tokenizer().get_vocab(), ensure_ascii=False)
     return {"vocab.json": f"{vocabulary}\n", "merges.txt": "\n".join(lines) + "\n"}
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file; parents are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,16 +10,31 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import disk_errors
-from .similarity import PairScores
 
 __all__ = [
     "FilterConfig",
     "FilterReport",
     "FilterResult",
     "MEASURES",
+    "PairScores",
     "filter_candidates",
     "plot_report",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairScores:
+    """How well a pair of pictures fits its captions; cosines, -1 to 1."""
+
+    sim_0: float
+    """Source picture and caption."""
+    sim_1: float
+    """Edited picture and edited caption."""
+    sim_direction: float
+    """Change of the picture and change of the text (Gal et al. 2022)."""
+    sim_image: float
+    """Source and edited picture."""
+
 
 MEASURES = tuple(field.name for field in fields(PairScores))
 MEANINGS = {

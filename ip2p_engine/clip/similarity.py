@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from torch.nn.functional import cosine_similarity, interpolate, normalize
 from ..errors import CheckpointError, ImageError, first_line
 from ..files import read_json
 from ..tokenizer import tokenize
+from .filter import PairScores
 
 __all__ = [
     "DEFAULT_CLIP",
     "ClipSimilarity",
-    "PairScores",
     "clip_input",
     "own_thresholds",
     "pair_scores",
@@ -38,20 +38,6 @@ EMBEDDED_CLIP = Path(__file__).parent.parent / "scenes" / "embedded" / "clip"
 REMEMBERED_CAPTIONS = 4096
 IMAGES_AT_ONCE = 64
 DECIMALS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairScores:
-    """How well a pair of pictures fits its captions; cosines, -1 to 1."""
-
-    sim_0: float
-    """Source picture and caption."""
-    sim_1: float
-    """Edited picture and edited caption."""
-    sim_direction: float
-    """Change of the picture and change of the text (Gal et al. 2022)."""
-    sim_image: float
-    """Source and edited picture."""
 
 
 def unit_pixels(images: Sequence[Image.Image]) -> Tensor:

@@ -222,7 +222,7 @@ def _pair_config(options: argparse.Namespace) -> Any:
         "local_blend": options.local_blend or None,
         "blend_words": options.blend_words and tuple(options.blend_words),
     }
-    return with_overrides(EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else PairConfig(), given)
+    return with_overrides(PairConfig(**(EMBEDDED_PAIRS if options.checkpoint == "embedded-sd" else {})), given)
 
 
 def _range(name: str, values: list[float] | None) -> tuple[float, float] | None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..captions.edits import CaptionEdit
-from ..clip.filter import MEASURES, FilterConfig, FilterReport, filter_candidates
-from ..clip.similarity import PairScores
+from ..clip.filter import MEASURES, FilterConfig, FilterReport, PairScores, filter_candidates
 from ..errors import DatasetError
 from ..files import AppendLog, json_lines
 

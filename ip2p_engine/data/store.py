@@ -19,7 +19,7 @@ from typing import Any
 
 from ..config import versions_of
 from ..errors import ConfigError, DatasetError
-from ..files import TEMPORARY, disk_errors, is_locked, locked, read_json, whole_file, write_json
+from ..files import TEMPORARY, disk_errors, is_locked, locked, read_json, remove, whole_file, write_json
 
 __all__ = ["IMAGE_COLUMNS", "MANIFEST", "SCHEMA_VERSION", "SCORES", "PairRecord", "PairStore", "PairWriter"]
 
@@ -116,7 +116,7 @@ class PairWriter:
             with disk_errors(self._data, "written", DatasetError):
                 self._data.mkdir(exist_ok=True)
             for left in self._data.glob(f".train-{self._name}-*{TEMPORARY}"):
-                left.unlink()
+                remove(left)
             self._take_up()
             self._open = self._open.pop_all()
         return self

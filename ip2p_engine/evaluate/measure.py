@@ -11,9 +11,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..clip.similarity import ClipSimilarity, PairScores, pair_scores
+from ..clip.filter import PairScores
+from ..clip.similarity import ClipSimilarity, pair_scores
 from ..errors import ConfigError
-from .methods import Made, Method, Setting, fingerprint
+from ..networks.digest import fingerprint
+from .methods import Made, Method, Setting
 from .run_folder import Row, row_key, row_log
 from .samples import Sample, batches
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..diffusion.guidance import check_scale
 from ..diffusion.noise import SampleNoise
@@ -20,6 +19,7 @@ from ..errors import ConfigError
 from ..images import to_images, to_tensor
 from ..networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
 from ..networks.denoiser import guided_denoiser
+from ..networks.digest import fingerprint
 from ..networks.model import Model
 from ..p2p.generator import PairConfig, PairGenerator, PairJob
 from .samples import Sample
@@ -36,7 +36,6 @@ __all__ = [
     "Target",
     "common_settings",
     "encode_texts",
-    "fingerprint",
     "walk",
 ]
 
@@ -153,16 +152,6 @@ def common_settings(model: Model, name: str, steps: int | None, sampler: str, sc
         "sampler": sampler,
         "schedule": schedule,
     }
-
-
-def fingerprint(*networks: nn.Module) -> str:
-    """Names networks by their weights, so that rows of one that has changed are not taken for the new one's."""
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, value in sorted(network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def encode_texts(model: Model, texts: Sequence[str]) -> tuple[TextEmbedding, TextEmbedding]:

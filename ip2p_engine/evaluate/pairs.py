@@ -21,7 +21,7 @@ from ..clip.similarity import ClipSimilarity
 from ..errors import DatasetError, ImageError, IP2PError
 from ..files import csv_rows, disk_errors, json_lines
 from ..images import open_image
-from .methods import fingerprint
+from ..networks.digest import fingerprint
 from .metrics import Dino, Lpips, background, clip_features, distances
 from .run_folder import Row, Table, row_key, row_log
 

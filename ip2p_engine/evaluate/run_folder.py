@@ -11,10 +11,10 @@ import platform
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..config import versions_of
 from ..errors import DatasetError
 from ..files import AppendLog, disk_errors, locked, read_json, whole_file, write_json
 from ..version import __version__
@@ -127,13 +127,7 @@ def load_run(folder: Path) -> Run:
 
 def versions() -> dict[str, str]:
     """Of this engine and what its numbers depend on."""
-    found = {"ip2p_engine": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"ip2p_engine": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}
 
 
 def text_of(table: Table) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..clip.similarity import PairScores
+from ..clip.filter import PairScores
 from ..errors import ConfigError
 
 __all__ = [

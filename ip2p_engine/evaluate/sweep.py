@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..clip.similarity import ClipSimilarity, PairScores
+from ..clip.filter import PairScores
+from ..clip.similarity import ClipSimilarity
 from ..diffusion.noise import check_seed
 from ..diffusion.sampling import ShouldStop
 from ..edit import EditResult, InstructPix2Pix

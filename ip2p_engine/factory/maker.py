@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..captions.edits import CaptionEdit
-from ..clip.filter import MEASURES, FilterConfig
-from ..clip.similarity import DEFAULT_CLIP, ClipSimilarity, PairScores, rounded
+from ..clip.filter import MEASURES, FilterConfig, PairScores
+from ..clip.similarity import DEFAULT_CLIP, ClipSimilarity, rounded
 from ..data.ledger import CaptionCandidates, digest_of, pair_key
 from ..data.store import PairRecord
 from ..edit import Hooks

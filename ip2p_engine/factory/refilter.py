@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from ..clip.filter import MEASURES, FilterConfig, FilterReport, filter_candidates
-from ..clip.similarity import ClipSimilarity, PairScores, rounded
+from ..clip.filter import MEASURES, FilterConfig, FilterReport, PairScores, filter_candidates
+from ..clip.similarity import ClipSimilarity, rounded
 from ..data.ledger import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
 from ..data.store import IMAGE_COLUMNS, MANIFEST, PairRecord, PairStore, PairWriter
 from ..errors import DatasetError

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..clip.similarity import PairScores
+from ..clip.filter import PairScores
 from ..edit import EditConfig, EditResult, InstructPix2Pix
 from ..errors import ConfigError
 from ..evaluate.measure import Row

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
+from typing import Any
 
 from ..captions.edits import CaptionEdit, Rejected, Request
-from ..p2p.generator import PairConfig
 from .world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, all_scenes
 
 __all__ = [
@@ -30,14 +30,15 @@ __all__ = [
     "scenes_of",
 ]
 
-EMBEDDED_PAIRS = PairConfig(
-    steps=8,
-    sampler="ddim",
-    p2p_range=(0.1, 0.9),
-    cfg_range=(2.0, 4.0),
-    edited_prompt_start=0.35,
-)
-"""Measured in docs/pairs.md. w of 7.5 to 15 burns a miniature's colours, and its layout settles in the first steps."""
+EMBEDDED_PAIRS: Mapping[str, Any] = {
+    "steps": 8,
+    "sampler": "ddim",
+    "p2p_range": (0.1, 0.9),
+    "cfg_range": (2.0, 4.0),
+    "edited_prompt_start": 0.35,
+}
+"""A PairConfig's settings, measured in docs/pairs.md: w of 7.5 to 15 burns a miniature's colours, and its layout
+settles in the first steps."""
 HELD_OUT_PERCENT = 10
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from ..captions.edits import CaptionEdit
-from ..clip.filter import MEASURES, FilterConfig, filter_candidates
-from ..clip.similarity import ClipSimilarity, PairScores
+from ..clip.filter import MEASURES, FilterConfig, PairScores, filter_candidates
+from ..clip.similarity import ClipSimilarity
 from ..data.store import PairRecord, PairStore, PairWriter
 from ..errors import ConfigError, DatasetError
 from ..evaluate.report import tiled

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, first_line
-from ..files import TEMPORARY, disk_errors, whole_file
+from ..files import TEMPORARY, disk_errors, remove, whole_file
 from .optimizers import Average
 from .progress import diverged
 
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
     with disk_errors(path, "written", CheckpointError, ADVICE):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f".*{TEMPORARY}"):
-            left.unlink()
+            remove(left)
         with whole_file(path) as stream:
             torch.save({"step": step, **state}, stream)
         for old in _all(folder)[:-keep]:

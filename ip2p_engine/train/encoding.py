@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError, Interrupted
 from ..files import disk_errors, read_json, whole_file, write_json
 from ..networks.conditioning import TextEmbedding, encode_text
+from ..networks.digest import digest_of_network
 from ..networks.model import Model
 from .augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from .batches import Batch, Sample, Share, outlive_signals
@@ -98,7 +98,8 @@ class Encoder:
 def cache_key(source: Rows, model: Model, config: TrainConfig) -> dict[str, Any]:
     """What the cached tensors depend on, as JSON takes it."""
     settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
-    networks = {f"network {n}": _digest(net) for n, net in enumerate((model.autoencoder, *model.text_encoders))}
+    frozen = (model.autoencoder, *model.text_encoders)
+    networks = {f"network {n}": digest_of_network(network) for n, network in enumerate(frozen)}
     key = {"data": source.identity, "rows": len(source), "variants": config.variants, **settings, **networks}
     return json.loads(json.dumps(key))
 
@@ -261,11 +262,3 @@ def _agree(folder: Path, key: Mapping[str, Any]) -> None:
 
 def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.safetensors"
-
-
-def _digest(module: nn.Module) -> str:
-    content = blake2b(digest_size=16)
-    for name, value in module.state_dict().items():
-        content.update(name.encode())
-        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return content.hexdigest()

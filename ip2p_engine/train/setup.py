@@ -13,7 +13,8 @@ import torch
 
 from ..data.store import PairRecord
 from ..errors import ConfigError
-from ..files import public_name
+from ..files import digest_of_text, public_name
+from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .checkpoints import State, latest, load_checkpoint, save_checkpoint
@@ -26,7 +27,7 @@ from .optimizers import Average, make_optimizers
 from .order import make_order
 from .progress import TrainResult
 from .results import export
-from .run_folder import RunFolder, digest_of_text, digest_of_weights
+from .run_folder import RunFolder
 from .sources import Rows, measured_rows, name_of, open_source
 from .validation import ValidationSet
 

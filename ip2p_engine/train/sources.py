@@ -15,10 +15,9 @@ from ..captions.edits import in_test_split
 from ..data.layouts import is_original, listing, named
 from ..data.store import PairRecord, PairStore
 from ..errors import ConfigError, DatasetError, IP2PError
-from ..files import read_json
+from ..files import digest_of_files, read_json
 from ..images import Size, open_image, upright_size
 from .config import TrainConfig
-from .run_folder import digest_of_files
 
 __all__ = [
     "Chosen",

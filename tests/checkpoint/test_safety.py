@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ip2p_engine import files
 from ip2p_engine.checkpoint.build import all_finite
 from ip2p_engine.checkpoint.recognise import PREFIXES
 from ip2p_engine.checkpoint.report import report_card
@@ -555,10 +556,11 @@ def test_the_old_folder_is_back_if_the_new_one_cannot_take_its_place(sd1, monkey
     target, rename = save_diffusers(sd1, tmp_path / "model"), Path.replace
 
     def refuse(path, other):
-        if path.suffix == ".tmp" and path.is_dir():
+        if path.name == "new" and path.is_dir():
             raise PermissionError(13, "Permission denied")
         return rename(path, other)
 
+    monkeypatch.setattr(files, "_exchange", lambda *names: False)
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(CheckpointError, match="cannot be written .*Permission denied"):
         save_diffusers(sd1, target)

@@ -350,6 +350,28 @@ def test_help_is_light():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+LIGHT = """
+import sys
+from ip2p_engine.cli import main
+commands = (
+    "dataset import {0}/rows.csv --out {0}/store", "dataset info {0}/store", "dataset verify {0}/store",
+    "dataset copy {0}/store {0}/copy", "dataset sheet {0}/store --out {0}/sheet.html",
+    "dataset export {0}/store --out {0}/out", "captions --sample 3 --out {0}/captions.jsonl",
+)
+for command in commands:
+    assert main(command.format(sys.argv[1]).split()) == 0, command
+    heavy = {"torch", "diffusers", "transformers", "open_clip", "peft", "scipy"} & set(sys.modules)
+    assert not heavy, (command, heavy)
+"""
+
+
+def test_data_sets_and_captions_need_no_torch(tmp_path):
+    for name in ("a", "b"):
+        noise(64, 64).save(tmp_path / f"{name}.png")
+    (tmp_path / "rows.csv").write_text("original_image,edited_image,instruction\na.png,b.png,make it blue\n")
+    subprocess.run([sys.executable, "-c", LIGHT, str(tmp_path)], cwd=ROOT, check=True)
+
+
 def test_interrupting_is_quiet(monkeypatch, scene, capsys):
     from ip2p_engine.commands import edit_files
 

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from ip2p_engine.cli import main
-from ip2p_engine.clip.similarity import PairScores
+from ip2p_engine.clip.filter import PairScores
 from ip2p_engine.data.copy import copy_dataset
 from ip2p_engine.data.ledger import CandidateLog, CaptionCandidates, pair_key
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ip2p_engine.clip.similarity import PairScores
+from ip2p_engine.clip.filter import PairScores
 from ip2p_engine.errors import ConfigError
 from ip2p_engine.evaluate.curve import claims, curve_points
 from ip2p_engine.evaluate.statistics import AutoPick, bootstrap_means, curve_margin, interval, pareto_front

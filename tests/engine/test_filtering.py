@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ip2p_engine.clip.filter import FilterConfig, filter_candidates
-from ip2p_engine.clip.similarity import PairScores
+from ip2p_engine.clip.filter import FilterConfig, PairScores, filter_candidates
 from ip2p_engine.errors import ConfigError
 
 GOOD = PairScores(sim_0=0.25, sim_1=0.25, sim_direction=0.3, sim_image=0.8)

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from ip2p_engine.cli import build_parser, main
-from ip2p_engine.clip.filter import FilterConfig
-from ip2p_engine.clip.similarity import ClipSimilarity, PairScores
+from ip2p_engine.clip.filter import FilterConfig, PairScores
+from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.commands.pairs import _pair_config
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import DatasetError
@@ -231,7 +231,7 @@ def test_command_generates_judges_and_goes_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "steps", "cfg_range"),
     [
-        ([], EMBEDDED_PAIRS.steps, EMBEDDED_PAIRS.cfg_range),
+        ([], EMBEDDED_PAIRS["steps"], EMBEDDED_PAIRS["cfg_range"]),
         (["--steps", "3", "--cfg", "5"], 3, (5.0, 5.0)),
         (["--checkpoint", "other.safetensors"], 100, (7.5, 15.0)),
     ],

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from ip2p_engine.captions.edits import CaptionEdit
-from ip2p_engine.clip.filter import FilterConfig, filter_candidates
-from ip2p_engine.clip.similarity import ClipSimilarity, PairScores
+from ip2p_engine.clip.filter import FilterConfig, PairScores, filter_candidates
+from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.data.ledger import CandidateLog, CaptionCandidates, read_candidates
 from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.data.tools import verify

@@ -14,10 +14,11 @@ from ip2p_engine.checkpoint.write import TRAINING_KEY, save_ldm
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, TrainingError
+from ip2p_engine.networks.digest import digest_of_weights
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.encoding import build_cache
-from ip2p_engine.train.run_folder import RunFolder, digest_of_weights, first_difference
+from ip2p_engine.train.run_folder import RunFolder, first_difference
 from ip2p_engine.train.sources import open_source
 
 ONE_STEP = {"should_stop": lambda: True}

@@ -1,0 +1,51 @@
+"""What names a network by its weights: another one, or one that was trained on, has another digest.
+
+The values are written into runs, caches and evaluations, so each formula stays as it is.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b, sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .model import Model
+
+__all__ = ["digest_of_network", "digest_of_weights", "fingerprint"]
+
+VALUES = 256
+
+
+def fingerprint(*networks: nn.Module) -> str:
+    """Of every value of networks, 16 hexadecimal digits: what rows of an evaluation are of."""
+    content = sha256()
+    for network in networks:
+        for name, value in sorted(network.state_dict().items()):
+            content.update(name.encode())
+            content.update(_bytes(value))
+    return content.hexdigest()[:16]
+
+
+def digest_of_network(network: nn.Module) -> str:
+    """Of every value of one network: what cached latents were encoded by."""
+    content = blake2b(digest_size=16)
+    for name, value in network.state_dict().items():
+        content.update(name.encode())
+        content.update(_bytes(value))
+    return content.hexdigest()
+
+
+def digest_of_weights(model: Model) -> str:
+    """Of the first values of every tensor: training and merging change them all, and reading all takes long."""
+    content = blake2b(digest_size=16)
+    for network in (model.unet, model.autoencoder, *model.text_encoders):
+        for name, value in network.state_dict().items():
+            content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            content.update(_bytes(value.flatten()[:VALUES]))
+    return content.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
