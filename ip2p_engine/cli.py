@@ -18,6 +18,8 @@ __all__ = ["build_parser", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends with one sentence on stderr and exit code 2."""
     options = build_parser().parse_args(arguments)
+    if arguments is None:  # a process of its own, whose libraries may be told what is installed
+        sys.modules.update(dict.fromkeys(options.unused))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
         code = options.run(options) or 0
@@ -50,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="ip2p", description="Edit pictures by instructions (InstructPix2Pix).")
     parser.add_argument("--version", action="version", version=f"ip2p {__version__}")
+    parser.set_defaults(unused=())
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for family in (edit, captions, pairs, dataset, train, evaluate, checkpoint, scenes):

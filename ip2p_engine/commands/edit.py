@@ -24,6 +24,10 @@ from .options import (
 
 __all__ = ["add"]
 
+# Diffusers imports them where they are installed, for adapters and schedulers that no edit uses, and with peft come
+# transformers' losses: a fifth of the command's time.
+UNUSED = ("peft", "scipy")
+
 
 def add(commands: Any) -> None:
     _add_edit(commands)
@@ -32,6 +36,7 @@ def add(commands: Any) -> None:
 
 def _add_edit(commands: Any) -> None:
     parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
+    parser.set_defaults(unused=UNUSED)
     parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit, named before --instruction")
     parser.add_argument(

@@ -367,9 +367,20 @@ for command in commands:
 
 def test_data_sets_and_captions_need_no_torch(tmp_path):
     for name in ("a", "b"):
-        noise(64, 64).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "rows.csv").write_text("original_image,edited_image,instruction\na.png,b.png,make it blue\n")
-    subprocess.run([sys.executable, "-c", LIGHT, str(tmp_path)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", LIGHT, str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_an_edit_imports_no_training_libraries(scene, tmp_path):
+    code = (
+        "import sys; from ip2p_engine.cli import main; code = main(); "
+        "assert not [name for name in ('peft', 'scipy', 'open_clip') if sys.modules.get(name)]; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "edit", str(scene), *SNOW, "--out", str(tmp_path / "out.png")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "out.png").exists()
 
 
 def test_interrupting_is_quiet(monkeypatch, scene, capsys):
