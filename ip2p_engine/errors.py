@@ -6,7 +6,7 @@ IP2PError
 ├── CheckpointError    weights that are missing, broken, unsafe or of the wrong kind
 ├── CaptionError       captions or instructions that cannot be read or written
 ├── DatasetError       a data set that is missing, broken, taken or full
-├── TrainingError      a run whose loss or weights are no numbers any more
+├── TrainingError      a run whose loss or weights are not finite any more
 └── Interrupted        the caller asked to stop
 """
 
@@ -50,7 +50,7 @@ class DatasetError(IP2PError):
 
 
 class TrainingError(IP2PError):
-    """A run whose loss or weights are no numbers any more."""
+    """A run whose loss or weights are not finite any more."""
 
 
 class Interrupted(IP2PError):

@@ -206,13 +206,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, error: Error) -> Any:
-    """The content of a JSON file; raises the given class for a file that is missing, unreadable or no JSON."""
+    """The content of a JSON file; raises the given class for a file that is missing, unreadable or not JSON."""
     with disk_errors(path, "read", error):
         text = path.read_bytes()
     try:
         return json.loads(text)
     except NO_JSON as cause:
-        raise error(f"{path} is no JSON ({cause}); restore it from a copy or make it again") from cause
+        raise error(f"{path} is not JSON ({cause}); restore it from a copy or make it again") from cause
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def json_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[d
         try:
             row = json.loads(line)
         except NO_JSON as cause:
-            raise error(f"{path}, line {number}, is no JSON ({cause}); correct or remove the line") from cause
+            raise error(f"{path}, line {number}, is not JSON ({cause}); correct or remove the line") from cause
         if not isinstance(row, dict):
             raise error(f"{path}, line {number}, is {line.strip()[:60]!r}; give one JSON object a line")
         yield row
@@ -301,7 +301,7 @@ def csv_rows(path: Path, error: Error) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except csv.Error as cause:
-        raise error(f"{path}, line {rows.reader.line_num}, is no CSV ({cause}); correct or remove it") from cause
+        raise error(f"{path}, line {rows.reader.line_num}, is not CSV ({cause}); correct or remove it") from cause
 
 
 def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[str]:
@@ -312,7 +312,7 @@ def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[s
         try:
             yield from lines
         except UnicodeDecodeError as cause:
-            raise error(f"{path} is no UTF-8 text ({cause.reason}); save it as UTF-8") from cause
+            raise error(f"{path} is not UTF-8 text ({cause.reason}); save it as UTF-8") from cause
 
 
 def _write_all(stream: io.FileIO, data: bytes) -> None:

@@ -133,7 +133,7 @@ def _common_type(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def all_finite(value: Tensor) -> bool:
-    """Whether no number is NaN or infinite: NaN takes over both ends of the range. One pass, no memory."""
+    """Whether every value is finite: a NaN becomes both ends of the range. One pass, no copy."""
     if not value.numel():
         return True
     low, high = torch.aminmax(value)

@@ -158,7 +158,7 @@ class FilterResult:
 def filter_candidates(scores: Sequence[PairScores], config: FilterConfig | None = None) -> FilterResult:
     """The candidates of one caption pair that reach every threshold, the best few by direction (section 3.1.2).
 
-    Of equal directions the earlier comes first. A score that is no number reaches nothing.
+    Of equal directions the earlier comes first. A NaN reaches nothing.
     """
     settings = config or FilterConfig()
     floors = settings.floors()

@@ -202,7 +202,7 @@ FREE = frozenset(
 )
 """What may differ between a run and its continuation; steps only under a constant schedule."""
 ADJUSTABLE = frozenset({"learning_rate", "clip_norm", "precision"})
-"""What may be changed for the steps to come, and is noted: the ways out where a loss is no number any more."""
+"""What may be changed for the steps to come, and is noted: the ways out where a loss is not finite any more."""
 
 MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "cosine", "warm_up": 50, "betas": (0.9, 0.98)}
 PRESETS: dict[str, dict[str, Any]] = {

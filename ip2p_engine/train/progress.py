@@ -78,7 +78,7 @@ def check_loss(step: int, loss: float, checkpoint: Path | None) -> None:
 
 
 def diverged(what: str, checkpoint: Path | None) -> TrainingError:
-    """What to do about a loss or weight that is no number."""
+    """What to do about a loss or weight that is not finite."""
     kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
     return TrainingError(
         f"{what}; {kept}. Go on from there in the same folder with a lower learning_rate, clip_norm 1, or precision "

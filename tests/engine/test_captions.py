@@ -183,7 +183,7 @@ def test_unreadable_inputs_are_named(tmp_path):
     with pytest.raises(CaptionError, match="cannot be read"):
         list(read_captions(tmp_path / "missing.txt"))
     (tmp_path / "deep.jsonl").write_text('{"caption": ' + "[" * 100_000 + "\n")
-    with pytest.raises(CaptionError, match="line 1, is no JSON"):
+    with pytest.raises(CaptionError, match="line 1, is not JSON"):
         list(read_captions(tmp_path / "deep.jsonl"))
     (tmp_path / "null.jsonl").write_text('{"caption": "a"}\n{"caption": null}\n')
     with pytest.raises(CaptionError, match="row 2, has caption and no text in caption or input"):
@@ -194,7 +194,7 @@ def test_unreadable_inputs_are_named(tmp_path):
     for kind, text in (("txt", "a café\n"), ("jsonl", '{"caption": "a café"}\n')):
         path = tmp_path / f"old.{kind}"
         path.write_text(text, encoding="latin-1")
-        with pytest.raises(CaptionError, match="is no UTF-8 text"):
+        with pytest.raises(CaptionError, match="is not UTF-8 text"):
             list(read_captions(path))
         path.write_text(text, encoding="utf-8-sig")  # as editors on Windows save it
         assert list(read_captions(path)) == ["a café"]

@@ -123,7 +123,7 @@ def test_broken_originals_are_named(original, tmp_path):
     (original / "0000000" / "prompt.json").write_text('{"text": "a cat"}')
     with pytest.raises(DatasetError, match="has no original_prompt or caption or input.*, only text; add it"):
         import_dataset(original, tmp_path / "b")
-    for text, said in (("{", "prompt.json is no JSON"), ("[1]", "prompt.json is no JSON object; give one with")):
+    for text, said in (("{", "prompt.json is not JSON"), ("[1]", "prompt.json is no JSON object; give one with")):
         (original / "0000000" / "prompt.json").write_text(text)
         with pytest.raises(DatasetError, match=said):
             import_dataset(original, tmp_path / "c")
@@ -214,8 +214,8 @@ def test_the_hubs_files_come_in_from_deeper_folders(store, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("a.png,a.png,make it a caf\xe9\n".encode("latin-1"), "l.csv is no UTF-8 text"),
-        (b"a.png,a.png," + b"x" * 200_000 + b"\n", "l.csv, line 2, is no CSV"),
+        ("a.png,a.png,make it a caf\xe9\n".encode("latin-1"), "l.csv is not UTF-8 text"),
+        (b"a.png,a.png," + b"x" * 200_000 + b"\n", "l.csv, line 2, is not CSV"),
         (b"a\0.png,a.png,x\n", "is no path, since it holds a NUL"),
         (b"a.png,a.png,x,1\n" * 2, "pair '1' exists in .*; give it a key of its own, or leave it out"),
     ],
