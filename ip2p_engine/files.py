@@ -28,6 +28,7 @@ except ImportError:  # Windows
 __all__ = [
     "AppendLog",
     "NO_JSON",
+    "check_file",
     "csv_rows",
     "digest_of_files",
     "digest_of_text",
@@ -205,8 +206,15 @@ def write_json(path: Path, value: Any) -> None:
         stream.write((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+def check_file(path: Path, error: Error) -> None:
+    """Raises the given class for a pipe or a device, which would be read without end; streams in /dev are asked for."""
+    if path.exists() and not (path.is_file() or path.is_dir()) and path.parts[:2] != ("/", "dev"):
+        raise error(f"{path} is a pipe or a device; give a file")
+
+
 def read_json(path: Path, error: Error) -> Any:
     """The content of a JSON file; raises the given class for a file that is missing, unreadable or not JSON."""
+    check_file(path, error)
     with disk_errors(path, "read", error):
         text = path.read_bytes()
     try:
@@ -308,6 +316,7 @@ def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[s
     """The lines of a UTF-8 file, without a byte order mark; raises the given class for anything else."""
     # An unfinished line may end within a letter.
     faulty = "replace" if growing else "strict"
+    check_file(path, error)
     with disk_errors(path, "read", error), path.open(encoding="utf-8-sig", errors=faulty) as lines:
         try:
             yield from lines

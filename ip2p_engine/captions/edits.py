@@ -283,6 +283,8 @@ class _Ledger:
                 self.rejected[row["reason"]] += 1
         except KeyError as error:
             raise CaptionError(f"{self._kept.path} has a line without {error}; write to another file") from error
+        except (TypeError, AttributeError) as error:
+            raise CaptionError(f"{self._kept.path} has a line that is no edit's; write to another file") from error
 
     def __enter__(self) -> _Ledger:
         return self

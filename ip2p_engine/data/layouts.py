@@ -39,7 +39,7 @@ METADATA = {
     "sim_image": "clip_sim_image",
     "sim_direction": "clip_sim_dir",
 }
-CAPTION_FOLDER = re.compile(r"\d{7}")
+CAPTION_FOLDER = re.compile(r"[0-9]{7}")
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -73,9 +73,13 @@ def listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
     if path.exists():
         rows = read_json(path, DatasetError)
         try:
-            yield from [(str(name), [str(int(seed)) for seed in seeds]) for name, seeds in rows]
+            found = [(str(name), [str(int(seed)) for seed in seeds]) for name, seeds in rows]
         except (TypeError, ValueError) as error:
             raise DatasetError(f"{path} is no list of [folder, [seeds]]; remove it to go by the files") from error
+        for name, _ in found:
+            if Path(name).name != name:
+                raise DatasetError(f"{path} names {name!r}, which is no folder beside it; correct it")
+        yield from found
         return
     for prompt in sorted(folder.glob("*/prompt.json")):
         seeds = sorted(before.name.removesuffix("_0.jpg") for before in prompt.parent.glob("*_0.jpg"))

@@ -66,7 +66,17 @@ class CaptionCandidates:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> CaptionCandidates:
-        """Raises KeyError or TypeError for a line that is none of ours."""
+        """Raises KeyError, TypeError or ValueError for a line that is none of ours."""
+        whole = [row["caption"], *row["seeds"], *row["kept"], *row.get("early", ())]
+        numbers = [value for name in MEASURES for value in row[name]]
+        for values, kinds in (
+            (whole, (int,)),
+            (numbers, (int, float)),
+            ([row["edit"], row.get("unsuited", "")], (str,)),
+        ):
+            for value in values:
+                if type(value) not in kinds:
+                    raise TypeError(f"{value!r} where a {kinds[-1].__name__} belongs")
         scores = zip(*(row[name] for name in MEASURES), strict=True)
         return cls(
             caption=row["caption"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import secrets
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +36,7 @@ def sheet(folder: Path | str, out: Path | str, *, limit: int = 200, side: int = 
         raise DatasetError(f"{folder} has no pairs yet; a sheet needs at least one")
     shown = [(index, pairs[index]) for index in (n * len(pairs) // count for n in range(count))]
     page = Template(files(__package__).joinpath("sheet.html").read_text(encoding="utf-8")).substitute(
+        nonce=secrets.token_urlsafe(16),
         title=escape(f"{Path(folder).resolve().name}: {count} of {len(pairs):,} pairs"),
         options="".join(f'<option value="{name}">{name}</option>' for name in _sort_names(shown)),
         thresholds="\n".join(map(_threshold, _present(shown, SCORES))),
@@ -65,7 +67,7 @@ def _card(index: int, pair: PairRecord, side: int) -> str:
     numbers = {"index": index, **{name: getattr(pair, name) for name in NUMBERS}}
     texts = (pair.edit_prompt, pair.original_prompt, pair.edited_prompt)
     data = {name: "" if value is None else value for name, value in numbers.items()}
-    attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
+    attributes = " ".join(f'data-{name}="{escape(str(value))}"' for name, value in data.items())
     words = escape("\n".join(texts).lower())
     shown = [f"{name} {_short(value)}" for name, value in numbers.items() if value is not None]
     pictures = "".join(
@@ -76,7 +78,7 @@ def _card(index: int, pair: PairRecord, side: int) -> str:
         f'<article {attributes} data-words="{words}"><div class="pictures">{pictures}</div><div class="text">'
         f'<p class="instruction">{escape(pair.edit_prompt)}</p>'
         f'<p class="captions">{escape(pair.original_prompt)} → {escape(pair.edited_prompt)}</p>'
-        f'<p class="numbers">{"".join(f"<span>{text}</span> " for text in shown)}</p></div></article>'
+        f'<p class="numbers">{"".join(f"<span>{escape(text)}</span> " for text in shown)}</p></div></article>'
     )
 
 

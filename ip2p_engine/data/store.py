@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -19,14 +20,26 @@ from typing import Any
 
 from ..config import versions_of
 from ..errors import ConfigError, DatasetError
-from ..files import TEMPORARY, disk_errors, is_locked, locked, read_json, remove, whole_file, write_json
+from ..files import (
+    NO_JSON,
+    TEMPORARY,
+    check_file,
+    disk_errors,
+    is_locked,
+    locked,
+    read_json,
+    remove,
+    whole_file,
+    write_json,
+)
+from .record import CHECKS, COLUMNS, IMAGE_COLUMNS, OPTIONAL, PICTURES, SCORES, PairRecord
 
 __all__ = ["IMAGE_COLUMNS", "MANIFEST", "SCHEMA_VERSION", "SCORES", "PairRecord", "PairStore", "PairWriter"]
 
 SCHEMA_VERSION = 1
 MANIFEST, DATA, WORK = "manifest.json", "data", "work"
-IMAGE_COLUMNS = ("original_image", "edited_image")
-SCORES = ("sim_0", "sim_1", "sim_image", "sim_direction")
+AS_JSON = ("scores", "paraphrases")
+SHARD = re.compile(r"(train-\d{5}-of-\d{5})-(\d{6})")
 ROWS_PER_SHARD, BYTES_PER_SHARD = 1000, 256 * 2**20
 # One row is read by reading its group, so groups are small; smaller ones would make footers slow to open.
 ROWS_PER_GROUP = 100
@@ -34,31 +47,6 @@ HUB_TYPES = {"string": "string", "int64": "int64", "double": "float64"}
 VERSIONED = ("torch", "diffusers", "transformers", "open_clip_torch", "pyarrow")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairRecord:
-    """One pair; the fields are the columns."""
-
-    original_image: bytes
-    """PNG, JPEG or WebP."""
-    edited_image: bytes
-    edit_prompt: str
-    original_prompt: str
-    edited_prompt: str
-    seed: int | None
-    p: float | None
-    """Fraction of the steps during which self-attention was shared; None if unknown, as are all that may be None."""
-    cfg: float | None
-    sim_0: float | None = None
-    sim_1: float | None = None
-    sim_image: float | None = None
-    sim_direction: float | None = None
-    key: str
-    """The work that made the pair, such as "0000012/34" for caption 12 and seed 34: unique; empty in foreign sets."""
-
-
-COLUMNS = tuple(field.name for field in fields(PairRecord))
 
 
 class PairWriter:
@@ -92,6 +80,8 @@ class PairWriter:
         self._keys: set[str] = set()
         self._shard = 0
         self._dirty = False
+        self._columns: tuple[str, ...] = COLUMNS
+        self._dropped: set[str] = set()
         self._open = ExitStack()
         self.work: Any = None
 
@@ -145,7 +135,7 @@ class PairWriter:
                 raise DatasetError(f"a pair for {self.folder} has no key; name the work that made it")
             if key in self._keys or keys.count(key) > 1:
                 raise DatasetError(f"pair {key!r} exists in {self.folder}; give it a key of its own, or leave it out")
-        self._rows += records
+        self._rows += map(self._fitted, records)
         self._keys.update(keys)
         self._dirty = True
         if self._is_full():
@@ -159,12 +149,23 @@ class PairWriter:
         path = self._data / f"train-{self._name}-{self._shard:06d}.parquet"
         whole = "free some space and run the same command again: the data set is whole, and finished shards are kept"
         with disk_errors(path, "written", DatasetError, whole), whole_file(path) as stream:
-            _write_shard(stream, self._rows)
+            _write_shard(stream, self._rows, self._columns)
         self._dirty = False
 
     def done_keys(self) -> set[str]:
         """The keys of every pair in the folder, of all partitions, and of those not yet on the disk."""
         return PairStore(self.folder).keys() | self._keys
+
+    def _fitted(self, record: PairRecord) -> PairRecord:
+        """Without what the store has no column for: shards of one store have one schema, or ``datasets`` opens none."""
+        values: dict[str, Any] = {
+            name: None for name in OPTIONAL if name not in self._columns and getattr(record, name) is not None
+        }
+        if new := values.keys() - self._dropped:
+            self._dropped |= new
+            without = f"{self.folder} was begun without columns for {', '.join(sorted(new))}"
+            log.warning("%s, so they are left out; write to a new folder to have them", without)
+        return replace(record, **values) if values else record
 
     def _is_full(self) -> bool:
         size = sum(len(row.original_image) + len(row.edited_image) for row in self._rows)
@@ -201,8 +202,13 @@ class PairWriter:
 
     def _take_up(self) -> None:
         """Go on where the last writer of this partition stopped."""
+        store = PairStore(self.folder)
+        if lost := store.lost():
+            raise DatasetError(f"{self._data} has lost {lost[0]}; restore it from a copy, or write to a new folder")
+        self._keys = store.keys()
+        if store.shards:
+            self._columns = tuple(name for name in COLUMNS if name in _schema_of(store.shards[0]).names)
         shards = sorted(self._data.glob(f"train-{self._name}-*.parquet"))
-        self._keys = PairStore(self.folder).keys()
         if not shards:
             return
         self._shard = int(shards[-1].stem.rpartition("-")[2])
@@ -247,18 +253,38 @@ class PairStore(Sequence[PairRecord]):
         return self._read_row(shard, index - (self._ends[shard - 1] if shard else 0))
 
     def __iter__(self) -> Iterator[PairRecord]:
+        for found in self.outcomes():
+            if isinstance(found, DatasetError):
+                raise found
+            yield found
+
+    def outcomes(self) -> Iterator[PairRecord | DatasetError]:
+        """Every row in order; in place of a row that is no pair, or of what a broken shard still had, what is wrong."""
         _, parquet = _pyarrow()
         for path in self.shards:
-            with _reading(path), parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(ROWS_PER_GROUP, use_threads=False):
-                    yield from (_record(row, path) for row in batch.to_pylist())
+            done = 0
+            try:
+                with _reading(path), parquet.ParquetFile(path) as file:
+                    for batch in file.iter_batches(ROWS_PER_GROUP, use_threads=False):
+                        yield from (_outcome(row, path, n) for n, row in enumerate(batch.to_pylist(), start=done + 1))
+                        done += batch.num_rows
+            except DatasetError as error:
+                yield error
+
+    def lost(self) -> list[str]:
+        """The names of shards that must have been there, since later ones of their partition are."""
+        there: dict[str, set[int]] = {}
+        for name in filter(None, (SHARD.fullmatch(path.stem) for path in self.shards)):
+            there.setdefault(name[1], set()).add(int(name[2]))
+        gaps = ((part, set(range(max(numbers))) - numbers) for part, numbers in sorted(there.items()))
+        return [f"{part}-{number:06d}.parquet" for part, missing in gaps for number in sorted(missing)]
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
         """Whole columns without pictures (default: every one but the pictures), in the order of the pairs.
 
         Raises ConfigError for an unknown name.
         """
-        known = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
+        known = [name for name in COLUMNS if name not in PICTURES]
         for name in names:
             if name not in known:
                 raise ConfigError(f"column {name!r} cannot be listed; choose among {', '.join(known)}")
@@ -269,7 +295,8 @@ class PairStore(Sequence[PairRecord]):
             with _reading(path), parquet.ParquetFile(path) as file:
                 table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
             for name in wanted:
-                result[name] += table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+                there = name in table.column_names
+                result[name] += _checked(name, table[name].to_pylist(), path) if there else [None] * table.num_rows
         return result
 
     def keys(self) -> set[str]:
@@ -282,13 +309,20 @@ class PairStore(Sequence[PairRecord]):
         latest = self._latest
         if latest is None or latest[0] != path or not 0 <= row - latest[1] < latest[2].num_rows:
             latest = self._latest = (path, *_read_group(path, row))
-        return _record(latest[2].slice(row - latest[1], 1).to_pylist()[0], path)
+        return _record(latest[2].slice(row - latest[1], 1).to_pylist()[0], path, row + 1)
 
 
 def _row_count(path: Path) -> int:
     _, parquet = _pyarrow()
+    check_file(path, DatasetError)
     with _reading(path):
         return parquet.read_metadata(path).num_rows
+
+
+def _schema_of(path: Path) -> Any:
+    _, parquet = _pyarrow()
+    with _reading(path):
+        return parquet.read_schema(path)
 
 
 def _read_group(path: Path, row: int) -> tuple[int, Any]:
@@ -302,20 +336,55 @@ def _read_group(path: Path, row: int) -> tuple[int, Any]:
         return (ends[group - 1] if group else 0), file.read_row_group(group, use_threads=False)
 
 
-def _record(row: dict[str, Any], path: Path) -> PairRecord:
+def _outcome(row: dict[str, Any], path: Path, number: int) -> PairRecord | DatasetError:
     try:
-        pictures: dict[str, Any] = {column: row[column]["bytes"] for column in IMAGE_COLUMNS}
-        texts: dict[str, Any] = {column: row.get(column) or "" for column in ("original_prompt", "edited_prompt")}
-        texts["edit_prompt"] = row["edit_prompt"]
-    except (KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{path} lacks {error} in its rows; give a data set with {', '.join(COLUMNS[:3])}"
-        ) from error
-    for column, value in {**pictures, **texts}.items():
-        if value is None:
-            raise DatasetError(f"{path} has a row without {column}; fill it in, or leave the row out")
-    rest: dict[str, Any] = {column: row.get(column) for column in ("seed", "p", "cfg", *SCORES)}
-    return PairRecord(**pictures, **texts, **rest, key=row.get("key") or "")
+        return _record(row, path, number)
+    except DatasetError as error:
+        return error
+
+
+def _record(row: dict[str, Any], path: Path, number: int) -> PairRecord:
+    """Raises DatasetError, naming the row, where it is no pair."""
+    if missing := [name for name in (*IMAGE_COLUMNS, "edit_prompt") if name not in row]:
+        what = f"{path} lacks {missing[0]!r} in its rows"
+        raise DatasetError(f"{what}; give a data set with original_image, edit_prompt, edited_image, or import it")
+    values: dict[str, Any] = {name: row.get(name) for name in COLUMNS}
+    values |= {name: _bytes_of(values[name]) for name in PICTURES}
+    values |= {name: values[name] or "" for name in ("original_prompt", "edited_prompt", "key")}
+    try:
+        values |= {name: _unwrapped(name, values[name]) for name in AS_JSON}
+        return PairRecord(**values)
+    except DatasetError as error:
+        raise DatasetError(f"{path}, row {number}: {error}") from error
+
+
+def _bytes_of(picture: Any) -> Any:
+    return picture.get("bytes") if isinstance(picture, dict) else picture
+
+
+def _unwrapped(name: str, text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except NO_JSON as error:
+        raise DatasetError(f"its {name} is not JSON ({error}); correct it") from error
+
+
+def _checked(name: str, values: list[Any], path: Path) -> list[Any]:
+    """A column's values; those of another type than the column's are left out, and that is said."""
+    found, wrong = [], 0
+    for value in values:
+        try:
+            found.append(
+                None if value is None else CHECKS[name](name, _unwrapped(name, value) if name in AS_JSON else value)
+            )
+        except DatasetError:
+            found.append(None)
+            wrong += 1
+    if wrong:
+        log.warning("%s: %d of %d rows have a %s of the wrong type, left out", path, wrong, len(values), name)
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -325,6 +394,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if found != SCHEMA_VERSION:
         got = f"{folder / MANIFEST} has the schema version {found!r}"
         raise DatasetError(f"{got}, and this ip2p reads {SCHEMA_VERSION}; use the ip2p that wrote it")
+    for name in ("versions", WORK):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise DatasetError(f"{folder / MANIFEST} has the {name} {manifest[name]!r}; restore it from a copy")
     return manifest
 
 
@@ -336,32 +408,37 @@ def _difference(theirs: Any, mine: Any, name: str) -> str:
     return "" if theirs == mine else f"its {name} is {theirs!r} and now it is {mine!r}"
 
 
-def _write_shard(stream: Any, records: Sequence[PairRecord]) -> None:
+def _write_shard(stream: Any, records: Sequence[PairRecord], names: Sequence[str] = COLUMNS) -> None:
     arrow, parquet = _pyarrow()
-    schema = _schema(arrow)
-    columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in COLUMNS}
-    for name in IMAGE_COLUMNS:
-        columns[name] = [{"bytes": data, "path": None} for data in columns[name]]
-    texts = [name for name in COLUMNS if name not in IMAGE_COLUMNS]
+    columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in names}
+    for name in AS_JSON:
+        if name in names:
+            columns[name] = [value and json.dumps(value, ensure_ascii=False) for value in columns[name]]
+    pictures = [name for name in PICTURES if name in names]
+    for name in pictures:
+        columns[name] = [None if data is None else {"bytes": data, "path": None} for data in columns[name]]
+    texts = [name for name in names if name not in pictures]
     parquet.write_table(
-        arrow.Table.from_pydict(columns, schema=schema),
+        arrow.Table.from_pydict(columns, schema=_schema(arrow, names)),
         stream,
         row_group_size=ROWS_PER_GROUP,
         # Pictures are compressed already, and their statistics would be pictures.
-        compression={**dict.fromkeys(texts, "ZSTD"), **{f"{name}.bytes": "NONE" for name in IMAGE_COLUMNS}},
-        use_dictionary=["original_prompt", "edit_prompt", "edited_prompt"],
+        compression={**dict.fromkeys(texts, "ZSTD"), **{f"{name}.bytes": "NONE" for name in pictures}},
+        use_dictionary=[
+            name for name in ("original_prompt", "edit_prompt", "edited_prompt", "kind", "licence") if name in names
+        ],
         write_statistics=list(SCORES),
     )
 
 
-def _schema(arrow: Any) -> Any:
+def _schema(arrow: Any, names: Sequence[str]) -> Any:
     """Columns with the hub's features, so that ``datasets`` shows pictures and not bytes."""
     picture = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     kinds = {"seed": arrow.int64(), **dict.fromkeys(("p", "cfg", *SCORES), arrow.float64())}
-    kinds |= dict.fromkeys(IMAGE_COLUMNS, picture)
-    types = {name: kinds.get(name, arrow.string()) for name in COLUMNS}
+    kinds |= dict.fromkeys(PICTURES, picture)
+    types = {name: kinds.get(name, arrow.string()) for name in names}
     features = {
-        name: {"_type": "Image"} if name in IMAGE_COLUMNS else {"_type": "Value", "dtype": HUB_TYPES[str(kind)]}
+        name: {"_type": "Image"} if name in PICTURES else {"_type": "Value", "dtype": HUB_TYPES[str(kind)]}
         for name, kind in types.items()
     }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}

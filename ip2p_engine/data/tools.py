@@ -19,7 +19,8 @@ from ..errors import ConfigError, DatasetError
 from ..files import TEMPORARY
 from .layouts import is_original, read_original, read_triplets, write_original
 from .ledger import pair_key, read_candidates
-from .store import MANIFEST, ROWS_PER_SHARD, SCORES, PairRecord, PairStore, PairWriter
+from .record import OPTIONAL, SCORES, PairRecord
+from .store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 
 __all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info", "verify"]
 
@@ -62,7 +63,7 @@ def info(folder: Path | str) -> DatasetInfo:
     pairs = PairStore(folder)
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *SCORES)
     texts = set(zip(*(columns[name] for name in ("original_prompt", "edit_prompt", "edited_prompt")), strict=True))
-    sizes = Counter(_size(pairs[n].original_image) for n in range(0, len(pairs), max(1, len(pairs) // 10)))
+    sizes = Counter(_size(pairs, n) for n in range(0, len(pairs), max(1, len(pairs) // 10)))
     summaries = {name: _summary([value for value in columns[name] if value is not None]) for name in SCORES}
     return DatasetInfo(
         folder=str(folder),
@@ -76,9 +77,9 @@ def info(folder: Path | str) -> DatasetInfo:
     )
 
 
-def _size(data: bytes) -> str:
+def _size(pairs: PairStore, row: int) -> str:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(pairs[row].original_image)) as picture:
             return f"{picture.width}x{picture.height} {picture.format}"
     except Exception:  # as in _pair_faults
         return "unreadable"
@@ -120,20 +121,21 @@ def verify(folder: Path | str, *, on_progress: OnProgress | None = None) -> Verd
     else:
         faults.append(f"{folder} has no {MANIFEST}; import it to give it one")
     faults += [f"{path} is left of a killed writer; it goes when writing goes on" for path in _leftovers(Path(folder))]
+    faults += [f"{name} is lost; restore it from a copy" for name in pairs.lost()]
     seen: set[str] = set()
-    try:
-        for number, pair in enumerate(pairs, start=1):
+    for number, pair in enumerate(pairs.outcomes(), start=1):
+        if isinstance(pair, DatasetError):
+            faults.append(str(pair))
+        else:
             faults += [f"pair {pair.key or number}: {fault}" for fault in _pair_faults(pair, seen)]
             seen.add(pair.key)
             digests.append(_digest(pair))
-            if on_progress is not None:
-                on_progress(number, len(pairs))
-            if len(faults) >= MAX_FAULTS:
-                break
-        else:
-            faults += [f"pair {key}: the ledger names it, and it is not there" for key in named if key not in seen]
-    except DatasetError as error:
-        faults.append(str(error))
+        if on_progress is not None:
+            on_progress(number, len(pairs))
+        if len(faults) >= MAX_FAULTS:
+            break
+    else:
+        faults += [f"pair {key}: the ledger names it, and it is not there" for key in named if key not in seen]
     whole = hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
     return Verdict(pairs=len(pairs), faults=tuple(faults[:MAX_FAULTS]), digest=whole)
 
@@ -183,6 +185,8 @@ def _named_by_ledger(folder: Path) -> tuple[list[str], list[str]]:
 def _digest(pair: PairRecord) -> tuple[str, bytes]:
     content = hashlib.sha256()
     for name, value in sorted(vars(pair).items()):
+        if name in OPTIONAL and value is None:  # stores of 0.1 have no such columns, and the same digest
+            continue
         data = value if isinstance(value, bytes) else repr(value).encode()
         content.update(f"{name} {len(data)} ".encode() + data)
     return pair.key, content.digest()

@@ -80,15 +80,22 @@ def refilter(
 def clip_of(pairs: PairStore) -> str:
     """The CLIP that took the scores of a data set; empty where its manifest does not say. Raises DatasetError."""
     config = _config_of(pairs)
-    return _rescored_by(config) or config.get("factory", {}).get("clip", "")
+    return _rescored_by(config) or _part(config, "factory").get("clip", "")
 
 
 def _config_of(pairs: PairStore) -> dict[str, Any]:
-    return pairs.manifest.get("config", {}) if (pairs.folder / MANIFEST).exists() else {}
+    return dict(_part(pairs.manifest, "config")) if (pairs.folder / MANIFEST).exists() else {}
 
 
 def _rescored_by(config: Mapping[str, Any]) -> str | None:
-    return config.get("filtered", {}).get("clip")
+    return _part(config, "filtered").get("clip")
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name, {})
+    if not isinstance(part, Mapping):
+        raise DatasetError(f"{MANIFEST} has the {name} {part!r}; restore it from a copy")
+    return part
 
 
 def rescored(

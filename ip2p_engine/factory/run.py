@@ -11,7 +11,7 @@ from typing import Any
 
 from ..captions.edits import CaptionEdit
 from ..clip.filter import FilterConfig, FilterReport, filter_candidates
-from ..data.ledger import CandidateLog, CaptionCandidates, digest_of, read_candidates
+from ..data.ledger import CandidateLog, CaptionCandidates, digest_of, pair_key, read_candidates
 from ..data.store import ROWS_PER_SHARD, PairStore, PairWriter
 from ..edit import Hooks
 from ..errors import ConfigError, DatasetError, Interrupted
@@ -125,7 +125,8 @@ class _Run:
 
     def _known_captions(self, edits: Sequence[CaptionEdit]) -> set[int]:
         """Rows that are done; raises DatasetError if the edits are not those that were done."""
-        done = set()
+        done: set[int] = set()
+        named: set[str] = set()
         for row in read_candidates(self._writer.folder):
             if row.caption < len(edits) and row.edit != digest_of(edits[row.caption]):
                 raise DatasetError(
@@ -133,6 +134,10 @@ class _Run:
                     "append new edits at the end, or write to a new folder"
                 )
             done.add(row.caption)
+            named.update(pair_key(row.caption, seed) for seed in row.kept)
+        if lost := named - self._writer.done_keys():
+            said = f"{self._writer.folder} has lost pictures: its ledger names {len(lost)} pairs, such as {min(lost)}"
+            raise DatasetError(f"{said}, that no shard holds; restore the shard from a copy, or write to a new folder")
         return done
 
     def _captions_with_pictures(self) -> dict[int, tuple[int, ...]]:
@@ -140,6 +145,10 @@ class _Run:
         found: dict[int, list[int]] = {}
         for key in self._writer.done_keys():
             number, _, seed = key.partition("/")
+            if not (number.isdecimal() and seed.isdecimal()):
+                raise DatasetError(
+                    f"{self._writer.folder} holds pair {key!r}, which no run made; write to a new folder"
+                )
             if int(number) not in self._done:
                 found.setdefault(int(number), []).append(int(seed))
         return {number: tuple(seeds) for number, seeds in found.items()}

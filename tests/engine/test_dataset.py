@@ -196,7 +196,7 @@ def test_the_hubs_files_come_in(tmp_path):
     assert PairStore(tmp_path / "store")[0].key == "row/0"
     for column, value in (("edit_prompt", None), ("edited_image", {"bytes": None, "path": "x.png"})):
         pq.write_table(pa.table({**table, column: [value]}), tmp_path / "hub" / "part.parquet")
-        with pytest.raises(DatasetError, match=f"part.parquet has a row without {column}; fill it in"):
+        with pytest.raises(DatasetError, match=f"part.parquet, row 1: it is without {column}; fill it in"):
             import_dataset(tmp_path / "hub", tmp_path / column)
         assert f"without {column}" in verify(tmp_path / "hub").faults[-1]
     pq.write_table(
@@ -313,6 +313,38 @@ def test_a_sheet_is_self_contained_and_safe(store, tmp_path):
         sheet(store, out, limit=0)
     with pytest.raises(DatasetError, match="has no pairs yet"):
         sheet(make_store(tmp_path / "empty", []), out)
+
+
+def test_a_strangers_values_run_nothing(store, tmp_path):
+    """Scripts run by a nonce that is drawn for each page, and a value cannot end its attribute."""
+    shard = PairStore(store).shards[0]
+    rows = pq.read_table(shard).to_pylist()
+    rows[1]["key"], rows[1]["edit_prompt"] = '"><script>alert(1)</script>', "</p><script>alert(2)</script>"
+    pq.write_table(pa.Table.from_pylist(rows), shard)
+    sheet(store, tmp_path / "a.html")
+    sheet(store, tmp_path / "b.html")
+    pages = [(tmp_path / name).read_text(encoding="utf-8") for name in ("a.html", "b.html")]
+    nonces = [re.findall(r"nonce[-=]\"?([\w-]{20,})", page) for page in pages]
+    assert all(len(found) == 4 and len(set(found)) == 1 for found in nonces)
+    assert nonces[0][0] != nonces[1][0]
+    assert "unsafe-inline" not in pages[0]
+    assert pages[0].count("<script") == 1
+
+
+def test_seeds_that_are_paths_write_nothing(store, tmp_path):
+    shard = PairStore(store).shards[0]
+    rows = [{**row, "seed": "../../outside"} for row in pq.read_table(shard).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), shard)
+    with pytest.raises(DatasetError, match=r"row 1: its seed is '../../outside' \(str\); give a whole number"):
+        export_dataset(store, tmp_path / "a" / "b" / "out")
+    assert not list(tmp_path.rglob("outside*"))
+    assert "its seed is" in verify(store).faults[0]
+
+
+def test_a_list_of_seeds_reaches_only_its_own_folder(original, tmp_path):
+    (original / "seeds.json").write_text(json.dumps([["../secret", ["1"]]]))
+    with pytest.raises(DatasetError, match="names '../secret', which is no folder beside it"):
+        import_dataset(original, tmp_path / "store")
 
 
 def shown(page, address=""):

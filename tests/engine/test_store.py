@@ -79,7 +79,7 @@ def test_columns_come_without_pictures(tmp_path):
     pairs = PairStore(tmp_path)
     columns = pairs.columns("sim_direction", "sim_0")
     assert columns == {"sim_direction": [n / 1000 for n in range(12)], "sim_0": [None] * 12}
-    assert set(pairs.columns()) == set(vars(record(0))) - {"original_image", "edited_image"}
+    assert set(pairs.columns()) == set(vars(record(0))) - {"original_image", "edited_image", "mask"}
     assert pairs.keys() == {record(n).key for n in range(12)}
     with pytest.raises(ConfigError, match="column 'original_image' cannot be listed; choose among"):
         pairs.columns("original_image")
@@ -385,6 +385,122 @@ def test_450_000_rows_open_in_half_a_second_and_200_megabytes(tmp_path):
     assert rows == 450_000
     assert seconds <= 0.5
     assert megabytes <= 200
+
+
+MORE = {"mask": picture(7), "kind": "style", "scores": {"o_score": 9.0}, "session": "a", "licence": "MIT"}
+
+
+def test_masks_kinds_scores_and_licences_are_carried(tmp_path):
+    rich = record(0, **MORE, paraphrases=("let it snow",))
+    with writer(tmp_path) as open_writer:
+        open_writer.write(rich, record(1))
+    assert list(PairStore(tmp_path)) == [rich, record(1)]
+    assert PairStore(tmp_path).columns("scores", "kind") == {
+        "scores": [{"o_score": 9.0}, None],
+        "kind": ["style", None],
+    }
+
+
+OLD = ("original_image", "edited_image", "edit_prompt", "original_prompt", "edited_prompt", "seed", "p", "cfg")
+OLD += ("sim_0", "sim_1", "sim_image", "sim_direction", "key")
+
+
+def test_a_store_of_the_first_columns_is_gone_on_with(tmp_path, caplog):
+    """Its shards keep one schema, or ``datasets`` would not open the folder."""
+    write(tmp_path, range(3))
+    first = PairStore(tmp_path).shards[0]
+    pq.write_table(pq.read_table(first).select(OLD), first)
+    with writer(tmp_path) as open_writer:
+        for n in range(3, 14):
+            open_writer.write(record(n, **MORE))
+    assert list(PairStore(tmp_path)) == [record(n) for n in range(14)]
+    assert {tuple(pq.read_schema(path).names) for path in PairStore(tmp_path).shards} == {OLD}
+    assert "was begun without columns for kind, licence, mask, scores, session" in caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("seed", "../../x", "a whole number"),
+        ("seed", 2**63, "a whole number below 2"),
+        ("seed", 1.5, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("sim_0", '"><script>', "a number"),
+        ("p", [0.5], "a number"),
+        ("cfg", False, "a number"),
+        ("edit_prompt", ["a", "b"], "a text"),
+        ("edit_prompt", None, "without edit_prompt"),
+        ("edit_prompt", "half \ud800", "half a letter"),
+        ("key", 7, "a text"),
+        ("original_image", "a.png", "an encoded picture"),
+        ("edited_image", None, "without edited_image"),
+        ("scores", {"a": "high"}, "a number"),
+        ("scores", {"a": float("nan")}, "finite numbers by name"),
+        ("paraphrases", "one", "a list of texts"),
+    ],
+)
+def test_types_are_checked_where_a_row_becomes_a_pair(column, value, said):
+    with pytest.raises(DatasetError, match=f"{column}.*{said}|it is {said}"):
+        record(1, **{column: value})
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    import numpy as np
+
+    found = record(1, seed=3.0, sim_0=np.float32(0.5), p=1, original_image=bytearray(picture(1)))
+    assert (found.seed, found.sim_0, found.p) == (3, 0.5, 1.0)
+    assert [type(value) for value in (found.seed, found.sim_0, found.p, found.original_image)] == [
+        int,
+        float,
+        float,
+        bytes,
+    ]
+    assert record(1, seed=np.int64(2**63 - 1)).seed == 2**63 - 1
+
+
+def test_one_bad_row_is_named_and_the_others_are_there(tmp_path, caplog):
+    write(tmp_path, range(4))
+    path = PairStore(tmp_path).shards[0]
+    rows = pq.read_table(path).to_pylist()
+    rows[2]["edit_prompt"] = None
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    pairs = PairStore(tmp_path)
+    found = list(pairs.outcomes())
+    assert [one.key for one in found if isinstance(one, PairRecord)] == [record(n).key for n in (0, 1, 3)]
+    assert str(found[2]).endswith(f"{path.name}, row 3: it is without edit_prompt; fill it in, or leave the row out")
+    with pytest.raises(DatasetError, match="row 3: it is without edit_prompt"):
+        pairs[2]
+    for row in rows:
+        row["sim_0"] = "high"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert PairStore(tmp_path).columns("sim_0") == {"sim_0": [None] * 4}
+    assert "4 of 4 rows have a sim_0 of the wrong type, left out" in caplog.text
+
+
+def test_a_lost_shard_is_noticed(tmp_path):
+    write(tmp_path, range(25))
+    assert PairStore(tmp_path).lost() == []
+    (tmp_path / "data" / "train-00000-of-00001-000001.parquet").unlink()
+    assert PairStore(tmp_path).lost() == ["train-00000-of-00001-000001.parquet"]
+    with pytest.raises(DatasetError, match="has lost train-00000-of-00001-000001.parquet; restore it from a copy"):
+        write(tmp_path, [])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_no_shard(tmp_path):
+    os.mkfifo(tmp_path / "x.parquet")
+    with pytest.raises(DatasetError, match="x.parquet is a pipe or a device; give a file"):
+        PairStore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["versions", "work"])
+def test_a_manifest_of_other_types_is_named(tmp_path, name):
+    write(tmp_path, range(1))
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: []}))
+    with pytest.raises(DatasetError, match=rf"manifest.json has the {name} \[\]; restore it from a copy"):
+        write(tmp_path, [])
 
 
 @pytest.mark.slow
