@@ -124,17 +124,20 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
     A complete single file without a choice of weights goes through ComfyUI's own loader. Everything else is read by
     the engine and handed over under the authors' names. Raises CheckpointError for what is no InstructPix2Pix.
     """
+    from ..ip2p_engine.checkpoint.build import check_bundle
+    from ..ip2p_engine.checkpoint.read import SAFE_SUFFIXES
     from ..ip2p_engine.checkpoint.source import open_bundle
 
     bundle = open_bundle(source, weights=weights, header_only=True)
+    check_bundle(bundle)  # before core counts layers by the names, as far as a stranger's names go
     if bundle.spec.in_channels != 8 and source != "embedded-sd":
         raise CheckpointError(
             f"{bundle.path.name} has a UNet of {bundle.spec.in_channels} input channels (text to image), and an "
             f"InstructPix2Pix takes 8; {LOAD_INSTEAD}"
         )
     standard = (bundle.spec.family, bundle.unet.config["block_out_channels"][0]) in STANDARD
-    plain = bundle.layout == "ldm" and bundle.complete and not bundle.ema_parameters and bundle.path.suffix != ".ckpt"
-    if standard and plain:
+    plain = bundle.layout == "ldm" and bundle.complete and not bundle.ema_parameters
+    if standard and plain and bundle.path.suffix.lower() in SAFE_SUFFIXES:
         parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path))[:3]
     else:
         parts = _through_the_engine(source, weights, base, standard)

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ..errors import CheckpointError, first_line
 from .keys import few
+from .limits import checked_config
 from .spec import Bundle, Part
 
 __all__ = ["all_finite", "build", "check_bundle", "check_widths", "module_state", "overflow", "skeleton"]
@@ -47,8 +48,9 @@ def build(
 
 def skeleton(part: Part, *, name: str) -> Any:
     """The network of a part without its numbers; raises CheckpointError for a configuration that makes none."""
+    config = checked_config(part, WORDS[part.kind], name)
     with _from_config(part, name), torch.device("meta"):
-        return _empty(part)
+        return _empty(part.kind, config)
 
 
 def check_bundle(bundle: Bundle) -> None:
@@ -87,13 +89,13 @@ def module_state(part: Part, expected: Mapping[str, Tensor], *, name: str) -> di
     return {key: _fit(part.tensors[origin[key]], expected[key], origin[key], name) for key in expected}
 
 
-def _empty(part: Part) -> nn.Module:
-    if part.kind == "unet":
-        return UNet2DConditionModel.from_config(dict(part.config))
-    if part.kind == "autoencoder":
-        return AutoencoderKL.from_config(dict(part.config))
-    config = CLIPTextConfig(**part.config)
-    return CLIPTextModel(config) if part.kind == "text" else CLIPTextModelWithProjection(config)
+def _empty(kind: str, config: dict[str, Any]) -> nn.Module:
+    if kind == "unet":
+        return UNet2DConditionModel.from_config(config)
+    if kind == "autoencoder":
+        return AutoencoderKL.from_config(config)
+    settings = CLIPTextConfig(**config)
+    return CLIPTextModel(settings) if kind == "text" else CLIPTextModelWithProjection(settings)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 AUTOENCODER = "autoencoder"
+NAME_SHOWN = 100  # characters
 MIDDLE = {"mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2"}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -63,6 +64,7 @@ SD2_LAYERS = 23  # some converters write SD2's text encoder without the layer th
 LAYER, BLOCKS = "encoder.layers.", "transformer.resblocks."
 UNET = "UNet"
 HEADS, HEAD_WIDTH, SDXL_ID_WIDTH = 8, 64, 256
+MAX_BLOCKS = 100  # of a UNet; SD1.5 has 12 on the way down
 UNET_MARKS = {"ldm": "input_blocks.0.0.weight", "diffusers": "conv_in.weight"}
 TOP = {
     "conv_in": "input_blocks.0.0",
@@ -159,7 +161,7 @@ def _split_top(name: str) -> tuple[str, str]:
 
 
 def _ldm_shape(tensors: Mapping[str, Tensor]) -> _Shape:
-    blocks = count(tensors, r"input_blocks\.(\d+)\.")
+    blocks = _block_count(tensors, r"input_blocks\.(\d+)\.")
     levels: list[list[tuple[int, int]]] = [[]]
     attention = ""
     for index in range(1, blocks):
@@ -176,23 +178,30 @@ def _ldm_shape(tensors: Mapping[str, Tensor]) -> _Shape:
 def _diffusers_shape(tensors: Mapping[str, Tensor]) -> _Shape:
     levels: list[list[tuple[int, int]]] = []
     attention = ""
-    for block in range(count(tensors, r"down_blocks\.(\d+)\.")):
+    for block in range(_block_count(tensors, r"down_blocks\.(\d+)\.")):
         prefix = f"down_blocks.{block}."
         depth = count(tensors, re.escape(f"{prefix}attentions.0.transformer_blocks.") + r"(\d+)\.")
         attention = attention or (f"{prefix}attentions.0." if depth else "")
-        layers = count(tensors, re.escape(f"{prefix}resnets.") + r"(\d+)\.")
+        layers = _block_count(tensors, re.escape(f"{prefix}resnets.") + r"(\d+)\.")
         width = shape_of(tensors, f"{prefix}resnets.0.conv1.weight", UNET)[0]
         levels.append([(width, depth)] * layers)
     mid = count(tensors, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
     return _checked(levels, mid, attention)
 
 
+def _block_count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    found = count(tensors, pattern)
+    if found > MAX_BLOCKS:
+        raise CheckpointError(f"the network numbers its blocks to {found:,}; give a checkpoint of Stable Diffusion")
+    return found
+
+
 def _checked(levels: list[list[tuple[int, int]]], mid_depth: int, attention: str) -> _Shape:
     uniform = all(level and level == [level[0]] * len(levels[0]) for level in levels)
     if not uniform or not attention or not mid_depth:
         raise CheckpointError(
-            f"the UNet's levels are {levels} (channels, transformer depth) with {mid_depth} in the middle, not those "
-            "of Stable Diffusion 1, 2 or XL; give a checkpoint of that family"
+            f"the UNet's levels are {str(levels)[:200]} (channels, transformer depth) with {mid_depth} in the middle, "
+            "not those of Stable Diffusion 1, 2 or XL; give a checkpoint of that family"
         )
     return _Shape(
         channels=tuple(level[0][0] for level in levels),
@@ -277,7 +286,7 @@ def _outside_blocks(name: str) -> str:
 
 def _levels(tensors: Mapping[str, Tensor], layout: str) -> tuple[tuple[int, ...], int]:
     prefix, block = ("encoder.down.", ".block.") if layout == "ldm" else ("encoder.down_blocks.", ".resnets.")
-    levels = count(tensors, re.escape(prefix) + r"(\d+)\.")
+    levels = _block_count(tensors, re.escape(prefix) + r"(\d+)\.")
     layers = count(tensors, re.escape(f"{prefix}0{block}") + r"(\d+)\.")
     if not levels or not layers:
         raise CheckpointError("the autoencoder has no encoder levels; InstructPix2Pix needs its encoder as well")
@@ -382,7 +391,8 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 def count(names: Iterable[str], pattern: str) -> int:
     """How many indices 0 .. n - 1 a numbered list has; the pattern's group is the index, matched at the start."""
     matcher = re.compile(pattern)
-    return 1 + max((int(found[1]) for found in map(matcher.match, names) if found), default=-1)
+    # Numbers of 18 digits stand for all longer ones, which Python would not even convert.
+    return 1 + max((int(found[1][:18]) for found in map(matcher.match, names) if found), default=-1)
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, part: str) -> tuple[int, ...]:
@@ -404,4 +414,4 @@ def few(names: Iterable[str], limit: int = 3) -> str:
     """Some names for a message."""
     ordered = sorted(names)
     rest = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return ", ".join(ordered[:limit]) + rest
+    return ", ".join(name[:NAME_SHOWN] for name in ordered[:limit]) + rest

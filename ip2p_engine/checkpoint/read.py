@@ -7,7 +7,7 @@ import math
 import mmap
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ..files import NO_JSON
 from .unpickle import read_pickle
 
 __all__ = [
+    "MAX_TENSORS",
     "PICKLE_SUFFIXES",
     "SAFE_SUFFIXES",
     "WEIGHT_SUFFIXES",
@@ -34,7 +35,13 @@ __all__ = [
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 WEIGHT_SUFFIXES = SAFE_SUFFIXES + PICKLE_SUFFIXES
-HEADER_LIMIT = 100_000_000
+# Of a safetensors file; one of SDXL with averaged weights takes 0.5 MB, parsed it takes thirty times the memory.
+HEADER_LIMIT = 16_000_000
+MAX_DIMENSIONS = 8
+MAX_TENSORS = 10_000  # SDXL with averaged weights has about 4,200
+# Where training programs put the weights within what they save, and what they put before all names.
+NESTED = ("state_dict", "model", "model_state_dict", "module")
+WRAPPERS = ("module.", "_orig_mod.", "diffusion_model.")
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -72,6 +79,8 @@ class WeightFile:
     leftovers: Mapping[str, Any] = field(default_factory=dict)
     release: Callable[[Tensor], None] = keep
     """Give a mapped tensor's memory back to the system; its values are read again if they are used again."""
+    prefix: str = ""
+    """Of all names in the file, and of none in ``tensors``."""
 
     @property
     def name(self) -> str:
@@ -101,7 +110,7 @@ def read_weights(path: Path) -> WeightFile:
     entries, metadata = _safetensors_header(path)
     mapped, start = _map(path)
     tensors = {name: _mapped_tensor(mapped, start, entry) for name, entry in entries.items()}
-    return WeightFile(path=path, tensors=tensors, metadata=metadata, release=_Release(mapped))
+    return _unwrapped(WeightFile(path=path, tensors=tensors, metadata=metadata, release=_Release(mapped)))
 
 
 def read_header(path: Path) -> WeightFile:
@@ -110,7 +119,7 @@ def read_header(path: Path) -> WeightFile:
         return _read_pickle(path)
     entries, metadata = _safetensors_header(path)
     tensors = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in entries.items()}
-    return WeightFile(path=path, tensors=tensors, metadata=metadata)
+    return _unwrapped(WeightFile(path=path, tensors=tensors, metadata=metadata))
 
 
 def real_tensor(file: WeightFile, name: str) -> Tensor:
@@ -119,7 +128,20 @@ def real_tensor(file: WeightFile, name: str) -> Tensor:
     if not tensor.is_meta:
         return tensor
     with safe_open(file.path, "pt") as opened:
-        return opened.get_tensor(name)
+        return opened.get_tensor(file.prefix + name)
+
+
+def _unwrapped(file: WeightFile) -> WeightFile:
+    """The file without what DataParallel, torch.compile or ComfyUI's ModelSave put before every name."""
+    if len(file.tensors) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{file.name} holds {len(file.tensors):,} tensors, and no Stable Diffusion more than {MAX_TENSORS:,}; "
+            "give a checkpoint of that family"
+        )
+    tensors, prefix = file.tensors, ""
+    while wrapper := next((one for one in WRAPPERS if tensors and all(name.startswith(one) for name in tensors)), ""):
+        tensors, prefix = {name[len(wrapper) :]: value for name, value in tensors.items()}, prefix + wrapper
+    return replace(file, tensors=tensors, prefix=prefix)
 
 
 def _kind_of(start: bytes, path: Path) -> str:
@@ -156,6 +178,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
         entries = {name: _entry(value, path) for name, value in header.items()}
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that is no text")
+        _check_places(entries)
     except (*NO_JSON, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path.name} has a damaged safetensors header; download it again") from error
     end = max((entry.end for entry in entries.values()), default=0)
@@ -171,11 +194,20 @@ def _entry(value: Any, path: Path) -> _Entry:
     """Raises what _safetensors_header catches."""
     dtype, shape, (begin, end) = _dtype(value["dtype"], path), value["shape"], value["data_offsets"]
     numbers = [*shape, begin, end]
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) > MAX_DIMENSIONS:
         raise ValueError("sizes that are no whole numbers")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError("offsets that do not fit the shape")
     return _Entry(dtype, shape, begin, end)
+
+
+def _check_places(entries: Mapping[str, _Entry]) -> None:
+    """Tensors lie one behind the other: of those that share bytes, a small file could hold any amount."""
+    expected = 0
+    for entry in sorted(entries.values(), key=lambda one: (one.begin, one.end)):
+        if entry.begin != expected:
+            raise ValueError("tensors that overlap or leave gaps")
+        expected = entry.end
 
 
 def _map(path: Path) -> tuple[mmap.mmap, int]:
@@ -217,11 +249,28 @@ def _dtype(name: str, path: Path) -> torch.dtype:
 
 def _read_pickle(path: Path) -> WeightFile:
     content = read_pickle(path)
-    nested = content.get("state_dict", content)
-    if not isinstance(nested, dict):
-        raise CheckpointError(f"{path.name} has a state_dict that is no dictionary; give a checkpoint of weights")
+    place = next((name for name in NESTED if _holds_tensors(content.get(name))), "")
+    nested = content[place] if place else content
     tensors = {str(name): value for name, value in nested.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors; give a checkpoint of weights")
-    leftovers = {name: value for name, value in content.items() if nested is not content and name != "state_dict"}
-    return WeightFile(path=path, tensors=tensors, leftovers=leftovers)
+    _check_pickled(tensors, path)
+    leftovers = {name: value for name, value in content.items() if place and name != place}
+    return _unwrapped(WeightFile(path=path, tensors=tensors, leftovers=leftovers))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
+
+
+def _check_pickled(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A pickle can make tensors of every kind, and views of one number that are any size."""
+    for name, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in DTYPES.values()
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path.name}: {name[:200]} is no plain tensor (quantised, sparse, or without numbers of its own); "
+                "get the .safetensors file"
+            )
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
+        raise CheckpointError(f"{path.name} unfolds to more than twice its size; get the .safetensors file")

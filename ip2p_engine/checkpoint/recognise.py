@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from ..files import NO_JSON
 from .keys import (
+    UNET_MARKS,
     few,
     from_open_clip,
     infer_autoencoder,
@@ -29,10 +30,11 @@ from .keys import (
     with_prefix,
 )
 from .read import WeightFile, read_header, read_weights, real_tensor
-from .spec import Bundle, ModelSpec, Part, check_channels, family_of, parse_config, recommended, same
+from .spec import BASE_NAMES, Bundle, ModelSpec, Part, check_channels, family_of, parse_config, recommended, same
 
 __all__ = [
     "CONFIG_FILE",
+    "EMBEDDED_FOLDER",
     "CONFIG_KEY",
     "EDM_KEYS",
     "EMA",
@@ -45,6 +47,13 @@ __all__ = [
 ]
 
 CONFIG_FILE = "ip2p_config.json"
+MINIATURE = {
+    "ldm": "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    "diffusers": "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+}
+MINIATURE_WIDTH, MINIATURE_CONTEXT = 64, 96
+MAX_SETTINGS = 1 << 20  # bytes
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 INDEX = ".safetensors.index.json"
 RAW_VARIANT = ".non_ema"
@@ -82,11 +91,14 @@ def bundle_of_file(
     """Take a file apart; shapes alone are read, except where SD2 keeps its prediction type in a tensor's values."""
     spec, architecture = parse_config(file.metadata.get(CONFIG_KEY), file.name)
     unet, layout, lone = _unet_tensors(file)
+    if spec is None and _is_miniature(unet, layout):
+        spec, architecture = _miniature(unet, layout, lone)
     texts = _text_parts(file, architecture, text_heads)
     ema = _ema_tensors(file, unet) if layout == "ldm" else {}
     config = architecture.get("unet") or infer_unet(unet, layout, pooled_width=_pooled_width(texts))
     spec = _file_spec(spec, file, config, unet, layout, prediction)
     check_channels(spec.in_channels, file.name, spec.family)
+    _check_spec(spec, config, texts, file.name)
     if ema:
         spec = replace(spec, weights=weights)
     chosen = ema if ema and weights == "ema" else unet
@@ -215,6 +227,37 @@ def _file_spec(
     return replace(spec, **said)
 
 
+def _check_spec(spec: ModelSpec, config: Mapping[str, Any], texts: tuple[Part, ...], name: str) -> None:
+    """Raises CheckpointError where the spec that a file carries is of another network than its tensors."""
+    wide = spec.family in ("sdxl", "cosxl")
+    wide_unet = family_of(config, edm=False) == "sdxl"
+    fits = wide == wide_unet and len(texts) in (0, 2 if wide else 1)
+    if not fits or config.get("in_channels") != spec.in_channels:
+        raise CheckpointError(
+            f"{name} says {BASE_NAMES[spec.family]} with {spec.in_channels} input channels, and its UNet is of "
+            f"{str(config.get('in_channels'))[:20]} with {len(texts)} text encoders; the parts are of different models"
+        )
+
+
+def _is_miniature(unet: Mapping[str, Tensor], layout: str) -> bool:
+    """Whether a UNet has the shapes of the embedded one: ComfyUI saves it without the settings shapes do not tell."""
+    first, context = UNET_MARKS[layout], MINIATURE[layout]
+    return all(name in unet for name in (first, context)) and (
+        unet[first].shape[0] == MINIATURE_WIDTH and unet[context].shape[1] == MINIATURE_CONTEXT
+    )
+
+
+def _miniature(unet: Mapping[str, Tensor], layout: str, lone: bool) -> tuple[ModelSpec, dict[str, Any]]:
+    """(spec, architecture) of the embedded model, or of its text-to-image twin."""
+    channels = unet[UNET_MARKS[layout]].shape[1]
+    home = EMBEDDED_FOLDER / ("unet" if channels == 8 else "unet_text_to_image")
+    config = _read_json(home / "config.json")
+    spec = _folder_spec(EMBEDDED_FOLDER, config, "only", None)
+    others = {} if lone else {"autoencoder": _read_json(EMBEDDED_FOLDER / "vae" / "config.json")}
+    texts = [] if lone else [_read_json(EMBEDDED_FOLDER / "text_encoder" / "config.json")]
+    return spec, {"unet": config, "text_encoders": texts, **others}
+
+
 def _number(tensor: Tensor) -> float:
     """The decimal that was meant: float32 holds about seven digits."""
     return float(f"{float(tensor):.7g}")
@@ -273,6 +316,7 @@ def bundle_of_folder(
     config = _read_json(home / "config.json") or infer_unet(loaded.tensors, "diffusers", pooled_width=pooled)
     spec = _folder_spec(folder, config, choice, prediction)
     check_channels(spec.in_channels, folder.name, spec.family)
+    _check_spec(spec, config, texts, folder.name)
     unet = Part(kind="unet", config=config, **loaded._asdict())
     return Bundle(
         path=folder,
@@ -392,7 +436,7 @@ def _folder_autoencoder(folder: Path, read: Reader, spec: ModelSpec) -> Part | N
 def _folder_spec(folder: Path, unet: Mapping[str, Any], choice: str, prediction: str | None) -> ModelSpec:
     """The saved spec, or one from diffusers' own settings."""
     path = folder / CONFIG_FILE
-    saved, _ = parse_config(path.read_text(encoding="utf-8") if path.is_file() else None, str(folder))
+    saved, _ = parse_config(_short_text(path) if path.is_file() else None, str(folder))
     if saved is not None:
         spec = replace(saved, in_channels=unet["in_channels"], prediction=prediction or saved.prediction)
         return spec if choice == "only" else replace(spec, weights=choice)
@@ -435,6 +479,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(_short_text(path)))
     except (*NO_JSON, TypeError) as error:
         raise CheckpointError(f"{path} is not a JSON object ({error}); get the folder again") from error
+
+
+def _short_text(path: Path) -> str:
+    """A settings file; the largest of a published pipeline has 3 kB."""
+    if path.stat().st_size > MAX_SETTINGS:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, too many for settings; get the folder again")
+    return path.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import CheckpointError, first_line
 from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_folder
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
-from .recognise import bundle_of_file, bundle_of_folder, choose_files
+from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
 
 __all__ = [
@@ -27,13 +27,12 @@ __all__ = [
 log = logging.getLogger(__name__)
 CACHE_VARIABLE = "IP2P_CACHE"
 A_DAY = 24 * 3600
-EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
 HUB = "hf://"
 HUB_SECONDS = 10
 SHOWN = 200  # characters of a name
 # What a file that is not as it should be makes Python, numpy and torch raise.
-STRANGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+STRANGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -40,7 +40,20 @@ BASE_NAMES = {"sd1": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "cosxl": "CosXL"}
 ARCHITECTURE = "architecture"
 SD_SCALE, SDXL_SCALE = 0.18215, 0.13025
 KINDS = {"str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)}
-POSITIVE = ("resolution", "steps", "latent_scale", "beta_start", "beta_end", "sigma_min", "sigma_max")
+# What a stranger's file may recommend: a resolution of a million would be taken at its word.
+LIMITS = {
+    "in_channels": (1, 1 << 20),
+    "latent_scale": (1e-6, 1e6),
+    "text_cfg": (-1000, 1000),
+    "image_cfg": (-1000, 1000),
+    "resolution": (8, 4096),
+    "steps": (1, 1000),
+    "beta_start": (1e-12, 0.999),
+    "beta_end": (1e-12, 0.999),
+    "sigma_min": (1e-12, 1e6),
+    "sigma_max": (1e-12, 1e6),
+}
+NAME_LENGTH = 200
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),
@@ -89,13 +102,18 @@ class ModelSpec:
         for one in fields(self):
             value, kinds = getattr(self, one.name), KINDS[str(one.type)]
             if type(value) not in kinds or (float in kinds and not math.isfinite(value)):
-                raise ConfigError(f"{one.name} is {value!r}; give a value of type {one.type}")
-        for name in POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+                raise ConfigError(f"{one.name} is {repr(value)[:80]}; give a value of type {one.type}")
+        for name, (low, high) in LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} is {getattr(self, name)!r:.40}; give a number from {low:g} to {high:g}")
+        if self.beta_start > self.beta_end or self.sigma_min >= self.sigma_max:
+            raise ConfigError("beta_start or sigma_min is above its other end; give the smaller one first")
+        for name in ("name", "weights"):
+            if len(getattr(self, name)) > NAME_LENGTH:
+                raise ConfigError(f"{name} has {len(getattr(self, name)):,} characters; give at most {NAME_LENGTH}")
         for name, known in (("family", FAMILIES), ("prediction", ("eps", "v")), ("schedule", ("ddpm", "edm"))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+                raise ConfigError(f"{name} is {getattr(self, name)[:80]!r}; choose one of {', '.join(known)}")
 
 
 def recommended(family: str, in_channels: int) -> dict[str, Any]:
