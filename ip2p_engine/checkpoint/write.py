@@ -24,7 +24,9 @@ from .recognise import CONFIG_FILE, CONFIG_KEY, EDM_KEYS, PREFIXES, V_KEY
 from .spec import BASE_NAMES, ModelSpec, Networks, spec_to_json
 
 __all__ = [
+    "NETWORK_FILE",
     "RAW_UNET",
+    "TEXT_FILE",
     "TOKENIZER_FILES",
     "TRAINING_KEY",
     "architecture_of",
@@ -33,6 +35,7 @@ __all__ = [
     "save_diffusers",
     "save_ldm",
     "scheduler_config",
+    "write_network",
     "write_safetensors",
     "write_tokenizers",
 ]
@@ -98,11 +101,11 @@ def save_diffusers(
     if folder.suffix.lower() in WEIGHT_SUFFIXES:
         raise CheckpointError(f"{folder.name} is a file's name and a pipeline is a folder; leave {folder.suffix} out")
     with _replacing(folder) as new:
-        _write_network(new / "unet", model.unet.config, model.unet.state_dict(), dtype, NETWORK_FILE)
-        _write_network(new / "vae", model.autoencoder.config, model.autoencoder.state_dict(), dtype, NETWORK_FILE)
+        write_network(new / "unet", model.unet.config, model.unet.state_dict(), dtype, NETWORK_FILE)
+        write_network(new / "vae", model.autoencoder.config, model.autoencoder.state_dict(), dtype, NETWORK_FILE)
         for suffix, encoder in zip(("", "_2"), model.text_encoders, strict=False):
             config = {**encoder.config.to_dict(), "architectures": [type(encoder).__name__]}
-            _write_network(new / f"text_encoder{suffix}", config, _on_disk(encoder), dtype, TEXT_FILE)
+            write_network(new / f"text_encoder{suffix}", config, _on_disk(encoder), dtype, TEXT_FILE)
         write_tokenizers(new, model.spec.family, len(model.text_encoders))
         (new / "scheduler").mkdir()
         write_json(new / "scheduler" / "scheduler_config.json", scheduler_config(model.spec))
@@ -111,6 +114,16 @@ def save_diffusers(
         if training is not None:
             write_json(new / f"{TRAINING_KEY}.json", training)
     return folder
+
+
+def write_network(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, file: str
+) -> None:
+    """A network's folder: config.json and the weights, on the CPU and in the wanted type; None keeps theirs."""
+    plain = {name: value for name, value in dict(config).items() if name not in INNER and _is_json(value)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", plain)
+    write_safetensors(_cast(state, dtype, folder.name), folder / file, {"format": "pt"})
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -155,15 +168,6 @@ def _check_replaceable(folder: Path) -> None:
         )
     if Path.cwd().is_relative_to(folder):
         raise CheckpointError(f"{folder} is where this command runs; give the name of a new folder")
-
-
-def _write_network(
-    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype | None, file: str
-) -> None:
-    plain = {name: value for name, value in dict(config).items() if name not in INNER and _is_json(value)}
-    folder.mkdir()
-    write_json(folder / "config.json", plain)
-    write_safetensors(_cast(state, dtype, folder.name), folder / file, {"format": "pt"})
 
 
 def _on_disk(encoder: Any) -> dict[str, Tensor]:

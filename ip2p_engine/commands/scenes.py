@@ -24,6 +24,7 @@ from .options import (
     stop_signals,
 )
 from .pairs import add_thresholds, thresholds
+from .train import training_bars
 
 __all__ = ["add"]
 
@@ -169,10 +170,12 @@ def _scenes_train(options: argparse.Namespace) -> int:
         raise ConfigError(f"--pairs trains the edit model alone; leave out {' '.join(options.stages)}")
     stages, count = options.stages or list(STAGES), check_positive("--processes", options.processes)
     logging.getLogger("ip2p_engine").setLevel(logging.INFO)
-    if count == 1 and len(stages) == 1 and not options.pairs:
-        train_stage(stages[0], options.runs, device=options.device)
-        return 0
     with stop_signals() as should_stop:
+        if count == 1 and len(stages) == 1 and not options.pairs:
+            with training_bars() as bars:
+                bar = bars["on_progress"]
+                train_stage(stages[0], options.runs, device=options.device, on_progress=bar, should_stop=should_stop)
+            return 0
         how: dict[str, Any] = {"processes": count, "device": options.device, "should_stop": should_stop}
         if options.pairs:
             return train_on_pairs(options.pairs, options.runs, **how)

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import ConfigError
 from .options import Several, add_command, local_path, stop_signals
 
-__all__ = ["add"]
+__all__ = ["add", "training_bars"]
 
 PRESET_NAMES = ("paper", "one-gpu", "lora", "sd2", "sdxl", "cosxl", "embedded")
 STOPPED = 130
@@ -59,7 +59,7 @@ def _train(options: argparse.Namespace) -> int:
     from ..train import train
 
     config = _config(options)
-    with stop_signals() as should_stop, _bars(config.steps) as shown:
+    with stop_signals() as should_stop, training_bars() as shown:
         result = train(
             config,
             data=options.data,
@@ -112,7 +112,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _bars(steps: int) -> Iterator[dict[str, Any]]:
+def training_bars() -> Iterator[dict[str, Any]]:
     """Bars on stderr: rows that are cached, then steps with loss, examples a second and time left."""
     from tqdm import tqdm
 
@@ -129,7 +129,7 @@ def _bars(steps: int) -> Iterator[dict[str, Any]]:
         bar("rows cached", of).update(done - bar("rows cached", of).n)
 
     def on_progress(progress: Any) -> None:
-        steps_bar = bar("steps", steps)
+        steps_bar = bar("steps", progress.steps)
         said = f"loss {progress.loss:.4f}, {progress.samples_per_second:.1f} examples/s"
         steps_bar.set_postfix_str(said, refresh=False)
         steps_bar.update(progress.step - steps_bar.n)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 __all__ = [
+    "ATTRIBUTES",
     "BACKGROUNDS",
     "COLOURS",
     "PLACES",
@@ -58,6 +59,14 @@ PLACES = {
         (("top", 24), ("middle", 32), ("bottom", 40)), (("left", 24), ("centre", 32), ("right", 40))
     )
 }
+ATTRIBUTES = {
+    "shape": SHAPES,
+    "colour": tuple(COLOURS),
+    "background": tuple(BACKGROUNDS),
+    "size": tuple(SIZES),
+    "style": STYLES,
+    "place": tuple(PLACES),
+}
 
 STARS = ((8, 9, 1.2), (21, 5, 0.9), (33, 10, 1.1), (5, 24, 0.9), (59, 27, 1.0), (43, 6, 0.8), (58, 43, 0.8))
 MOON = (53.0, 10.0, 6.0)
@@ -82,18 +91,10 @@ class Scene:
     place: str = "centre"
 
     def __post_init__(self) -> None:
-        allowed = {
-            "shape": SHAPES,
-            "colour": tuple(COLOURS),
-            "background": tuple(BACKGROUNDS),
-            "size": tuple(SIZES),
-            "style": STYLES,
-            "place": tuple(PLACES),
-        }
         for field in fields(self):
             value = getattr(self, field.name)
-            if value not in allowed[field.name]:
-                raise ValueError(f"scene {field.name} is {value!r}; choose one of {', '.join(allowed[field.name])}")
+            if value not in ATTRIBUTES[field.name]:
+                raise ValueError(f"scene {field.name} is {value!r}; choose one of {', '.join(ATTRIBUTES[field.name])}")
 
     def with_(self, **changes: str) -> Scene:
         """The same scene with some attributes changed."""

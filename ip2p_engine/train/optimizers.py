@@ -23,7 +23,6 @@ __all__ = [
     "make_optimizers",
     "orthogonalise",
     "set_learning_rate",
-    "split_parameters",
 ]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -166,15 +165,6 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon takes a parameter; tables, first and last layers, norms and biases are AdamW's."""
     outer = any(word in name for word in ("embedding", "conv_in", "conv_out", "logit_scale"))
     return parameter.ndim >= 2 and not outer
-
-
-def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices for Muon, the rest for AdamW)."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        (matrices if is_matrix(name, parameter) else rest).append(parameter)
-    return matrices, rest
 
 
 def _scaled(direction: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
 from ..images import save_image
 from ..networks.model import ModelSpec
-from .checkpoints import latest, step_of
+from .checkpoints import State, latest, load_checkpoint, save_checkpoint, step_of
 from .config import ADJUSTABLE, TrainConfig, changed_fields
 
 __all__ = [
@@ -92,6 +92,23 @@ class RunFolder:
     def rows(self) -> list[dict[str, Any]]:
         """The logged steps; a last line that a killed writer left half done is left out."""
         return list(json_lines(self._rows_file, ConfigError, growing=True)) if self._rows_file.exists() else []
+
+    def take_up(self, state: State) -> tuple[int, dict[str, None]]:
+        """(steps that are done, rows that were broken) of the last checkpoint, whose state is loaded."""
+        checkpoint = latest(self.checkpoints)
+        if checkpoint is None:
+            return 0, {}
+        saved = load_checkpoint(checkpoint)
+        state.load(saved, str(checkpoint))
+        log.info("%s goes on after step %d", self.path, saved["step"])
+        return saved["step"], dict.fromkeys(saved["broken"])
+
+    def save(self, step: int, state: State, keep: int, broken: Sequence[str] = ()) -> None:
+        """A checkpoint after ``step`` steps, of which the last ``keep`` are kept; every process calls this."""
+        saved = state.saved(latest(self.checkpoints))
+        if self.writes:
+            save_checkpoint(self.checkpoints, step, {**saved, "broken": list(broken)}, keep=keep)
+            self.draw_curve()
 
     def draw_curve(self) -> None:
         """loss.png: each step's loss, and their running mean; nothing before the first step."""

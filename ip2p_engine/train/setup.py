@@ -17,7 +17,7 @@ from ..files import digest_of_text, public_name
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
 from .batches import Batch, PictureReader, Reader, Share, batches
-from .checkpoints import State, latest, load_checkpoint, save_checkpoint
+from .checkpoints import State, latest
 from .config import TrainConfig
 from .distributed import refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
@@ -76,11 +76,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps, by the first process."""
-        saved = self.state.saved(latest(self.folder.checkpoints))
-        if self.accelerator.is_main_process:
-            state = {**saved, "broken": list(self.broken)}
-            save_checkpoint(self.folder.checkpoints, step, state, keep=self.config.keep)
-            self.folder.draw_curve()
+        self.folder.save(step, self.state, self.config.keep, list(self.broken))
         self.accelerator.wait_for_everyone()
 
     def validate(self, step: int) -> None:
@@ -151,7 +147,7 @@ def begin(
         move_frozen(model, "cpu")
     order = make_order(source, config, broken_rows, should_stop)
     unet, state = _state(model, config, accelerator)
-    first, broken = _take_up(state, folder)
+    first, broken = folder.take_up(state)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
     about |= {"processes": share.world, "test_pairs": test, **origin}
     about |= folder.adjusted(config, first)
@@ -208,14 +204,3 @@ def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, St
     parameters = trained_parameters(model.unet)
     average = Average(parameters, config.ema_decay)
     return unet, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)
-
-
-def _take_up(state: State, folder: RunFolder) -> tuple[int, dict[str, None]]:
-    """(steps that are done, rows that were broken) of the last checkpoint, with its state loaded."""
-    checkpoint = latest(folder.checkpoints)
-    if checkpoint is None:
-        return 0, {}
-    saved = load_checkpoint(checkpoint)
-    state.load(saved, str(checkpoint))
-    log.info("%s goes on after step %d", folder.path, saved["step"])
-    return saved["step"], dict.fromkeys(saved["broken"])

@@ -7,21 +7,18 @@ text can be compared with all of the world at once; a caption that does not say 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from open_clip import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ...train.config import preset
 from ..grammar import caption_of, scenes_of
-from ..world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, all_scenes, world_pixels
-from .stage import StageConfig
-from .tables import caption_rows, text_table, words_in_use
+from ..world import ATTRIBUTES, PLACES, Scene
+from .tables import as_input, caption_rows, text_table, training_pixels, words_in_use
 
 __all__ = ["CLIP_CONFIG", "CLIP_MEAN", "CLIP_STD", "ClipStage", "ClipTextStage", "make_clip", "with_text_tower"]
 
@@ -33,21 +30,7 @@ CLIP_CONFIG: dict[str, Any] = {
 }
 THRESHOLDS = {"min_sim_0": 0.65, "min_sim_1": 0.65, "min_sim_direction": 0.8, "min_sim_image": 0.45}
 """Where the filter's thresholds belong for this CLIP: calibrated on training scenes, see docs/pairs.md."""
-AXES = {
-    "shape": SHAPES,
-    "colour": tuple(COLOURS),
-    "background": tuple(BACKGROUNDS),
-    "size": tuple(SIZES),
-    "style": STYLES,
-    "place": tuple(PLACES),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipStageConfig(StageConfig):
-    """How the CLIP trains; a batch is made of groups of one scene and its near misses."""
-
-    group: int = 4
+TOLD = ("steps", "batch_size", "learning_rate", "warm_up", "ema_decay", "seed")
 
 
 def make_clip(vocabulary: int = 49408) -> CLIP:
@@ -59,37 +42,29 @@ def make_clip(vocabulary: int = 49408) -> CLIP:
 class ClipStage:
     """The symmetric contrastive loss of CLIP (Radford et al. 2021)."""
 
-    config = ClipStageConfig(steps=600, batch=128, learning_rate=1.5e-3)
+    config = preset("embedded", steps=600, batch_size=128, learning_rate=1.5e-3)
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed + 2)
         self.trained: Any = make_clip(len(words_in_use()))
-
-    @cached_property
-    def _world(self) -> tuple[Tensor, Tensor, dict]:
-        """(pixels, caption tokens, row of each scene) of the training scenes."""
-        scenes = scenes_of(held_out=False)
-        tokens = text_table([caption_of(scene) for scene in scenes]).tokens
-        return _scene_pixels(), tokens, {scene: n for n, scene in enumerate(scenes)}
+        self._scenes = scenes_of(held_out=False)
+        self._rows = {scene: n for n, scene in enumerate(self._scenes)}
+        self._tokens = text_table([caption_of(scene) for scene in self._scenes])
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels, tokens, rows = self._world
-        scenes = scenes_of(held_out=False)
         chosen: list[int] = []
-        while len(chosen) < self.config.batch:
-            anchor = scenes[int(torch.randint(len(scenes), (1,), generator=generator))]
-            chosen += self._group(anchor, rows, generator)
-        index = torch.tensor(chosen[: self.config.batch])
-        return {"pictures": pixels[index].float() / 127.5 - 1, "tokens": tokens[index].long()}
+        while len(chosen) < self.config.batch_size:
+            chosen += self._group(_any(self._scenes, generator), generator)
+        index = torch.tensor(chosen[: self.config.batch_size])
+        return {"pictures": as_input(training_pixels()[index]), "tokens": self._tokens[index].long()}
 
-    def _group(self, anchor, rows: dict, generator: torch.Generator) -> list[int]:
+    def _group(self, anchor: Scene, generator: torch.Generator) -> list[int]:
         """The anchor, moved, reshaped, and with any attribute changed, as far as the training split has them."""
-        names = list(AXES)
-        picked = ["place", "shape", names[int(torch.randint(len(names), (1,), generator=generator))]]
-        group = {rows[anchor]}
-        for name in picked[: self.config.group - 1]:
-            value = AXES[name][int(torch.randint(len(AXES[name]), (1,), generator=generator))]
-            group.add(rows.get(anchor.with_(**{name: value}), rows[anchor]))
+        row = self._rows[anchor]
+        group = {row}
+        for name in ("place", "shape", _any(list(ATTRIBUTES), generator)):
+            changed = anchor.with_(**{name: _any(ATTRIBUTES[name], generator)})
+            group.add(self._rows.get(changed, row))
         return sorted(group)
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
@@ -111,7 +86,7 @@ class ClipTextStage:
     The cross entropy of CLIP from text to image, whose right answers are all scenes that the caption describes.
     """
 
-    config = StageConfig(steps=300, batch=128, learning_rate=1e-3)
+    config = preset("embedded", steps=300, batch_size=128, learning_rate=1e-3)
 
     def __init__(self, clip: Mapping[str, Tensor]) -> None:
         """``clip`` holds the weights of the finished first stage, which this one goes on from."""
@@ -120,22 +95,21 @@ class ClipTextStage:
         self._features = _scene_features(network.eval())
         self._scale = network.logit_scale.exp().clamp(max=100).item()
         captions, self._rows = caption_rows()
-        tokens = text_table(captions).tokens
+        tokens = text_table(captions)
         # A text is read up to its end, so places behind the longest text neither learn nor cost.
         self._tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
         self._meant = _meant_scenes(self._rows, len(captions))
         self.trained: Any = _text_tower(network, self._tokens.shape[1])
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        scenes = torch.randint(len(self._rows), (self.config.batch,), generator=generator)
-        wordings = torch.randint(self._rows.shape[1], (self.config.batch,), generator=generator)
-        return {"texts": self._rows[scenes, wordings]}
+        scenes = torch.randint(len(self._rows), (self.config.batch_size,), generator=generator)
+        wordings = torch.randint(self._rows.shape[1], (self.config.batch_size,), generator=generator)
+        texts = self._rows[scenes, wordings]
+        return {"tokens": self._tokens[texts].long(), "meant": self._meant[texts]}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        texts = batch["texts"]
-        encoded = self.trained.encode_text(self._tokens[texts].long(), normalize=True)
-        logits = self._scale * encoded @ self._features.T
-        meant = self._meant[texts]
+        encoded, meant = self.trained.encode_text(batch["tokens"], normalize=True), batch["meant"]
+        logits = self._scale * encoded @ self._features.to(encoded.device).T
         target = torch.zeros_like(logits).scatter_add_(1, meant.clamp(min=0), (meant >= 0).float())
         loss = -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
         return loss, {"top1": target.gather(1, logits.argmax(1, keepdim=True)).mean().item()}
@@ -149,16 +123,14 @@ def with_text_tower(clip: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> d
     return {**clip, **text, "positional_embedding": positions}
 
 
-def _scene_pixels() -> Tensor:
-    """Every training scene as uint8, (scenes, 3, 64, 64)."""
-    position = {scene: n for n, scene in enumerate(all_scenes())}
-    pixels = world_pixels()[[position[scene] for scene in scenes_of(held_out=False)]]
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+def _any(options: Sequence, generator: torch.Generator) -> Any:
+    return options[int(torch.randint(len(options), (1,), generator=generator))]
 
 
 def _text_tower(network: CLIP, length: int) -> CLIP:
     """The CLIP without its picture tower, for texts of at most ``length`` tokens."""
     del network.visual
+    network.logit_scale.requires_grad_(False)
     network.positional_embedding = nn.Parameter(network.positional_embedding.detach()[:length].clone())
     network.attn_mask = network.attn_mask[:length, :length].clone()
     return network
@@ -167,7 +139,7 @@ def _text_tower(network: CLIP, length: int) -> CLIP:
 @torch.no_grad()
 def _scene_features(network: CLIP) -> Tensor:
     """Unit features of every training scene, (scenes, 64)."""
-    encoded = [network.encode_image(part.float() / 127.5 - 1) for part in _scene_pixels().split(256)]
+    encoded = [network.encode_image(as_input(part)) for part in training_pixels().split(256)]
     return normalize(torch.cat(encoded), dim=-1)
 
 
@@ -182,6 +154,7 @@ def _meant_scenes(rows: Tensor, count: int) -> Tensor:
 
 def clip_config_json() -> dict:
     """What the exported file says of itself."""
-    training = {"together": asdict(ClipStage.config), "text": asdict(ClipTextStage.config)}
+    stages = {"together": ClipStage.config, "text": ClipTextStage.config}
+    training = {stage: {name: getattr(config, name) for name in TOLD} for stage, config in stages.items()}
     seen = {"preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}, "thresholds": THRESHOLDS}
     return CLIP_CONFIG | seen | {"training": training}

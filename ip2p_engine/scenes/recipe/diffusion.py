@@ -1,30 +1,39 @@
-"""Stages 3 and 4 of the embedded models: text to image, and InstructPix2Pix on true pairs."""
+"""The miniature Stable Diffusion: its networks, and the stages that train them.
+
+Autoencoder, its decoder once more, text to image, and InstructPix2Pix on true pairs.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...diffusion.guidance import conditioning_dropout
 from ...diffusion.schedule import DiscreteSchedule
-from ..grammar import is_held_out, scenes_of
-from ..world import WORLD_SIZE, all_scenes, world_pixels
-from .networks import LATENT_SCALE, make_autoencoder, make_text_encoder, make_unet, widen_conv_in
-from .stage import StageConfig
-from .tables import caption_rows, edit_table, text_table, words_in_use
+from ...train.config import preset
+from ..grammar import scenes_of
+from ..world import WORLD_SIZE
+from .tables import as_input, caption_rows, edit_table, text_table, training_pixels, words_in_use
 
 __all__ = [
+    "LATENT_SCALE",
     "AutoencoderStage",
     "DecoderStage",
     "EditStage",
     "TextToImageStage",
     "fold_latent_scale",
+    "make_autoencoder",
+    "make_text_encoder",
+    "make_unet",
+    "part_of",
 ]
 
+LATENT_SCALE = 0.18215
+TEXT_WIDTH = 96
 CROP = 32
 CROPPED_SHARE = 0.65
 CELL = 8
@@ -33,139 +42,76 @@ TEXT_DROP = 0.10
 SCHEDULE = DiscreteSchedule.stable_diffusion()
 
 
-def sample_latents(table: dict[str, Tensor], rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Posterior samples times 0.18215: what a UNet is trained on."""
-    noise = torch.randn(len(rows), *table["mean"].shape[1:], generator=generator)
-    return LATENT_SCALE * (table["mean"][rows] + table["std"][rows] * noise)
+def make_autoencoder() -> AutoencoderKL:
+    """AutoencoderKL, f = 8, 4 latent channels; 4 norm groups, since 16 channels in 32 groups erase flat colours."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=LATENT_SCALE,
+    )
 
 
-def velocity_loss(unet: nn.Module, batch: dict[str, Tensor], condition: Tensor | None, context: Tensor) -> Tensor:
-    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) z (Salimans & Ho 2022, appendix D)."""
-    alpha, sigma = SCHEDULE.alpha_sigma(batch["t"])
-    noisy = alpha * batch["z"] + sigma * batch["noise"]
-    inputs = noisy if condition is None else torch.cat([noisy, condition], dim=1)
-    target = alpha * batch["noise"] - sigma * batch["z"]
-    return (unet(inputs, batch["t"], context).sample - target).square().mean()
+def make_text_encoder() -> CLIPTextModel:
+    """CLIP's text encoder with the standard vocabulary and 77 positions."""
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
+    return CLIPTextModel(config)
 
 
-def compact_text_encoder() -> CLIPTextModel:
-    """The miniature's text encoder with a table of the words in use only."""
+def _compact_text_encoder() -> CLIPTextModel:
+    """The same with a table of the words in use only."""
     encoder = make_text_encoder()
-    width = encoder.config.hidden_size
-    encoder.embeddings.token_embedding = nn.Embedding(len(words_in_use()), width)
+    encoder.embeddings.token_embedding = nn.Embedding(len(words_in_use()), TEXT_WIDTH)
     nn.init.normal_(encoder.embeddings.token_embedding.weight, std=0.02)
     return encoder
 
 
-class TextToImageStage:
-    """UNet and text encoder together; some texts are instructions that lead to the picture."""
-
-    config = StageConfig(steps=1500, batch=96, learning_rate=2e-3)
-
-    def __init__(self, latents: dict[str, Tensor]) -> None:
-        torch.manual_seed(self.config.seed + 1)
-        self.latents = latents
-        self.trained = nn.ModuleDict({"unet": make_unet(4), "text": compact_text_encoder()})
-
-    @cached_property
-    def _texts(self) -> tuple[Tensor, Tensor, int]:
-        """(compact tokens of captions, then instructions, then the empty text; caption rows per scene; offset)."""
-        captions, rows = caption_rows()
-        table = text_table([*captions, *self._edits.texts, ""])
-        return table.tokens, rows, len(captions)
-
-    @cached_property
-    def _edits(self):
-        return edit_table()
-
-    def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        tokens, captions, offset = self._texts
-        count = self.config.batch
-        scenes = torch.randint(len(captions), (count,), generator=generator)
-        texts = captions[scenes, torch.randint(captions.shape[1], (count,), generator=generator)]
-        _, edited, instruction = self._edits.draw(count, generator)
-        led = torch.rand(count, generator=generator) < INSTRUCTION_SHARE
-        scenes, texts = torch.where(led, edited, scenes), torch.where(led, offset + instruction, texts)
-        texts[torch.rand(count, generator=generator) < TEXT_DROP] = len(tokens) - 1
-        z = sample_latents(self.latents, scenes, generator)
-        return {
-            "z": z,
-            "noise": torch.randn(z.shape, generator=generator),
-            "t": torch.randint(SCHEDULE.steps, (count,), generator=generator),
-            "tokens": tokens[texts].long(),
-        }
-
-    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        context = self.trained["text"](batch["tokens"]).last_hidden_state
-        return velocity_loss(self.trained["unet"], batch, None, context), {}
-
-
-class EditStage:
-    """The InstructPix2Pix UNet on true pairs: widened from text to image, text encoder frozen, 5/5/5 dropout."""
-
-    config = StageConfig(steps=3500, batch=96, learning_rate=2e-3, ema_decay=0.998)
-
-    def __init__(self, latents: dict[str, Tensor], text_to_image: dict[str, Tensor]) -> None:
-        self.latents = latents
-        unet = make_unet(4)
-        unet.load_state_dict(_part(text_to_image, "unet."))
-        self.trained = widen_conv_in(unet)
-        text = compact_text_encoder()
-        text.load_state_dict(_part(text_to_image, "text."))
-        self._edits = edit_table()
-        self._contexts = _encode(text, text_table([*self._edits.texts, ""]).tokens.long())
-
-    def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        count = self.config.batch
-        source, target, texts = self._edits.draw(count, generator)
-        drop_text, drop_image = conditioning_dropout(torch.rand(count, generator=generator))
-        texts[drop_text] = len(self._contexts) - 1
-        condition = self.latents["mean"][source]
-        condition[drop_image] = 0
-        z = sample_latents(self.latents, target, generator)
-        return {
-            "z": z,
-            "condition": condition,
-            "noise": torch.randn(z.shape, generator=generator),
-            "t": torch.randint(SCHEDULE.steps, (count,), generator=generator),
-            "texts": texts,
-        }
-
-    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        context = self._contexts[batch["texts"]]
-        return velocity_loss(self.trained, batch, batch["condition"], context), {}
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-@torch.no_grad()
-def _encode(text: CLIPTextModel, tokens: Tensor) -> Tensor:
-    return torch.cat([text(part).last_hidden_state for part in tokens.split(256)])
+def make_unet(in_channels: int) -> UNet2DConditionModel:
+    """UNet2DConditionModel with cross-attention on both levels and 8 heads."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
 
 
 class AutoencoderStage:
     """L1 + MSE + 0.5 gradient L1 + a small KL; quarter-size crops first, whole pictures last."""
 
-    config = StageConfig(steps=2600, batch=24, learning_rate=2e-3)
+    config = preset("embedded", steps=2600, batch_size=24)
     kl_weight = 2e-4
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed)
-        self.trained = make_autoencoder()
-
-    @cached_property
-    def pixels(self) -> Tensor:
-        """Training scenes, uint8, (N, 3, 64, 64)."""
-        keep = [not is_held_out(scene) for scene in all_scenes()]
-        return torch.from_numpy(np.ascontiguousarray(world_pixels()[keep].transpose(0, 3, 1, 2)))
+        self.trained: Any = make_autoencoder()
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        size = self.config.batch if self._cropping(step) else self.config.batch // 2
-        index = torch.randint(len(self.pixels), (size,), generator=generator)
-        pictures = self.pixels[index].float() / 127.5 - 1
-        if self._cropping(step):
+        cropping = step < CROPPED_SHARE * self.config.steps
+        size = self.config.batch_size if cropping else self.config.batch_size // 2
+        pictures = as_input(_some(training_pixels(), size, generator))
+        if cropping:
             places = (WORLD_SIZE - CROP) // CELL + 1
             y, x = (CELL * torch.randint(places, (2,), generator=generator)).tolist()
             pictures = pictures[:, :, y : y + CROP, x : x + CROP]
@@ -184,12 +130,9 @@ class AutoencoderStage:
         figures = {"psnr": psnr.item(), "kl": divergence.item(), "std": posterior.std.mean().item()}
         return loss, figures
 
-    def _cropping(self, step: int) -> bool:
-        return step < CROPPED_SHARE * self.config.steps
-
 
 @torch.no_grad()
-def fold_latent_scale(autoencoder, pictures: Tensor) -> None:
+def fold_latent_scale(autoencoder: Any, pictures: Tensor) -> None:
     """Shift and scale each latent channel through the 1 x 1 convolutions, so that 0.18215 z has mean 0, variance 1."""
     latents = torch.cat([autoencoder.encode(part).latent_dist.mean for part in pictures.split(64)])
     centre, scale = latents.mean((0, 2, 3)), LATENT_SCALE * latents.std((0, 2, 3))
@@ -208,26 +151,24 @@ class DecoderStage:
     stay valid.
     """
 
-    config = StageConfig(steps=700, batch=32, learning_rate=1e-3)
+    config = preset("embedded", steps=700, batch_size=32, learning_rate=1e-3)
     fine_share = 0.7
 
     def __init__(self, weights: dict[str, Tensor], latents: dict[str, Tensor]) -> None:
         autoencoder = make_autoencoder()
         autoencoder.load_state_dict(weights)
         self.trained = nn.ModuleDict({"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv})
-        self.latents = latents
-        self.pixels = AutoencoderStage().pixels
+        self._latents = latents
         fine = [scene.style in ("night", "snow") for scene in scenes_of(held_out=False)]
         self._fine = torch.tensor(fine).nonzero()[:, 0]
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        count = self.config.batch
-        index = torch.randint(len(self.pixels), (count,), generator=generator)
-        fine = self._fine[torch.randint(len(self._fine), (count,), generator=generator)]
+        count = self.config.batch_size
+        index = torch.randint(len(training_pixels()), (count,), generator=generator)
+        fine = _some(self._fine, count, generator)
         index = torch.where(torch.rand(count, generator=generator) < self.fine_share, fine, index)
-        noise = torch.randn(count, *self.latents["mean"].shape[1:], generator=generator)
-        z = self.latents["mean"][index] + self.latents["std"][index] * noise
-        return {"z": z, "pictures": self.pixels[index].float() / 127.5 - 1}
+        z = sample_latents(self._latents, index, generator)
+        return {"z": z, "pictures": as_input(training_pixels()[index])}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         decoded = self.trained["decoder"](self.trained["post_quant_conv"](batch["z"]))
@@ -235,3 +176,102 @@ class DecoderStage:
         square = error.square().mean()
         loss = 4 * square + 0.25 * error.abs().mean()
         return loss, {"psnr": -10 * torch.log10(square.detach() / 4).item()}
+
+
+class TextToImageStage:
+    """UNet and text encoder together; some texts are instructions that lead to the picture."""
+
+    config = preset("embedded", steps=1500)
+
+    def __init__(self, latents: dict[str, Tensor]) -> None:
+        torch.manual_seed(self.config.seed + 1)
+        self._latents = latents
+        self.trained = nn.ModuleDict({"unet": make_unet(4), "text": _compact_text_encoder()})
+        captions, self._captions = caption_rows()
+        self._edits, self._offset = edit_table(), len(captions)
+        self._tokens = text_table([*captions, *self._edits.texts, ""])
+
+    def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        count = self.config.batch_size
+        scenes = torch.randint(len(self._captions), (count,), generator=generator)
+        texts = self._captions[scenes, torch.randint(self._captions.shape[1], (count,), generator=generator)]
+        _, edited, instruction = self._edits.draw(count, generator)
+        led = torch.rand(count, generator=generator) < INSTRUCTION_SHARE
+        scenes, texts = torch.where(led, edited, scenes), torch.where(led, self._offset + instruction, texts)
+        texts[torch.rand(count, generator=generator) < TEXT_DROP] = len(self._tokens) - 1
+        return {**noised(self._latents, scenes, generator), "tokens": self._tokens[texts].long()}
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        context = self.trained["text"](batch["tokens"]).last_hidden_state
+        return velocity_loss(self.trained["unet"], batch, context), {}
+
+
+class EditStage:
+    """The InstructPix2Pix UNet on true pairs: widened from text to image, text encoder frozen, 5/5/5 dropout."""
+
+    config = preset("embedded", steps=3500)
+
+    def __init__(self, latents: dict[str, Tensor], text_to_image: dict[str, Tensor]) -> None:
+        self._latents = latents
+        self.trained = make_unet(8)
+        self.trained.load_state_dict(_widened(part_of(text_to_image, "unet.")))
+        text = _compact_text_encoder()
+        text.load_state_dict(part_of(text_to_image, "text."))
+        self._edits = edit_table()
+        self._contexts = _encode(text, text_table([*self._edits.texts, ""]).long())
+
+    def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        count = self.config.batch_size
+        source, target, texts = self._edits.draw(count, generator)
+        drop_text, drop_image = conditioning_dropout(torch.rand(count, generator=generator))
+        texts[drop_text] = len(self._contexts) - 1
+        condition = self._latents["mean"][source]
+        condition[drop_image] = 0
+        batch = noised(self._latents, target, generator)
+        return {**batch, "condition": condition, "context": self._contexts[texts]}
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        return velocity_loss(self.trained, batch, batch["context"]), {}
+
+
+def sample_latents(table: dict[str, Tensor], rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples of the posteriors, unscaled."""
+    noise = torch.randn(len(rows), *table["mean"].shape[1:], generator=generator)
+    return table["mean"][rows] + table["std"][rows] * noise
+
+
+def noised(table: dict[str, Tensor], rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """What a UNet is trained on: samples times 0.18215, noise, and a noise level each."""
+    z = LATENT_SCALE * sample_latents(table, rows, generator)
+    noise = torch.randn(z.shape, generator=generator)
+    return {"z": z, "noise": noise, "t": torch.randint(SCHEDULE.steps, (len(rows),), generator=generator)}
+
+
+def velocity_loss(unet: nn.Module, batch: dict[str, Tensor], context: Tensor) -> Tensor:
+    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) z (Salimans & Ho 2022, appendix D)."""
+    alpha, sigma = SCHEDULE.alpha_sigma(batch["t"])
+    noisy = alpha * batch["z"] + sigma * batch["noise"]
+    inputs = torch.cat([noisy, batch["condition"]], dim=1) if "condition" in batch else noisy
+    target = alpha * batch["noise"] - sigma * batch["z"]
+    return (unet(inputs, batch["t"], context).sample - target).square().mean()
+
+
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights below a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For 8 channels: the first 4 as before, the new 4 zero, the bias kept (paper, section 3.2)."""
+    weight = state["conv_in.weight"]
+    return {**state, "conv_in.weight": torch.cat([weight, torch.zeros_like(weight)], dim=1)}
+
+
+@torch.no_grad()
+def _encode(text: CLIPTextModel, tokens: Tensor) -> Tensor:
+    return torch.cat([text(part).last_hidden_state for part in tokens.split(256)])
+
+
+def _some(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows drawn with replacement."""
+    return rows[torch.randint(len(rows), (count,), generator=generator)]

@@ -1,157 +1,118 @@
-"""The loop that trains every network of the embedded world: resumable, and shared between processes.
+"""The loop that trains each network of the embedded world, of train/'s parts: resumable, shared between processes.
 
-What a step sees follows from (seed, step) alone; every process draws the whole batch and computes its slice, so the
+What a step sees follows from (seed, step) alone; every process draws the whole batch and computes its share, so the
 number of processes changes only the order of summation.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import os
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...train.optimizers import Muon, split_parameters
+from ...errors import Interrupted
+from ...train.checkpoints import State, latest
+from ...train.config import TrainConfig
+from ...train.distributed import accelerated, total
+from ...train.networks import trained_parameters
+from ...train.optimizers import Average, learning_rate, make_optimizers, set_learning_rate
+from ...train.progress import Clock, Progress, check_loss
+from ...train.randomness import stream
+from ...train.run_folder import RunFolder
 
-__all__ = ["Stage", "StageConfig", "run_stage"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """How long and how fast one network trains; the learning rate warms up and then falls to 0 as a cosine."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    warm_up: int = 50
-    ema_decay: float = 0.998
-    seed: int = 0
-    save_every: int = 100
-    log_every: int = 20
+__all__ = ["Stage", "run_stage"]
 
 
 class Stage(Protocol):
     """One network's part of the loop."""
 
-    config: StageConfig
-    trained: nn.Module
+    config: TrainConfig
+    """Steps, batch size, optimiser, learning rates, EMA, seed and checkpoints; what is about data sets is not used."""
+
+    @property
+    def trained(self) -> nn.Module: ...
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The whole batch of one step."""
         ...
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of a slice of the batch, and figures for the log."""
+        """Mean loss of a share of the batch, and figures for the log."""
         ...
 
 
-def run_stage(stage: Stage, folder: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Train to the end, resuming from the folder if it holds a checkpoint; returns the EMA weights."""
-    config, rank, world = stage.config, *_processes()
-    stage.trained.to(device).train()
-    matrices, rest = split_parameters(stage.trained)
-    optimisers = [Muon(matrices, lr=1.0), torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)]
-    ema = {name: value.detach().clone() for name, value in stage.trained.state_dict().items()}
-    first = _restore(folder, stage.trained, optimisers, ema)
-    started = time.monotonic()
-    figures: dict[str, float] = {}
-    for step in range(first, config.steps):
-        for optimiser in optimisers:
-            optimiser.param_groups[0]["lr"] = config.learning_rate * _schedule(config, step)
-        batch = stage.draw(step, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-        share = {name: value[rank::world].to(device) for name, value in batch.items()}
-        loss, figures = stage.loss(share, step)
-        loss.backward()
-        _average_gradients(matrices + rest, world)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        _update_ema(ema, stage.trained, min(config.ema_decay, (1 + step) / (10 + step)))
-        done = step + 1
-        if rank == 0 and (done % config.log_every == 0 or done == config.steps):
-            rate = (done - first) / (time.monotonic() - started)
-            _log(folder, {"step": done, "steps_per_second": round(rate, 3), "loss": loss.item(), **figures})
-        if rank == 0 and (done % config.save_every == 0 or done == config.steps):
-            _save(folder, stage, optimisers, ema, done)
-    return ema
+class _Loss(nn.Module):
+    """A stage's loss as a forward pass, in which several processes find each other's gradients."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.trained, self._loss = stage.trained, stage.loss
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._loss(batch, step)
 
 
-def _processes() -> tuple[int, int]:
-    """(rank, number of processes), joining the group that torchrun or our launcher announces."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    return dist.get_rank(), dist.get_world_size()
+def run_stage(
+    stage: Stage,
+    folder: Path,
+    *,
+    device: str | None = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = bool,
+) -> dict[str, Tensor]:
+    """Train to the end, or go on where ``folder`` stopped; returns the averaged weights, on the CPU.
+
+    Raises Interrupted after saving if it is to stop, ConfigError for a folder of another run, and TrainingError if the
+    loss is not finite.
+    """
+    config = stage.config
+    with accelerated(config, folder, device) as accelerator, ExitStack() as held:
+        run = RunFolder(folder, writes=accelerator.is_main_process)
+        run.refuse_other(config)
+        held.enter_context(run.taken())
+        network, state = _prepared(stage, accelerator)
+        first, _ = run.take_up(state)
+        run.begin(config, {"processes": accelerator.num_processes, **run.adjusted(config, first)}, first)
+        held.callback(run.draw_curve)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        clock, step, stopped = Clock(config.steps, config.batch_size), first, False
+        while step < config.steps and not stopped:
+            rate = learning_rate(config, step)
+            set_learning_rate(state.optimizers, rate)
+            batch = stage.draw(step, stream(config.seed, "stage", step))
+            loss, figures = network({name: v[rank::world].to(accelerator.device) for name, v in batch.items()}, step)
+            accelerator.backward(loss)
+            state.average.wait()
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            state.average.update(step)
+            mean, stops = total(accelerator, loss.detach() / world, float(should_stop()))
+            check_loss(step, mean, latest(run.checkpoints))
+            stopped = stops > 0
+            progress = clock.tick(step, mean, rate)
+            run.append({**asdict(progress), **figures})
+            if stopped or step % config.save_every == 0 or step == config.steps:
+                run.save(step, state, config.keep)
+                accelerator.wait_for_everyone()
+            if on_progress is not None:
+                on_progress(progress)
+        accelerator.end_training()
+        if step < config.steps:
+            raise Interrupted(f"stopped after step {step}; the same command goes on")
+        with state.average.applied():
+            return {name: value.detach().cpu().clone() for name, value in stage.trained.state_dict().items()}
 
 
-def _schedule(config: StageConfig, step: int) -> float:
-    warm = min(1.0, (step + 1) / config.warm_up)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if world > 1:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients]) / world
-        dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-@torch.no_grad()
-def _update_ema(ema: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    for name, value in module.state_dict().items():
-        if value.is_floating_point():
-            ema[name].lerp_(value, 1 - decay)
-
-
-def _save(folder: Path, stage: Stage, optimisers: list, ema: Mapping[str, Tensor], step: int) -> None:
-    state = {
-        "step": step,
-        "config": asdict(stage.config),
-        "trained": stage.trained.state_dict(),
-        "ema": dict(ema),
-        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-    }
-    temporary = folder / "checkpoint.pt.tmp"
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        os.fsync(file.fileno())
-    temporary.replace(folder / "checkpoint.pt")
-
-
-def _restore(folder: Path, module: nn.Module, optimisers: list, ema: dict[str, Tensor]) -> int:
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["trained"])
-    for name, value in state["ema"].items():
-        ema[name].copy_(value)
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
-    logger.info("resuming at step %d from %s", state["step"], path)
-    return state["step"]
-
-
-def _log(folder: Path, row: dict[str, Any]) -> None:
-    logger.info("%s", "  ".join(f"{k} {v:.5g}" for k, v in row.items()))
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _prepared(stage: Stage, accelerator: Any) -> tuple[Any, State]:
+    """(the loss as Accelerate wraps it, what its steps change)."""
+    parameters = trained_parameters(stage.trained.to(accelerator.device).train())
+    network, *optimizers = accelerator.prepare(_Loss(stage), *make_optimizers(parameters, stage.config))
+    average = Average(parameters, stage.config.ema_decay)
+    return network, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)

@@ -9,26 +9,68 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ...checkpoint.write import (
+    NETWORK_FILE,
+    TEXT_FILE,
+    model_index,
+    scheduler_config,
+    write_network,
+    write_safetensors,
+)
 from ...errors import ConfigError, Interrupted
-from ...train import preset
+from ...files import write_json
+from ...networks.model import ModelSpec
+from ...train.config import preset
+from ...train.progress import Progress
 from ...train.sources import open_source
-from .clip_stage import with_text_tower
-from .export import export_autoencoder, export_clip, export_settings, export_text_encoder, export_unet
-from .stage import run_stage
+from .clip_stage import ClipStage, ClipTextStage, clip_config_json, with_text_tower
+from .diffusion import (
+    LATENT_SCALE,
+    AutoencoderStage,
+    DecoderStage,
+    EditStage,
+    TextToImageStage,
+    fold_latent_scale,
+    make_autoencoder,
+    make_text_encoder,
+    make_unet,
+    part_of,
+)
+from .stage import Stage, run_stage
+from .tables import as_input, latent_table, training_pixels, words_in_use
 
-__all__ = ["STAGES", "export_embedded", "train_in_processes", "train_on_pairs", "train_stage"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["EMBEDDED_SPEC", "STAGES", "export_embedded", "train_in_processes", "train_on_pairs", "train_stage"]
 
 ASKED_EVERY = 0.2
-STAGES = ("autoencoder", "decoder", "clip", "clip-text", "text-to-image", "edit")
+STAGES: dict[str, Callable[[Path], Stage]] = {
+    "autoencoder": lambda runs: AutoencoderStage(),
+    "decoder": lambda runs: DecoderStage(_finished(runs, "autoencoder"), _latents(runs)),
+    "clip": lambda runs: ClipStage(),
+    "clip-text": lambda runs: ClipTextStage(_finished(runs, "clip")),
+    "text-to-image": lambda runs: TextToImageStage(_latents(runs)),
+    "edit": lambda runs: EditStage(_latents(runs), _finished(runs, "text-to-image")),
+}
+EMBEDDED_SPEC = ModelSpec(
+    name="scenes",
+    family="sd1",
+    in_channels=8,
+    prediction="v",
+    scaled_condition=False,
+    latent_scale=LATENT_SCALE,
+    text_cfg=4.0,
+    image_cfg=1.5,
+    resolution=64,
+    steps=20,
+)
+
+log = logging.getLogger(__name__)
 
 
 def train_in_processes(
@@ -91,110 +133,82 @@ def _check_stage(name: str) -> None:
         raise ConfigError(f"stage {name!r} is unknown; choose one of {', '.join(STAGES)}")
 
 
-def train_stage(name: str, runs: Path, *, device: str = "cpu") -> None:
-    """Train one stage in this process, or as one process of several."""
+def train_stage(
+    name: str,
+    runs: Path,
+    *,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = bool,
+) -> None:
+    """Train one stage in this process, or as one process of several; a finished one's weights stay as they are.
+
+    Raises ConfigError for an unknown stage or one whose forerunner is not finished, and as ``run_stage`` does.
+    """
     _check_stage(name)
+    path = _weights_of(runs, name)
+    if path.exists():
+        log.info("%s is finished; remove it and %s to train the stage anew", path, runs / name)
+        return
     if device == "cpu":
         torch.set_num_threads(1)
-    make = {
-        "autoencoder": _autoencoder_stage,
-        "decoder": _decoder_stage,
-        "clip": _clip_stage,
-        "clip-text": _clip_text_stage,
-        "text-to-image": _text_to_image_stage,
-        "edit": _edit_stage,
-    }[name]
-    weights = run_stage(make(runs), runs / name, device=device)
+    stage = STAGES[name](runs)
+    weights = run_stage(stage, runs / name, device=device, on_progress=on_progress, should_stop=should_stop)
     if os.environ.get("RANK", "0") == "0":
-        finish = _fold if name == "autoencoder" else lambda weights: weights
-        _save(finish(weights), runs / f"{name}.safetensors")
+        write_safetensors(_folded(weights) if name == "autoencoder" else weights, path, {"format": "pt"})
+        log.info("wrote %s", path)
 
 
 def export_embedded(runs: Path, folder: Path) -> None:
-    """Write the shipped files from the stages' weights."""
-    _export_text_to_image(_finished(runs, "text-to-image"), folder)
-    export_unet(_finished(runs, "edit"), folder, in_channels=8)
-    export_clip(with_text_tower(_finished(runs, "clip"), _finished(runs, "clip-text")), folder)
-    export_autoencoder(_finished(runs, "autoencoder") | _finished(runs, "decoder"), folder)
-    export_settings(folder)
-
-
-def _export_text_to_image(weights: dict[str, Tensor], folder: Path) -> None:
-    export_text_encoder(_part(weights, "text."), folder)
-    export_unet(_part(weights, "unet."), folder, in_channels=4)
-
-
-def _autoencoder_stage(runs: Path):
-    from .diffusion import AutoencoderStage
-
-    return AutoencoderStage()
-
-
-def _decoder_stage(runs: Path):
-    from .diffusion import DecoderStage
-
-    return DecoderStage(_finished(runs, "autoencoder"), _latents(runs))
-
-
-def _clip_stage(runs: Path):
-    from .clip_stage import ClipStage
-
-    return ClipStage()
-
-
-def _clip_text_stage(runs: Path):
-    from .clip_stage import ClipTextStage
-
-    return ClipTextStage(_finished(runs, "clip"))
-
-
-def _text_to_image_stage(runs: Path):
-    from .diffusion import TextToImageStage
-
-    return TextToImageStage(_latents(runs))
-
-
-def _edit_stage(runs: Path):
-    from .diffusion import EditStage
-
-    return EditStage(_latents(runs), _finished(runs, "text-to-image"))
+    """Write the shipped files from the stages' weights, in half precision: a diffusers folder, the CLIP beside it."""
+    painter = _finished(runs, "text-to-image")
+    clip = with_text_tower(_finished(runs, "clip"), _finished(runs, "clip-text"))
+    text_config = make_text_encoder().config.to_dict()
+    text = _with_vocabulary(part_of(painter, "text."), "embeddings.token_embedding.weight")
+    autoencoder = _finished(runs, "autoencoder") | _finished(runs, "decoder")
+    for name, config, weights, file in (
+        ("text_encoder", text_config, text, TEXT_FILE),
+        ("unet_text_to_image", make_unet(4).config, part_of(painter, "unet."), NETWORK_FILE),
+        ("unet", make_unet(8).config, _finished(runs, "edit"), NETWORK_FILE),
+        ("vae", make_autoencoder().config, autoencoder, NETWORK_FILE),
+        ("clip", clip_config_json(), _with_vocabulary(clip, "token_embedding.weight"), TEXT_FILE),
+    ):
+        write_network(folder / name, config, weights, torch.float16, file)
+    index = model_index(EMBEDDED_SPEC)
+    del index["tokenizer"]  # the engine carries CLIP's vocabulary
+    (folder / "scheduler").mkdir(exist_ok=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(EMBEDDED_SPEC))
+    write_json(folder / "ip2p_config.json", asdict(EMBEDDED_SPEC))
+    write_json(folder / "model_index.json", index)
 
 
 def _latents(runs: Path) -> dict[str, Tensor]:
-    """Latents of the training scenes under the finished autoencoder; made once, then read."""
-    from .diffusion import AutoencoderStage
-    from .networks import make_autoencoder
-    from .tables import latent_table
-
+    """Latents of the training scenes under the finished autoencoder."""
     autoencoder = make_autoencoder()
     autoencoder.load_state_dict(_finished(runs, "autoencoder"))
-    return latent_table(
-        autoencoder.eval(), partial(getattr, AutoencoderStage(), "pixels"), runs / "latents.safetensors"
-    )
+    return latent_table(autoencoder.eval(), runs / "latents.safetensors")
 
 
-def _fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    from .diffusion import AutoencoderStage, fold_latent_scale
+def _folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    autoencoder = make_autoencoder()
+    autoencoder.load_state_dict(weights)
+    fold_latent_scale(autoencoder.eval(), as_input(training_pixels()[::8]))
+    return autoencoder.state_dict()
 
-    stage = AutoencoderStage()
-    stage.trained.load_state_dict(weights)
-    fold_latent_scale(stage.trained.eval(), stage.pixels[::8].float() / 127.5 - 1)
-    return stage.trained.state_dict()
+
+def _with_vocabulary(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The rows in use at their ids in the table of 49,408, whose other rows are zero."""
+    table = torch.zeros(49408, state[name].shape[1])
+    table[words_in_use()] = state[name].float()
+    return {**state, name: table}
+
+
+def _weights_of(runs: Path, name: str) -> Path:
+    return runs / f"{name}.safetensors"
 
 
 def _finished(runs: Path, name: str) -> dict[str, Tensor]:
-    path = runs / f"{name}.safetensors"
+    path = _weights_of(runs, name)
     if not path.exists():
         raise ConfigError(f"{path} does not exist; train the stage {name!r} first (ip2p scenes train {name})")
     return load_file(path)
-
-
-def _save(weights: dict[str, Tensor], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, temporary)
-    temporary.replace(path)
-    logger.info("wrote %s", path)
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -6,41 +6,34 @@ they are scattered into the full table when the text encoder is exported.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ...checkpoint.write import write_safetensors
 from ...tokenizer import END_OF_TEXT, START_OF_TEXT, tokenize
-from ..grammar import INSTRUCTIONS, KINDS, captions_of, edits_from, instructions_for, scenes_of
-from ..world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene
+from ..grammar import INSTRUCTIONS, KINDS, captions_of, edits_from, instructions_for, is_held_out, scenes_of
+from ..world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, all_scenes, world_pixels
 
 __all__ = [
     "EditTable",
-    "TextTable",
+    "as_input",
     "caption_rows",
     "edit_table",
     "latent_table",
     "text_table",
+    "training_pixels",
     "words_in_use",
 ]
 
 MOST_PHRASINGS = max(len(phrasings.train) for phrasings in INSTRUCTIONS.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
-    """Unique texts as rows of compact token ids, shape (N, 77)."""
-
-    texts: tuple[str, ...]
-    tokens: Tensor
-
-    def index(self) -> dict[str, int]:
-        return {text: row for row, text in enumerate(self.texts)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +69,14 @@ def words_in_use() -> Tensor:
     return torch.cat([ids.flatten(), names.flatten(), special]).unique()
 
 
-def text_table(texts: Sequence[str]) -> TextTable:
-    """Compact token rows of some texts."""
+def text_table(texts: Sequence[str]) -> Tensor:
+    """Compact token rows of some texts, (texts, 77), int16."""
     rows = torch.cat([tokenize(texts[start : start + 4096]) for start in range(0, len(texts), 4096)])
     words = words_in_use()
     compact = torch.searchsorted(words, rows)
     if not torch.equal(words[compact.clamp(max=len(words) - 1)], rows):
         raise AssertionError("a text of the grammar uses a token that words_in_use() does not list")
-    return TextTable(texts=tuple(texts), tokens=compact.to(torch.int16))
+    return compact.to(torch.int16)
 
 
 def caption_rows() -> tuple[list[str], Tensor]:
@@ -120,17 +113,23 @@ def _phrase_rows(kind: str, before: Scene, after: Scene, texts: dict[str, int]) 
     return (rows * MOST_PHRASINGS)[:MOST_PHRASINGS]
 
 
+@cache
+def training_pixels() -> Tensor:
+    """Every training scene, uint8, (scenes, 3, 64, 64), in the order of ``scenes_of``."""
+    keep = [not is_held_out(scene) for scene in all_scenes()]
+    return torch.from_numpy(np.ascontiguousarray(world_pixels()[keep].transpose(0, 3, 1, 2)))
+
+
+def as_input(pixels: Tensor) -> Tensor:
+    """What networks take: float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
 @torch.no_grad()
-def latent_table(autoencoder, pictures: Callable[[], Tensor], path: Path) -> dict[str, Tensor]:
-    """Posterior mean and standard deviation of every training scene, unscaled, cached in a file."""
-    if path.exists():
-        return load_file(path)
-    posteriors = [autoencoder.encode(part.float() / 127.5 - 1).latent_dist for part in pictures().split(64)]
-    table = {
-        "mean": torch.cat([p.mean for p in posteriors]).contiguous(),
-        "std": torch.cat([p.std for p in posteriors]).contiguous(),
-    }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may make it at once
-    save_file(table, temporary)
-    temporary.replace(path)
-    return table
+def latent_table(autoencoder: Any, path: Path) -> dict[str, Tensor]:
+    """Posterior mean and standard deviation of every training scene, unscaled; made once, then read from the file."""
+    if not path.exists():
+        posteriors = [autoencoder.encode(as_input(part)).latent_dist for part in training_pixels().split(64)]
+        table = {name: torch.cat([getattr(one, name) for one in posteriors]) for name in ("mean", "std")}
+        write_safetensors(table, path, {"format": "pt"})  # whole, even if several processes make it at once
+    return load_file(path)
