@@ -22,8 +22,8 @@ from ip2p_engine.captions.edits import CaptionEdit, Request, read_edits
 from ip2p_engine.clip.filter import FilterConfig, PairScores, filter_candidates
 from ip2p_engine.clip.similarity import ClipSimilarity, own_thresholds
 from ip2p_engine.config import with_overrides
-from ip2p_engine.edit import Hooks
 from ip2p_engine.factory.maker import candidate_seed
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob
 from ip2p_engine.scenes.grammar import EMBEDDED_PAIRS, GrammarSource, sample_captions
 

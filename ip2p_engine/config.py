@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .errors import ConfigError
 from .version import __version__
 
-__all__ = ["from_mapping", "to_json", "versions_of", "with_overrides"]
+__all__ = ["as_list", "from_mapping", "to_json", "versions_of", "with_overrides"]
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+
+
+def as_list(value: Any, single: Any) -> list[Any]:
+    """One thing of the given type, or a sequence of them, as a list."""
+    return [value] if isinstance(value, single) else list(value)
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:

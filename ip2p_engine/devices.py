@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 
 from .errors import ConfigError, first_line
 
-__all__ = ["default_dtype", "enough_memory", "usable_device"]
+__all__ = ["default_dtype", "enough_memory", "free_memory", "usable_device"]
 
 
 def usable_device(name: str | torch.device | None = None) -> torch.device:
@@ -45,3 +46,13 @@ def enough_memory(count: int, size: tuple[int, int]) -> Iterator[None]:
             f"the device's memory does not hold {count} edits of {size[0]} x {size[1]} pixels at once; "
             "give a smaller batch (--batch) or resolution (--resolution)"
         ) from error
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a computation on the device may still use."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 * 2**30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -13,38 +13,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import with_overrides
-from .devices import default_dtype, enough_memory, usable_device
-from .diffusion.guidance import check_scale, needed_branches
+from .config import as_list, with_overrides
+from .devices import enough_memory, usable_device
+from .diffusion.guidance import Denoiser, DualGuidance, Guidance, check_scale
 from .diffusion.noise import SampleNoise, check_seed
-from .diffusion.sampling import SAMPLERS, OnStep, ShouldStop, evaluations_of, sample
+from .diffusion.sampling import Sampler, named, sample, sampler_of
 from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError
 from .files import public_name
-from .images import fit, give_back, open_image, plan_size, to_images, to_tensor
+from .hooks import Hooks
+from .images import fit, give_back, open_image, plan_size, to_images, to_tensor, upright_size
 from .networks.conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
-from .networks.denoiser import guided_denoiser
+from .networks.denoiser import BranchDenoiser
 from .networks.model import Model, load_model
 from .version import __version__
 
-__all__ = ["EditConfig", "EditResult", "Hooks", "InstructPix2Pix", "default_dtype", "usable_device"]
+__all__ = ["EditConfig", "EditResult", "InstructPix2Pix", "Picture", "walk"]
 
-Picture = str | os.PathLike | Image.Image
+Picture = str | os.PathLike | bytes | Image.Image
 HOW_FAST = ("batch", "together")  # settings that no picture depends on
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What a host may watch and stop."""
-
-    on_progress: Callable[[int, int], None] | None = None
-    """Called with (finished, all) results after each batch."""
-    on_result: Callable[[int, EditResult], None] | None = None
-    """Called with each edit and its place among the results as soon as its batch is done."""
-    on_step: OnStep | None = None
-    """Called with (i, n, x, sigma, denoised) once a sampling step."""
-    should_stop: ShouldStop | None = None
-    """Asked before each step; Interrupted is raised as soon as it says yes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +43,11 @@ class EditConfig:
     image_cfg: float | None = None
     """s_I: how strongly to stay close to the picture, 0 to about 3."""
     steps: int | None = None
-    sampler: str = "euler_ancestral"
+    sampler: str | Sampler = "euler_ancestral"
+    """A name of SAMPLERS, or a function that takes a Step and returns x at its next sigma."""
     schedule: str = "model"
+    guidance: Guidance | None = None
+    """Makes the denoiser over the branches c, i, u and t; None is dual guidance by the two scales."""
     size: str | tuple[int, int] = "paper"
     """paper: the 64 rule of the paper's code; keep: the picture's own size; or WxH."""
     resolution: int | None = None
@@ -75,9 +65,11 @@ class EditConfig:
                 check_scale(name, getattr(self, name))
         for name, floor in (("steps", 1), ("resolution", 64), ("batch", 1)):
             _check_whole(name, getattr(self, name), floor)
-        for name, known in (("sampler", SAMPLERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
+        sampler_of(self.sampler)
+        if self.guidance is not None and not callable(self.guidance):
+            raise ConfigError(f"guidance is {self.guidance!r}; give a function that makes a denoiser over branches")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +95,8 @@ class EditResult:
     latent: Tensor | None
     """The clean latent (4, h, w), float32, as the decoder got it; None if nothing was edited."""
     settings: dict[str, Any]
+    index: int = 0
+    """Its place among the results that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +111,10 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Work:
-    """Jobs, and the pictures and texts that they point to."""
+    """Jobs, and the pictures and texts that they point to; pictures that are no Image yet are opened batch by batch."""
 
     jobs: Sequence[_Job]
-    pictures: Sequence[Image.Image]
+    pictures: Sequence[Picture]
     texts: Sequence[str]
 
 
@@ -151,7 +145,7 @@ class InstructPix2Pix:
         device = usable_device(device)
         if compile and device.type != "cuda":
             raise ConfigError(f"compile is for CUDA and the device is {device.type}; leave it out")
-        model = load_model(source, base=base, device=device, dtype=dtype or default_dtype(device), **options)
+        model = load_model(source, base=base, device=device, dtype=dtype, **options)
         editor = cls(model, name=public_name(source), base=None if base is None else public_name(base))
         if compile:
             editor.compile()
@@ -176,14 +170,31 @@ class InstructPix2Pix:
 
         Sizes may differ. Each result depends on its picture, instruction, seed and settings alone. An empty
         instruction gives the picture back, as the paper's code does. ``overrides`` are fields of EditConfig.
-        Raises ImageError, ConfigError, or Interrupted once ``should_stop()`` is true.
+        Raises ImageError, ConfigError, or Interrupted once ``hooks.should_stop()``.
         """
-        pictures = [open_image(image) for image in _as_list(images, Image.Image | str | os.PathLike)]
-        texts, seed_list = _as_list(instructions, str), _as_list(seeds, int)
-        combinations = product(range(len(pictures)), range(len(texts)), seed_list)
+        pictures = [open_image(image) for image in as_list(images, Picture)]
+        made = self.edits(pictures, instructions, seeds=seeds, config=config, hooks=hooks, **overrides)
+        return sorted(made, key=lambda result: result.index)
+
+    def edits(
+        self,
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        config: EditConfig | None = None,
+        hooks: Hooks | None = None,
+        **overrides: Any,
+    ) -> Iterator[EditResult]:
+        """The results of ``edit`` as they are made, of which it holds one batch: memory does not grow with them.
+
+        Pictures of one size are made together, so the order is not that of asking; ``index`` says the place. Files
+        are opened when their batch is made.
+        """
+        pictures, texts = as_list(images, Picture), as_list(instructions, str)
+        combinations = product(range(len(pictures)), range(len(texts)), as_list(seeds, int))
         jobs = [_Job(place, *combination) for place, combination in enumerate(combinations)]
-        settled = self._settle(with_overrides(config or EditConfig(), overrides))
-        return self._run(_Work(jobs, pictures, texts), settled, hooks or Hooks())
+        return self._run(_Work(jobs, pictures, texts), self._settle(config, overrides), hooks or Hooks())
 
     def edit_each(
         self,
@@ -201,75 +212,123 @@ class InstructPix2Pix:
                 f"{len(images)} pictures, {len(instructions)} instructions and {len(seeds)} seeds do not pair up; "
                 "give as many of each, or use edit() for every combination"
             )
-        pictures = [open_image(image) for image in images]
-        jobs = [_Job(n, n, n, seed) for n, seed in enumerate(seeds)]
-        settled = self._settle(with_overrides(config or EditConfig(), overrides))
-        return self._run(_Work(jobs, pictures, list(instructions)), settled, hooks or Hooks())
+        work = _Work(
+            [_Job(n, n, n, seed) for n, seed in enumerate(seeds)],
+            [open_image(image) for image in images],
+            list(instructions),
+        )
+        made = self._run(work, self._settle(config, overrides), hooks or Hooks())
+        return sorted(made, key=lambda result: result.index)
 
-    def _run(self, work: _Work, config: _Settled, hooks: Hooks) -> list[EditResult]:
-        """Make every job's picture, tell the hooks as they are made, and return them in the jobs' order."""
+    def condition(
+        self,
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
+        *,
+        config: EditConfig | None = None,
+        **overrides: Any,
+    ) -> Conditioning:
+        """What edits are conditioned on: a row for each picture with its instruction; one of either goes with all.
+
+        All pictures have to come to one size. ``overrides`` are fields of EditConfig, of which ``size`` and
+        ``resolution`` count. Raises ImageError or ConfigError.
+        """
+        settled = self._settle(config, overrides)
+        pictures = [open_image(image) for image in as_list(images, Picture)]
+        texts = as_list(instructions, str)
+        count = max(len(pictures), len(texts))
+        if not pictures or not texts or {len(pictures), len(texts)} - {1, count}:
+            got = f"{len(pictures)} pictures and {len(texts)} instructions"
+            raise ConfigError(f"{got} do not pair up; give as many of each, or one of either")
+        sizes = sorted({plan_size(settled.size, *picture.size, settled.resolution) for picture in pictures})
+        if len(sizes) > 1:
+            raise ConfigError(f"the pictures come to {sizes[0]} and {sizes[1]}; give one size, or one at a time")
+        jobs = [_Job(n, n % len(pictures), n % len(texts), 0) for n in range(count)]
+        return self._condition(_Work(jobs, pictures, texts), sizes[0])
+
+    def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:
+        """The network under guidance, denoiser(x, sigma, condition) -> denoised; ``overrides`` as for ``edit``."""
+        settled = self._settle(config, overrides)
+        return _guidance_of(settled)(BranchDenoiser(self.model, together=settled.together))
+
+    def latents(
+        self,
+        condition: Conditioning,
+        seeds: int | Sequence[int],
+        *,
+        config: EditConfig | None = None,
+        hooks: Hooks | None = None,
+        **overrides: Any,
+    ) -> Tensor:
+        """Clean latents (B, 4, h, w), float32, of a condition's rows, each with its seed, in one batch."""
+        settled = self._settle(config, overrides)
+        return self._walk(condition, as_list(seeds, int), settled, hooks or Hooks())[0]
+
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures of clean latents (B, 4, h, w)."""
+        # One at a time: the decoder takes more memory than all branches of the network, and gains nothing by batches.
+        return [to_images(decode_latents(self.model, latent))[0] for latent in latents.split(1)]
+
+    def _run(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
+        """Make every job's picture, batch by batch, and tell the hooks."""
         if not work.jobs:
             raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
         for job in work.jobs:
             check_seed(job.seed)
-        results: dict[int, EditResult] = {}
-        for batch, edited in self._made(work, config, hooks):
-            for job, result in zip(batch, edited, strict=True):
-                results[job.place] = result
-                if hooks.on_result is not None:
-                    hooks.on_result(job.place, result)
-            if hooks.on_progress is not None:
-                hooks.on_progress(len(results), len(work.jobs))
-        return [results[place] for place in range(len(work.jobs))]
+        return self._made(work, config, hooks)
 
-    def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[Sequence[_Job], list[EditResult]]]:
-        """What needs no network, then batches of one size."""
-        idle = [job for job in work.jobs if not work.texts[job.instruction].strip()]
-        if idle:
-            yield idle, [self._unchanged(work.pictures[job.picture], job.seed, config) for job in idle]
-        busy = [job for job in work.jobs if work.texts[job.instruction].strip()]
-        for size, batch in _batches(busy, work.pictures, config):
-            with enough_memory(len(batch), size):
-                edited = self._edit_batch(replace(work, jobs=batch), size, config, hooks)
-            yield batch, edited
+    def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
+        finished = 0
+        for size, jobs in _batches(work, config):
+            rows = sorted({job.picture for job in jobs})
+            opened = {row: _opened(work.pictures[row]) for row in rows}
+            batch = _Work(
+                [replace(job, picture=rows.index(job.picture)) for job in jobs], list(opened.values()), work.texts
+            )
+            if size is None:
+                edited = [self._unchanged(opened[job.picture], job, config) for job in jobs]
+            else:
+                with enough_memory(len(jobs), size):
+                    edited = self._edit_batch(batch, size, config, hooks)
+            for result in edited:
+                finished += 1
+                hooks.result(result.index, result)
+                yield result
+            hooks.progress(finished, len(work.jobs))
 
-    def _settle(self, config: EditConfig) -> _Settled:
-        """Fill what was left to the checkpoint's recommendation."""
-        values = {field.name: getattr(config, field.name) for field in fields(config)}
-        return _Settled(
-            **{k: getattr(self.model.spec, k) if v is None and k != "together" else v for k, v in values.items()}
-        )
+    def _settle(self, config: EditConfig | None, overrides: dict[str, Any]) -> _Settled:
+        """A config with its overrides, and what it leaves to the checkpoint's recommendation filled in."""
+        given = with_overrides(config or EditConfig(), overrides)
+        values = {field.name: getattr(given, field.name) for field in fields(given)}
+        for name in ("text_cfg", "image_cfg", "steps", "resolution"):
+            values[name] = getattr(self.model.spec, name) if values[name] is None else values[name]
+        return _Settled(**values)
 
     @torch.inference_mode()
     def _edit_batch(self, work: _Work, size: tuple[int, int], config: _Settled, hooks: Hooks) -> list[EditResult]:
         """Edit a batch of one size."""
-        conditioning = self._condition(work, size)
-        noise = SampleNoise([job.seed for job in work.jobs])
-        sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
-        x = noise.draw(conditioning.image.float()) * float(sigmas[0])
-        with guided_denoiser(self.model, config.text_cfg, config.image_cfg, together=config.together) as denoiser:
-            z = sample(
-                config.sampler,
-                denoiser,
-                x,
-                sigmas,
-                conditioning,
-                noise=noise.draw,
-                on_step=hooks.on_step,
-                should_stop=hooks.should_stop,
-            )
-        # One at a time: the decoder takes more memory than all branches of the network, and gains nothing by batches.
-        edited = [to_images(decode_latents(self.model, latent))[0] for latent in z.split(1)]
+        z, evaluations = self._walk(self._condition(work, size), [job.seed for job in work.jobs], config, hooks)
         return [
-            self._result(image, latent, work.pictures[job.picture], work.texts[job.instruction], job.seed, size, config)
-            for job, image, latent in zip(work.jobs, edited, z.cpu(), strict=True)
+            self._result(job, work, image, latent, evaluations, size, config)
+            for job, image, latent in zip(work.jobs, self.pictures(z), z.cpu(), strict=True)
         ]
 
+    def _walk(
+        self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks
+    ) -> tuple[Tensor, int]:
+        sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
+        together, guidance = config.together, _guidance_of(config)
+        return walk(
+            self.model, condition, seeds, sigmas, guidance, sampler=config.sampler, together=together, hooks=hooks
+        )
+
+    @torch.inference_mode()
     def _condition(self, work: _Work, size: tuple[int, int]) -> Conditioning:
         """Encode each picture and each text of the batch once, then lay them out as the jobs want them."""
         used_pictures = sorted({job.picture for job in work.jobs})
         used_texts = sorted({job.instruction for job in work.jobs})
-        latents = [encode_image(self.model, to_tensor([fit(work.pictures[row], size)])) for row in used_pictures]
+        pictures = [fit(_opened(work.pictures[row]), size) for row in used_pictures]
+        latents = [encode_image(self.model, to_tensor([picture])) for picture in pictures]
         embedded = encode_text(self.model, [*(work.texts[row] for row in used_texts), ""])
         return Conditioning(
             text=embedded.rows([used_texts.index(job.instruction) for job in work.jobs]),
@@ -280,15 +339,15 @@ class InstructPix2Pix:
 
     def _result(
         self,
+        job: _Job,
+        work: _Work,
         image: Image.Image,
         latent: Tensor,
-        source: Image.Image,
-        instruction: str,
-        seed: int,
+        evaluations: int,
         size: tuple[int, int],
         config: _Settled,
     ) -> EditResult:
-        branches = len(needed_branches(config.text_cfg, config.image_cfg))
+        source, instruction = _opened(work.pictures[job.picture]), work.texts[job.instruction]
         image = give_back(image, source.size) if config.restore_size else image
         if "icc_profile" in source.info:  # the numbers stayed in the source's colour space
             image.info["icc_profile"] = source.info["icc_profile"]
@@ -296,22 +355,23 @@ class InstructPix2Pix:
             image=image,
             source=source,
             instruction=instruction,
-            seed=seed,
+            seed=job.seed,
             latent=latent,
-            evaluations=branches * evaluations_of(config.sampler, config.steps),
-            settings=self._settings(instruction, seed, size, config),
+            evaluations=evaluations,
+            settings=self._settings(instruction, job.seed, size, config),
+            index=job.place,
         )
 
-    def _unchanged(self, picture: Image.Image, seed: int, config: _Settled) -> EditResult:
-        settings = self._settings("", seed, picture.size, config)
+    def _unchanged(self, picture: Image.Image, job: _Job, config: _Settled) -> EditResult:
         return EditResult(
             image=picture.copy(),
             source=picture,
             instruction="",
-            seed=seed,
+            seed=job.seed,
             evaluations=0,
             latent=None,
-            settings=settings,
+            settings=self._settings("", job.seed, picture.size, config),
+            index=job.place,
         )
 
     def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: _Settled) -> dict[str, Any]:
@@ -319,7 +379,7 @@ class InstructPix2Pix:
         return {
             "instruction": instruction,
             "seed": seed,
-            **{name: value for name, value in values.items() if name not in HOW_FAST},
+            **{name: named(value) for name, value in values.items() if name not in HOW_FAST},
             "edited_at": list(size),
             "checkpoint": self.name,
             "base": self.base,
@@ -331,21 +391,55 @@ class InstructPix2Pix:
         }
 
 
-def _batches(
-    jobs: Sequence[_Job], pictures: Sequence[Image.Image], config: _Settled
-) -> Iterator[tuple[tuple[int, int], list[_Job]]]:
-    """Jobs of one size together, at most config.batch of them."""
-    by_size: dict[tuple[int, int], list[_Job]] = {}
-    for job in jobs:
-        size = plan_size(config.size, *pictures[job.picture].size, config.resolution)
+@torch.inference_mode()
+def walk(
+    model: Model,
+    condition: Conditioning,
+    seeds: Sequence[int],
+    sigmas: Tensor,
+    guidance: Guidance,
+    *,
+    sampler: str | Sampler = "euler_ancestral",
+    start: Tensor | None = None,
+    together: bool | None = None,
+    hooks: Hooks | None = None,
+) -> tuple[Tensor, int]:
+    """(clean latents (B, 4, h, w), evaluations a sample) of a batch that walks down the sigmas.
+
+    From noise of sigmas[0] on ``start`` (B, 4, h, w), or on nothing; each row has the noise of its seed. The
+    condition's image may have no channels: then the model is one from text to image.
+    """
+    if len(seeds) != len(condition.image):
+        got = f"{len(seeds)} seeds for a condition of {len(condition.image)} rows"
+        raise ConfigError(f"{got}; give one seed for each row")
+    noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together)
+    blank = torch.zeros(len(seeds), 4, *condition.image.shape[-2:], device=condition.image.device)
+    x = noise.draw(blank) * float(sigmas[0])
+    x = x if start is None else x + start.to(x)
+    z = sample(sampler, guidance(branches), x, sigmas, condition, noise=noise.draw, hooks=hooks)
+    return z, branches.evaluations
+
+
+def _guidance_of(config: _Settled) -> Guidance:
+    return config.guidance or (lambda branches: DualGuidance(branches, config.text_cfg, config.image_cfg))
+
+
+def _opened(picture: Picture) -> Image.Image:
+    """A picture that is opened already as it is, else a new one."""
+    return picture if isinstance(picture, Image.Image) else open_image(picture)
+
+
+def _batches(work: _Work, config: _Settled) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:
+    """Jobs of one size together, at most config.batch of them; size None: there is nothing to do."""
+    sizes = [picture.size if isinstance(picture, Image.Image) else upright_size(picture) for picture in work.pictures]
+    by_size: dict[tuple[int, int] | None, list[_Job]] = {None: []}
+    for job in work.jobs:
+        busy = work.texts[job.instruction].strip()
+        size = plan_size(config.size, *sizes[job.picture], config.resolution) if busy else None
         by_size.setdefault(size, []).append(job)
     for size, members in by_size.items():
         for start in range(0, len(members), config.batch):
             yield size, members[start : start + config.batch]
-
-
-def _as_list(value: Any, single: Any) -> list:
-    return [value] if isinstance(value, single) else list(value)
 
 
 def _check_whole(name: str, value: Any, floor: int) -> None:

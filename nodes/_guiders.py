@@ -19,11 +19,13 @@ from ..ip2p_engine.diffusion.guidance import BRANCHES, check_scale, dual_guidanc
 from ..ip2p_engine.diffusion.sampling import sample
 from ..ip2p_engine.diffusion.schedule import DiscreteSchedule
 from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.hooks import Hooks
 from ._models import require_edit
 
-__all__ = ["DualGuider", "EngineSampler", "fractional_time", "ladder", "step_callback"]
+__all__ = ["SIGMA", "DualGuider", "EngineSampler", "fractional_time", "ladder", "step_callback", "with_options"]
 
 IMAGE = "concat_latent_image"
+SIGMA = "ip2p_sigma"
 CFG_HOOKS = (
     "sampler_pre_cfg_function",
     "sampler_cfg_function",
@@ -140,7 +142,9 @@ class EngineSampler(comfy.samplers.Sampler):
         inner.latent_image, inner.noise = latent_image, noise
 
         def denoiser(x: Tensor, sigma: float, cond: None) -> Tensor:
-            return inner(x, x.new_full((len(x),), sigma), denoise_mask, **extra_args)
+            # The number goes along, so that nobody has to ask the device for it.
+            told = _with_options(extra_args, {SIGMA: sigma})
+            return inner(x, x.new_full((len(x),), sigma), denoise_mask, **told)
 
         def on_step(i: int, n: int, x: Tensor, sigma: float, denoised: Tensor) -> None:
             if callback is not None:
@@ -148,8 +152,25 @@ class EngineSampler(comfy.samplers.Sampler):
 
         start = noise * float(self._sigmas[0])
         return sample(
-            self._name, denoiser, start, self._sigmas, noise=self._draw, on_step=on_step, after_step=self._after_step
+            self._name,
+            denoiser,
+            start,
+            self._sigmas,
+            noise=self._draw,
+            after_step=self._after_step,
+            hooks=Hooks(on_step=on_step),
         )
+
+
+def _with_options(extra_args: dict, options: dict) -> dict:
+    """Copies of ComfyUI's arguments with more transformer options, which reach every patch of this call."""
+    model_options = extra_args.get("model_options", {})
+    return {**extra_args, "model_options": with_options(model_options, options)}
+
+
+def with_options(model_options: dict, options: dict) -> dict:
+    """A copy of model options with more transformer options."""
+    return {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), **options}}
 
 
 def step_callback(
@@ -166,7 +187,7 @@ def step_callback(
 
 def ladder(model: comfy.model_patcher.ModelPatcher) -> DiscreteSchedule:
     """A MODEL's noise levels as the engine's schedule."""
-    sigmas = model.get_model_object("model_sampling").sigmas.detach().double().cpu()
+    sigmas = model.get_model_object("model_sampling").sigmas.detach().cpu().double()
     return DiscreteSchedule(1 / (1 + sigmas**2))
 
 

@@ -157,7 +157,7 @@ def _through_the_engine(source: str | Path, weights: str, base: str | Path | Non
     from ..ip2p_engine.checkpoint.write import ldm_state
     from ..ip2p_engine.networks.model import load_model
 
-    loaded = load_model(source, weights=weights, base=base, dtype=None if standard else torch.float32)
+    loaded = load_model(source, weights=weights, base=base, device="cpu", dtype="file" if standard else torch.float32)
     state = {name: value.detach() for name, value in ldm_state(loaded).items()}
     if standard:
         return comfy.sd.load_state_dict_guess_config(state)[:3]

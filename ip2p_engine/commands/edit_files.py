@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..diffusion.noise import check_seed
-from ..edit import EditConfig, EditResult, Hooks, InstructPix2Pix
+from ..edit import EditConfig, EditResult, InstructPix2Pix
 from ..errors import ConfigError, Interrupted
+from ..hooks import Hooks
 from ..images import check_output, is_picture_name, open_image, plan_size, save_image
 from ..progress import progress
 from .options import stop_signals

@@ -112,12 +112,11 @@ def _curve_methods(
     options: argparse.Namespace, named: Sequence[tuple[str, str]], painter: str | None
 ) -> tuple[list[Any], list[Any], int]:
     """(one method a checkpoint, the baselines, the resolution of all)."""
-    from ..edit import InstructPix2Pix, default_dtype, usable_device
+    from ..edit import InstructPix2Pix
     from ..evaluate.methods import CopyInput, InstructionEdit, PromptToPrompt, SDEdit, Target
     from ..networks.model import load_model
 
-    device = usable_device(options.device)
-    dtype = torch_dtype(options) or default_dtype(device)
+    device, dtype = options.device, torch_dtype(options)
     walk = {"steps": options.steps, "sampler": options.sampler}
     editors = []
     for name, path in named:

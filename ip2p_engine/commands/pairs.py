@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks import Hooks
 from .options import (
     DTYPES,
     SAMPLER_NAMES,
@@ -127,7 +128,7 @@ def _pairs(options: argparse.Namespace) -> None:
 
     edits, work = read_edits(options.edits), _work(options)
     with _crew(options) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
-        report = make_pairs(edits, options.out, crew, work=work, on_progress=bar, should_stop=should_stop)
+        report = make_pairs(edits, options.out, crew, work=work, hooks=Hooks(on_progress=bar, should_stop=should_stop))
     sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
 
 

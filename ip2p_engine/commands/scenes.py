@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks import Hooks
 from .options import (
     SAMPLER_NAMES,
     Several,
@@ -160,7 +161,7 @@ def _make_candidates(options: argparse.Namespace) -> None:
     plan = CrewPlan(pairs=PairConfig(**{**EMBEDDED_PAIRS, **given}), factory=factory)
     edits = sample_caption_edits(check_positive("--n", options.n), seed=options.seed, held_out=not options.training)
     with local_crew(plan) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
-        make_pairs(edits, options.folder, crew, on_progress=bar, should_stop=should_stop)
+        make_pairs(edits, options.folder, crew, hooks=Hooks(on_progress=bar, should_stop=should_stop))
 
 
 def _scenes_train(options: argparse.Namespace) -> int:

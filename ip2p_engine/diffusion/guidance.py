@@ -1,19 +1,61 @@
-"""The paper's dual guidance and conditioning dropout, as pure tensor functions.
+"""The paper's dual guidance and conditioning dropout, as tensor functions and as a denoiser over branches.
 
-Branches are c = (image, text), i = (image, no text), u = (no image, no text).
+Branches are c = (image, text), i = (image, no text), u = (no image, no text) and t = (no image, text). A guidance is
+made over something that gives them by name and is then a denoiser itself, so guidances of one's own are short.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = ["BRANCHES", "check_scale", "conditioning_dropout", "dual_guidance", "needed_branches"]
+__all__ = [
+    "BRANCHES",
+    "Branches",
+    "Denoiser",
+    "DualGuidance",
+    "Guidance",
+    "check_scale",
+    "conditioning_dropout",
+    "dual_guidance",
+    "needed_branches",
+]
 
 BRANCHES = ("c", "i", "u")
+
+
+class Denoiser(Protocol):
+    """Predicts the clean latent of x (B, C, h, w) at noise level sigma, under a condition of its own kind."""
+
+    def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor: ...
+
+
+class Branches(Protocol):
+    """Predicts the clean latents of the named branches."""
+
+    def __call__(self, x: Tensor, sigma: float, cond: Any, names: Sequence[str]) -> dict[str, Tensor]: ...
+
+
+Guidance = Callable[[Branches], Denoiser]
+"""Makes a denoiser over branches; ``lambda branches: DualGuidance(branches, 7.5, 1.5)`` is one."""
+
+
+class DualGuidance:
+    """Equation 3 of Brooks et al. (2023) as a denoiser; branches that cannot change the result are not computed."""
+
+    def __init__(self, branches: Branches, text_cfg: float, image_cfg: float) -> None:
+        """Raises ConfigError for a scale that is not a finite number of at least 0."""
+        self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
+        self.branches, self._needed = branches, needed_branches(self.text_cfg, self.image_cfg)
+
+    def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor:
+        """The guided clean latent, (B, C, h, w)."""
+        return dual_guidance(self.branches(x, sigma, cond, self._needed), self.text_cfg, self.image_cfg)
 
 
 def dual_guidance(branches: dict[str, Tensor], text_cfg: float, image_cfg: float) -> Tensor:

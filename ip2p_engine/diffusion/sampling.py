@@ -9,22 +9,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import ConfigError, Interrupted
+from ..hooks import Hooks
+from .guidance import Denoiser
 
-__all__ = ["SAMPLERS", "Denoiser", "OnStep", "ShouldStop", "Step", "ancestral_split", "evaluations_of", "sample"]
-
-OnStep = Callable[[int, int, Tensor, float, Tensor], None]
-ShouldStop = Callable[[], bool]
-
-
-class Denoiser(Protocol):
-    """Predicts the clean latent of x (B, C, h, w) at noise level sigma, under a condition of its own kind."""
-
-    def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor: ...
+__all__ = ["SAMPLERS", "Sampler", "Step", "ancestral_split", "named", "sample", "sampler_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,36 +49,36 @@ class Step:
         return math.log(self.last_sigma / self.sigma) / self.h
 
 
+Sampler = Callable[[Step], Tensor]
+"""Takes one step: returns x at ``step.next_sigma``."""
+
+
 def sample(
-    name: str,
+    sampler: str | Sampler,
     denoiser: Denoiser,
     x: Tensor,
     sigmas: Tensor,
     cond: Any = None,
     *,
     noise: Callable[[Tensor], Tensor] | None = None,
-    on_step: OnStep | None = None,
-    should_stop: ShouldStop | None = None,
     after_step: Callable[[int, Tensor], Tensor] | None = None,
+    hooks: Hooks | None = None,
 ) -> Tensor:
-    """Walk x from sigmas[0] to sigmas[-1] with a named sampler.
+    """Walk x from sigmas[0] to sigmas[-1] with a sampler, by name or a function that takes one step.
 
     ``x`` has shape (B, C, h, w) and standard deviation of about sigmas[0]; ``sigmas`` falls, shape (n + 1,).
-    ``noise(x)`` gives a step's unit normal noise; only stochastic samplers call it. ``on_step(i, n, x, sigma,
-    denoised)`` is called once a step, before x moves on; ``after_step(i, x)`` says where a step arrives instead of x.
-    Raises ConfigError for an unknown name, Interrupted as soon as ``should_stop()`` is true.
+    ``noise(x)`` gives a step's unit normal noise; only stochastic samplers call it. ``after_step(i, x)`` says where a
+    step arrives instead of x. Raises ConfigError for an unknown name, Interrupted once ``hooks.should_stop()``.
     """
-    take_step = SAMPLERS.get(name)
-    if take_step is None:
-        raise ConfigError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+    take_step, hooks = sampler_of(sampler), hooks or Hooks()
     levels = [float(sigma) for sigma in sigmas]
     last_denoised: Tensor | None = None
     for i, (sigma, next_sigma) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        if should_stop is not None and should_stop():
+        if hooks.should_stop is not None and hooks.should_stop():
             raise Interrupted(f"stopped before step {i + 1} of {len(levels) - 1}, as asked")
         denoised = denoiser(x, sigma, cond)
-        if on_step is not None:
-            on_step(i, len(levels) - 1, x, sigma, denoised)
+        if hooks.on_step is not None:
+            hooks.on_step(i, len(levels) - 1, x, sigma, denoised)
         step = Step(
             x=x,
             denoised=denoised,
@@ -94,12 +87,30 @@ def sample(
             last_denoised=last_denoised,
             last_sigma=levels[i - 1] if i else sigma,
             denoise=lambda point, level: denoiser(point, level, cond),
-            noise=partial(_draw, noise, name, x),
+            noise=partial(_draw, noise, sampler, x),
         )
         x, last_denoised = take_step(step), denoised
         if after_step is not None:
             x = after_step(i, x)
     return x
+
+
+def sampler_of(sampler: str | Sampler) -> Sampler:
+    """The function that a sampler's name means, or the function itself; raises ConfigError for neither."""
+    found = SAMPLERS.get(sampler) if isinstance(sampler, str) else sampler
+    if not callable(found):
+        known = ", ".join(SAMPLERS)
+        raise ConfigError(f"sampler {sampler!r} is unknown; choose one of {known}, or give a function of a Step")
+    return found
+
+
+def named(choice: Any) -> Any:
+    """What settings call a choice: a name stays, and a function or a class is named by its module and name."""
+    if not callable(choice):
+        return choice
+    own = getattr(choice, "func", choice)  # a partial has no name
+    own = own if hasattr(own, "__qualname__") else type(own)
+    return f"{own.__module__}:{own.__qualname__}"
 
 
 def ancestral_split(sigma: float, next_sigma: float, eta: float = 1.0) -> tuple[float, float]:
@@ -108,11 +119,6 @@ def ancestral_split(sigma: float, next_sigma: float, eta: float = 1.0) -> tuple[
         return next_sigma, 0.0
     up = min(next_sigma, eta * math.sqrt(next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2))
     return math.sqrt(next_sigma**2 - up**2), up
-
-
-def evaluations_of(name: str, steps: int) -> int:
-    """How often a sampler calls the denoiser: Heun twice a step but the last, the others once."""
-    return 2 * steps - 1 if name == "heun" else steps
 
 
 def euler(step: Step) -> Tensor:
@@ -163,7 +169,7 @@ def ddim(step: Step) -> Tensor:
     return step.denoised + step.next_sigma * noise
 
 
-SAMPLERS: dict[str, Callable[[Step], Tensor]] = {
+SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": euler_ancestral,
     "euler": euler,
     "heun": heun,
@@ -173,9 +179,10 @@ SAMPLERS: dict[str, Callable[[Step], Tensor]] = {
 }
 
 
-def _draw(noise: Callable[[Tensor], Tensor] | None, name: str, like: Tensor) -> Tensor:
+def _draw(noise: Callable[[Tensor], Tensor] | None, sampler: str | Sampler, like: Tensor) -> Tensor:
     if noise is None:
         raise ConfigError(
-            f"sampler {name!r} draws noise in each step and none was given; pass noise=SampleNoise(seeds).draw"
+            f"sampler {named(sampler)!r} draws noise in each step and none was given; "
+            "pass noise=SampleNoise(seeds).draw"
         )
     return noise(like)

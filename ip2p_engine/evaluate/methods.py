@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ..diffusion.guidance import check_scale
-from ..diffusion.noise import SampleNoise
-from ..diffusion.sampling import ShouldStop, sample
+from ..diffusion.guidance import DualGuidance, check_scale
 from ..diffusion.schedule import make_sigmas
-from ..edit import EditConfig, InstructPix2Pix
+from ..edit import EditConfig, InstructPix2Pix, walk
 from ..errors import ConfigError
+from ..hooks import Hooks, ShouldStop
 from ..images import to_images, to_tensor
 from ..networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
-from ..networks.denoiser import guided_denoiser
 from ..networks.digest import fingerprint
 from ..networks.model import Model
 from ..p2p.generator import PairConfig, PairGenerator, PairJob
@@ -36,7 +34,6 @@ __all__ = [
     "Target",
     "common_settings",
     "encode_texts",
-    "walk",
 ]
 
 
@@ -67,28 +64,6 @@ class Method(Protocol):
     def prepare(self, samples: Sequence[Sample]) -> Any: ...
 
     def make(self, samples: Sequence[Sample], prepared: Any, setting: Setting) -> Made: ...
-
-
-@torch.inference_mode()
-def walk(
-    model: Model,
-    cond: Conditioning,
-    seeds: Sequence[int],
-    sigmas: Tensor,
-    *,
-    text_cfg: float,
-    image_cfg: float,
-    sampler: str = "euler_ancestral",
-    start: Tensor | None = None,
-    should_stop: ShouldStop | None = None,
-) -> Tensor:
-    """Clean latents (B, 4, h, w) of a batch, from noise of sigmas[0] on ``start`` (B, 4, h, w), or on nothing."""
-    noise = SampleNoise(seeds)
-    shape = (len(seeds), 4, *cond.image.shape[-2:])
-    x = noise.draw(torch.zeros(shape, device=cond.image.device)) * float(sigmas[0])
-    x = x if start is None else x + start.to(x)
-    with guided_denoiser(model, text_cfg, image_cfg) as denoiser:
-        return sample(sampler, denoiser, x, sigmas, cond, noise=noise.draw, should_stop=should_stop)
 
 
 class InstructionEdit:
@@ -128,14 +103,14 @@ class InstructionEdit:
 
     def make(self, samples: Sequence[Sample], prepared: Conditioning, setting: Setting) -> Made:
         common = self._common
-        z = walk(
+        z, _ = walk(
             self.model,
             prepared,
             [one.seed for one in samples],
             make_sigmas(common["schedule"], self.model.schedule, common["steps"]),
-            **setting.values,
+            partial(DualGuidance, **setting.values),
             sampler=common["sampler"],
-            should_stop=self._should_stop,
+            hooks=Hooks(should_stop=self._should_stop),
         )
         return Made(edited=to_images(decode_latents(self.model, z)))
 
@@ -206,16 +181,16 @@ class SDEdit:
     def make(self, samples: Sequence[Sample], prepared: dict[str, Any], setting: Setting) -> Made:
         common = self._common
         sigmas = make_sigmas(common["schedule"], self.model.schedule, common["steps"])
-        z = walk(
+        z, _ = walk(
             self.model,
             prepared[setting.values["text"]],
             [one.seed for one in samples],
             sigmas[len(sigmas) - 1 - self._walked(setting.values["strength"]) :],
-            text_cfg=common["cfg"],
-            image_cfg=common["cfg"],  # equal scales are u + s (c - u): plain guidance
+            # Equal scales are u + s (c - u): plain guidance.
+            partial(DualGuidance, text_cfg=common["cfg"], image_cfg=common["cfg"]),
             sampler=common["sampler"],
             start=prepared["latents"],
-            should_stop=self._should_stop,
+            hooks=Hooks(should_stop=self._should_stop),
         )
         return Made(edited=to_images(decode_latents(self.model, z)))
 

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ..clip.filter import PairScores
 from ..clip.similarity import ClipSimilarity
 from ..diffusion.noise import check_seed
-from ..diffusion.sampling import ShouldStop
 from ..edit import EditResult, InstructPix2Pix
 from ..errors import ConfigError
+from ..hooks import ShouldStop
 from ..images import fit, open_image, plan_size
 from .methods import InstructionEdit, Setting
 from .samples import Sample

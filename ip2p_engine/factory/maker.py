@@ -16,8 +16,8 @@ from ..clip.filter import MEASURES, FilterConfig, PairScores
 from ..clip.similarity import DEFAULT_CLIP, ClipSimilarity, rounded
 from ..data.ledger import CaptionCandidates, digest_of, pair_key
 from ..data.store import PairRecord
-from ..edit import Hooks
 from ..errors import ConfigError
+from ..hooks import Hooks
 from ..p2p.generator import PairCandidate, PairGenerator, PairJob, Preview
 
 __all__ = ["CandidateMaker", "EarlyReject", "FactoryConfig", "MadeCaption", "Task", "candidate_seed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from ..captions.edits import CaptionEdit
 from ..clip.filter import FilterConfig, FilterReport, filter_candidates
 from ..data.ledger import CandidateLog, CaptionCandidates, digest_of, pair_key, read_candidates
 from ..data.store import ROWS_PER_SHARD, PairStore, PairWriter
-from ..edit import Hooks
 from ..errors import ConfigError, DatasetError, Interrupted
+from ..hooks import Hooks
 from .maker import MadeCaption, Task
 from .workers import Crew
 
@@ -67,14 +67,13 @@ def make_pairs(
     crew: Crew,
     *,
     work: Work | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
 ) -> PairRunReport:
     """Make the pairs of every caption pair that ``out`` does not have yet, and say what it holds then.
 
-    ``on_progress(candidates done, all, note)``. What is finished is on the disk every few minutes and at the end,
+    ``hooks.on_progress`` counts candidates. What is finished is on the disk every few minutes and at the end,
     whatever ends the run. Raises ConfigError, DatasetError (another run's folder, changed edits, a full disk), or
-    Interrupted once ``should_stop()``.
+    Interrupted once ``hooks.should_stop()``.
     """
     if not edits:
         raise ConfigError("there is no caption pair to make pictures of; give at least one")
@@ -89,8 +88,7 @@ def make_pairs(
         run = _Run(writer, edits, work)
         groups = run.groups(max(1, first_batch // origin["factory"]["candidates"]))
         try:
-            hooks = Hooks(on_progress=on_progress and run.noting(on_progress), should_stop=should_stop)
-            for group in crew.make(groups, work.batch_pairs or first_batch, hooks):
+            for group in crew.make(groups, work.batch_pairs or first_batch, run.noting(hooks or Hooks())):
                 run.take(group)
         except Interrupted as error:
             raise Interrupted(f"stopped; what was finished is in {out}, and the same command goes on") from error
@@ -184,11 +182,11 @@ class _Run:
         self._log.append(self._waiting)
         self._waiting, self._saved = [], time.monotonic()
 
-    def noting(self, on_progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+    def noting(self, hooks: Hooks) -> Hooks:
         """Progress with the pass rate of this run."""
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int, _: str) -> None:
             rate = f", {self._kept / self._made:.1%} of candidates kept" if self._made else ""
-            on_progress(done, total, f"{len(self._done)} caption pairs done{rate}")
+            hooks.progress(done, total, f"{len(self._done)} caption pairs done{rate}")
 
-        return show
+        return replace(hooks, on_progress=show)

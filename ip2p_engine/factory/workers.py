@@ -6,16 +6,17 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
 from ..clip.similarity import ClipSimilarity
-from ..edit import Hooks, usable_device
+from ..devices import usable_device
 from ..errors import ConfigError, Interrupted, IP2PError, first_line
 from ..files import public_name
+from ..hooks import Hooks
 from ..p2p.generator import PairConfig, PairGenerator
 from .maker import CandidateMaker, FactoryConfig, MadeCaption, Task
 
@@ -104,9 +105,7 @@ def local_crew(plan: CrewPlan) -> Iterator[LocalCrew]:
 
 def shifted(hooks: Hooks, done: int, total: int) -> Hooks:
     """Progress of one group as progress of all."""
-    show = hooks.on_progress
-    moved = None if show is None else lambda finished, _: show(done + finished, total)
-    return Hooks(on_progress=moved, on_step=hooks.on_step, should_stop=hooks.should_stop)
+    return replace(hooks, on_progress=lambda finished, _, note: hooks.progress(done + finished, total, note))
 
 
 class _Worker:
@@ -171,8 +170,7 @@ class RayCrew:
                 waiting[number] = self._get(reference)
                 free.append(worker)
                 finished += each * len(groups[number])
-                if hooks.on_progress is not None:
-                    hooks.on_progress(finished, total)
+                hooks.progress(finished, total)
             while handed in waiting:
                 yield waiting.pop(handed)
                 handed += 1

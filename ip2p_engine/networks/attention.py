@@ -1,4 +1,4 @@
-"""Attention of a UNet under our control, for the length of a context manager; nothing stays patched.
+"""The attention of a UNet, told with each call what it attends to: nothing that a call needs stays in the network.
 
 The text does not change during an edit, so its keys and values are projected once and not once per step. In a pair of
 pictures the edited one may look where the source looks (self-attention sharing, section 3.1 of the paper).
@@ -6,27 +6,18 @@ pictures the edited one may look where the source looks (self-attention sharing,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-__all__ = [
-    "CachedTextAttention",
-    "SelfSharing",
-    "TextKeys",
-    "attend",
-    "p2p_active",
-    "self_sharing",
-    "share_self_attention",
-    "sharing_rows",
-    "text_keys",
-]
+__all__ = ["AttentionCall", "KeyValue", "Sharing", "attend", "install", "project_text", "share_self_attention"]
 
-Processor = TypeVar("Processor")
+KeyValue = tuple[Tensor, Tensor]
+Mix = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 CPU_BLOCK = 16
 
 
@@ -51,138 +42,107 @@ def _in_blocks(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | Non
     return pad(key, (0, 0, 0, missing)), pad(value, (0, 0, 0, missing)), mask
 
 
-def p2p_active(step: int, steps: int, p2p_threshold: float) -> bool:
-    """Whether a pair shares its self-attention in a step 0 .. steps - 1: while p > i / (n - 1) (the paper's code).
-
-    p = 0 never shares, p = 0.3 shares 3 of 10 steps, p > 1 all. A single step is the first one: it shares if p > 0.
-    """
-    return p2p_threshold > step / max(1, steps - 1)
-
-
-def sharing_rows(active: Sequence[bool], halves: int = 2) -> list[int]:
-    """For each row of a batch, the row whose queries and keys it uses.
-
-    The batch is ``halves`` blocks (the guidance branches in it), each of the pairs [source, edited, source, edited,
-    ...]; ``active[k]`` says whether pair k shares. A source always uses its own.
-    """
-    block = [row for pair, shares in enumerate(active) for row in (2 * pair, 2 * pair + (not shares))]
-    return [half * len(block) + row for half in range(halves) for row in block]
-
-
 def share_self_attention(query: Tensor, key: Tensor, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys (B, tokens, width) of which each row uses those of another: softmax(q_src k_src^T) v_own.
 
-    With the rows of ``sharing_rows`` this is the paper's copying of the source's attention logits (section 3.1, after
-    Hertz et al. 2022), without the logits. It holds for the inputs of the two projections as well, so a patch that
-    runs before them may call it.
+    This is the paper's copying of the source's attention logits (section 3.1, after Hertz et al. 2022), without the
+    logits. It holds for the inputs of the two projections as well, so a patch that runs before them may call it.
     """
     index = torch.as_tensor(rows, device=query.device)
     return query[index], key[index]
 
 
-class TextKeys:
-    """Keys and values of named texts for every cross-attention of one UNet; ``use`` picks the text of the next call."""
+@dataclass(frozen=True, eq=False)
+class Sharing:
+    """Which row's queries and keys each row of a batch uses in self-attention."""
 
-    def __init__(self, layers: dict[str, CachedTextAttention]) -> None:
-        self._layers = layers
+    projected: Tensor
+    """The rows whose queries and keys are used at all: what nobody looks with is not projected."""
+    rows: Tensor
+    """For each row of the batch, its place among them."""
 
-    @torch.no_grad()
-    def prepare(self, name: str, context: Tensor, rows: Sequence[int] | None = None) -> None:
-        """Project a text's embedding, shape (B, tokens, width), in every layer; ``rows`` repeats the results."""
-        for layer in self._layers.values():
-            layer.prepare(name, context, rows)
-
-    def use(self, name: str) -> None:
-        """Attend to a prepared text from now on; its batch must be the next call's."""
-        for layer in self._layers.values():
-            layer.active = layer.texts[name]
-
-
-@contextmanager
-def text_keys(unet: nn.Module, layer: Callable[[nn.Module], CachedTextAttention] | None = None) -> Iterator[TextKeys]:
-    """Let a diffusers UNet attend to prepared texts; its own processors are back afterwards, whatever happens.
-
-    ``layer`` makes the processor of a cross-attention, if it is to do more than that.
-    """
-    with _installed(unet, "attn2", layer or CachedTextAttention) as layers:
-        yield TextKeys(layers)
-
-
-class SelfSharing:
-    """Which row's queries and keys each row of the next calls uses, for every self-attention of one UNet."""
-
-    def __init__(self) -> None:
-        self.projected: Tensor | None = None
-        self.rows: Tensor | None = None
-
-    def use(self, rows: Sequence[int] | None, device: torch.device | None = None) -> None:
-        """Share by ``sharing_rows`` from now on; None, or each row its own, is plain self-attention."""
-        if rows is None or list(rows) == list(range(len(rows))):
-            self.projected = self.rows = None
-            return
+    @classmethod
+    def of(cls, rows: Sequence[int], device: torch.device | None = None) -> Sharing | None:
+        """The sharing of those rows; None where each row uses its own."""
+        if list(rows) == list(range(len(rows))):
+            return None
         used = sorted(set(rows))
-        self.projected = torch.tensor(used, device=device)
-        self.rows = torch.tensor([used.index(row) for row in rows], device=device)
+        places = [used.index(row) for row in rows]
+        return cls(torch.tensor(used, device=device), torch.tensor(places, device=device))
 
 
-@contextmanager
-def self_sharing(unet: nn.Module) -> Iterator[SelfSharing]:
-    """Put every self-attention of a diffusers UNet under a SelfSharing; its own processors are back afterwards."""
-    sharing = SelfSharing()
-    with _installed(unet, "attn1", lambda _: _SharedSelfAttention(sharing)):
-        yield sharing
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What one call of a UNet attends to; handed over as ``cross_attention_kwargs={"call": ...}``."""
+
+    texts: Sequence[KeyValue] | None = None
+    """Keys and values of the batch's texts, one pair a cross-attention, as ``project_text`` gives them."""
+    sharing: Sharing | None = None
+    """Self-attention sharing; None is plain self-attention."""
+    mix: Mix = attend
+    """(query, key, value, heads) -> what cross-attention gives, before the last projection."""
 
 
-class CachedTextAttention:
-    """A diffusers attention processor whose keys and values are projected beforehand."""
+class _Told:
+    """A diffusers attention processor that a call may tell what to do; untold, the one before it answers."""
 
-    def __init__(self, attention: nn.Module) -> None:
-        self._attention: Any = attention
-        self.texts: dict[str, tuple[Tensor, Tensor]] = {}
-        self.active: tuple[Tensor, Tensor] | None = None
+    def __init__(self, untold: Any) -> None:
+        self._untold = untold
 
-    def prepare(self, name: str, context: Tensor, rows: Sequence[int] | None = None) -> None:
-        key, value = self._attention.to_k(context), self._attention.to_v(context)
-        chosen = slice(None) if rows is None else list(rows)
-        self.texts[name] = (key[chosen], value[chosen])
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return attend(query, key, value, heads)
+class _CrossAttention(_Told):
+    """Attention to the call's texts."""
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        if self.active is None:
-            raise RuntimeError("no text was chosen; call TextKeys.prepare and TextKeys.use first")
-        mixed = self.mix(attn.to_q(hidden_states), *self.active, attn.heads)
+    def __init__(self, untold: Any, place: int) -> None:
+        super().__init__(untold)
+        self._place = place
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, *args: Any, call: AttentionCall | None = None, **given: Any
+    ) -> Tensor:
+        if call is None or call.texts is None:
+            return self._untold(attn, hidden_states, *args, **given)
+        key, value = call.texts[self._place]
+        mixed = call.mix(attn.to_q(hidden_states), key, value, attn.heads)
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
-class _SharedSelfAttention:
-    """A diffusers attention processor: sdpa(q_src, k_src, v_own); what nobody looks with is not projected."""
+class _SelfAttention(_Told):
+    """sdpa(q_src, k_src, v_own), as the call shares."""
 
-    def __init__(self, sharing: SelfSharing) -> None:
-        self._sharing = sharing
-
-    def __call__(self, attn: Any, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        projected, rows = self._sharing.projected, self._sharing.rows
-        looking = hidden_states if projected is None else hidden_states[projected]
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, *args: Any, call: AttentionCall | None = None, **given: Any
+    ) -> Tensor:
+        if call is None:
+            return self._untold(attn, hidden_states, *args, **given)
+        shared = call.sharing
+        looking = hidden_states if shared is None else hidden_states[shared.projected]
         query, key = attn.to_q(looking), attn.to_k(looking)
-        if rows is not None:
-            query, key = share_self_attention(query, key, rows)
+        if shared is not None:
+            query, key = share_self_attention(query, key, shared.rows)
         mixed = attend(query, key, attn.to_v(hidden_states), attn.heads)
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
-@contextmanager
-def _installed(unet: Any, ending: str, make: Callable[[nn.Module], Processor]) -> Iterator[dict[str, Processor]]:
-    """Processors made for the layers of that name, in the UNet's place of its own until the block ends."""
-    # One walk through the modules; attn_processors and set_attn_processor take several each.
-    modules: dict[str, Any] = {name: module for name, module in unet.named_modules() if name.endswith(ending)}
-    before = {name: module.processor for name, module in modules.items()}
-    layers = {name: make(module) for name, module in modules.items()}
-    try:
-        for name, module in modules.items():
-            module.set_processor(layers[name])
-        yield layers
-    finally:
-        for name, module in modules.items():
-            module.set_processor(before[name])
+def install(unet: nn.Module) -> list[Any]:
+    """Let the attentions of a diffusers UNet be told by their calls, and return the cross-attentions in order.
+
+    Done once, when a model is loaded: a call that tells nothing is answered as before. Where it was done already,
+    nothing changes.
+    """
+    layers = []
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            layers.append(module)
+            if not isinstance(module.processor, _Told):
+                module.set_processor(_CrossAttention(module.processor, len(layers) - 1))
+        elif name.endswith("attn1") and not isinstance(module.processor, _Told):
+            module.set_processor(_SelfAttention(module.processor))
+    return layers
+
+
+@torch.no_grad()
+def project_text(unet: nn.Module, context: Tensor, rows: Sequence[int] | None = None) -> list[KeyValue]:
+    """Keys and values of texts (B, tokens, width) for every cross-attention of a UNet; ``rows`` repeats the results."""
+    chosen = slice(None) if rows is None else list(rows)
+    return [(layer.to_k(context)[chosen], layer.to_v(context)[chosen]) for layer in install(unet)]

@@ -1,24 +1,26 @@
-"""Networks as denoisers: one contract, denoiser(x, sigma, cond) -> denoised."""
+"""Networks as denoisers: one contract, denoiser(x, sigma, cond) -> denoised.
+
+``BranchDenoiser`` gives the branches of a step by name, and guidance is a denoiser over it (diffusion/guidance.py).
+"""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..diffusion.guidance import check_scale, dual_guidance, needed_branches
-from .attention import TextKeys, text_keys
+from ..devices import free_memory
+from .attention import AttentionCall, KeyValue, project_text
 from .conditioning import Conditioning, TextEmbedding
 from .model import Model
 
-__all__ = ["GuidedDenoiser", "denoised_from", "free_memory", "guided_denoiser", "input_scale"]
+__all__ = ["ACTIVATIONS_PER_PIXEL", "BranchDenoiser", "denoised_from", "input_scale", "predict"]
 
 ACTIVATIONS_PER_PIXEL = 60
-TOGETHER = "together"
+WITH_TEXT, WITH_IMAGE = ("c", "t"), ("c", "i")
 
 
 def input_scale(sigma: float) -> float:
@@ -37,72 +39,87 @@ def denoised_from(prediction: str, x: Tensor, sigma: float, output: Tensor) -> T
     return x / (sigma**2 + 1) - output * (sigma / math.sqrt(sigma**2 + 1))
 
 
-class GuidedDenoiser:
-    """A checkpoint's UNet under dual guidance; counts its evaluations per sample.
+def predict(
+    model: Model,
+    inputs: Tensor,
+    sigma: float,
+    call: AttentionCall,
+    pooled: Tensor | None = None,
+    size_ids: Tensor | None = None,
+) -> Tensor:
+    """The UNet's output for inputs (B, C, h, w) that are scaled already; the one place where casts happen.
 
-    Casts and moves happen here and nowhere else: x stays float32, the network runs in its own type.
+    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. Returns the inputs' type.
+    """
+    t = model.timestep(sigma).to(inputs.device).expand(len(inputs))
+    added = None
+    if size_ids is not None and pooled is not None:
+        added = {"text_embeds": pooled.to(model.dtype), "time_ids": size_ids}
+    told = {"call": call}
+    output = model.unet(inputs.to(model.dtype), t, None, added_cond_kwargs=added, cross_attention_kwargs=told)
+    return output.sample.to(inputs.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Texts projected for a walk: for some branches together, or for each alone."""
+
+    cond: Conditioning
+    names: tuple[str, ...]
+    groups: dict[tuple[str, ...], list[KeyValue]]
+
+
+class BranchDenoiser:
+    """The branches of a step: c (text and image), i (image alone), u (neither), t (text alone).
+
+    What it keeps between calls is its own: two of one model can be nested, or run in two threads.
     """
 
-    def __init__(
-        self, model: Model, keys: TextKeys, text_cfg: float, image_cfg: float, *, together: bool | None = None
-    ) -> None:
+    def __init__(self, model: Model, *, together: bool | None = None) -> None:
         """``together``: all branches in one batch, or one after another; None decides by free memory."""
-        self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
         self.evaluations = 0
-        self._model, self._keys, self._together = model, keys, together
-        self._branches = needed_branches(self.text_cfg, self.image_cfg)
-        self._prepared: Conditioning | None = None
+        """Evaluations of the network so far, per sample."""
+        self._model, self._together = model, together
+        self._prepared: _Prepared | None = None
 
-    def __call__(self, x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        if cond is not self._prepared:
-            self._prepare(cond, x)
-        self.evaluations += len(self._branches)
-        if self._together:
-            outputs = list(self._evaluate(TOGETHER, self._branches, x, sigma, cond).chunk(len(self._branches)))
-        else:
-            outputs = [self._evaluate(name, (name,), x, sigma, cond) for name in self._branches]
-        guided = dual_guidance(dict(zip(self._branches, outputs, strict=True)), self.text_cfg, self.image_cfg)
-        return denoised_from(self._model.spec.prediction, x, sigma, guided)
+    def __call__(self, x: Tensor, sigma: float, cond: Conditioning, names: Sequence[str]) -> dict[str, Tensor]:
+        """Clean latents (B, C, h, w) of the named branches, for x at noise level sigma."""
+        wanted = tuple(names)
+        prepared = self._prepared
+        if prepared is None or prepared.cond is not cond or prepared.names != wanted:
+            prepared = self._prepared = self._prepare(cond, x, wanted)
+        self.evaluations += len(wanted)
+        parts = [self._evaluate(group, keys, x, sigma, cond) for group, keys in prepared.groups.items()]
+        return dict(zip(wanted, (branch for part in parts for branch in part), strict=True))
 
-    def _prepare(self, cond: Conditioning, x: Tensor) -> None:
+    def _prepare(self, cond: Conditioning, x: Tensor, names: tuple[str, ...]) -> _Prepared:
         """Project the texts once for the whole walk."""
-        if self._together is None:
-            self._together = _activation_bytes(self._model, x) * len(self._branches) < 0.6 * free_memory(x.device)
-        groups = {TOGETHER: self._branches} if self._together else {name: (name,) for name in self._branches}
-        for name, branches in groups.items():
-            context = torch.cat([_text_of(branch, cond).tokens for branch in branches])
-            self._keys.prepare(name, context.to(self._model.dtype))
-        self._prepared = cond
+        together = self._together
+        if together is None:
+            together = _activation_bytes(self._model, x) * len(names) < 0.6 * free_memory(x.device)
+        groups = [names] if together else [(name,) for name in names]
+        contexts = [torch.cat([_text_of(name, cond).tokens for name in group]) for group in groups]
+        unet, dtype = self._model.unet, self._model.dtype
+        keys = [project_text(unet, context.to(dtype)) for context in contexts]
+        return _Prepared(cond, names, dict(zip(groups, keys, strict=True)))
 
-    def _evaluate(self, name: str, branches: tuple[str, ...], x: Tensor, sigma: float, cond: Conditioning) -> Tensor:
-        """The network's output for some branches, stacked along the batch, in x's type."""
-        model, count = self._model, len(branches)
-        noisy = (x * input_scale(sigma)).repeat(count, 1, 1, 1)
-        image = torch.cat([cond.image if branch != "u" else torch.zeros_like(cond.image) for branch in branches])
-        inputs = torch.cat([noisy.to(image.dtype), image], dim=1).to(model.dtype)
-        t = model.timestep(sigma).to(x.device).expand(len(inputs))
-        self._keys.use(name)
-        added = _added_conditions(branches, cond, model.dtype)
-        return model.unet(inputs, t, encoder_hidden_states=None, added_cond_kwargs=added).sample.to(x.dtype)
-
-
-@contextmanager
-def guided_denoiser(
-    model: Model, text_cfg: float, image_cfg: float, *, together: bool | None = None
-) -> Iterator[GuidedDenoiser]:
-    """A GuidedDenoiser for the length of a with-block; the model is as before afterwards."""
-    with text_keys(model.unet) as keys:
-        yield GuidedDenoiser(model, keys, text_cfg, image_cfg, together=together)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a computation on the device may still use."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 * 2**30
+    def _evaluate(
+        self, names: tuple[str, ...], keys: list[KeyValue], x: Tensor, sigma: float, cond: Conditioning
+    ) -> tuple[Tensor, ...]:
+        """The clean latents of some branches, stacked along the batch for the network."""
+        noisy = (x * input_scale(sigma)).repeat(len(names), 1, 1, 1)
+        image = torch.cat([cond.image if name in WITH_IMAGE else torch.zeros_like(cond.image) for name in names])
+        pooled = [_text_of(name, cond).pooled for name in names]
+        output = predict(
+            self._model,
+            torch.cat([noisy, image.to(noisy.dtype)], dim=1),
+            sigma,
+            AttentionCall(texts=keys),
+            torch.cat([row for row in pooled if row is not None]) if cond.size_ids is not None else None,
+            None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),
+        )
+        denoised = denoised_from(self._model.spec.prediction, x, sigma, output.unflatten(0, (len(names), -1)))
+        return denoised.unbind()
 
 
 def _activation_bytes(model: Model, x: Tensor) -> int:
@@ -112,12 +129,4 @@ def _activation_bytes(model: Model, x: Tensor) -> int:
 
 
 def _text_of(branch: str, cond: Conditioning) -> TextEmbedding:
-    return cond.text if branch == "c" else cond.null_text.rows([0] * len(cond.image))
-
-
-def _added_conditions(branches: tuple[str, ...], cond: Conditioning, dtype: torch.dtype) -> dict[str, Tensor] | None:
-    if cond.size_ids is None:
-        return None
-    rows = [_text_of(branch, cond).pooled for branch in branches]
-    pooled = torch.cat([row for row in rows if row is not None])
-    return {"text_embeds": pooled.to(dtype), "time_ids": cond.size_ids.repeat(len(branches), 1)}
+    return cond.text if branch in WITH_TEXT else cond.null_text.rows([0] * len(cond.image))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,8 +21,10 @@ from ..checkpoint.report import training_settings
 from ..checkpoint.source import open_bundle
 from ..checkpoint.spec import BASE_NAMES, Bundle, ModelSpec, autoencoder_dtype, recommended
 from ..checkpoint.write import save_diffusers, save_ldm
+from ..devices import default_dtype, usable_device
 from ..diffusion.schedule import DiscreteSchedule
 from ..errors import CheckpointError, ConfigError
+from .attention import install
 
 __all__ = ["Model", "ModelSpec", "convert", "load_model", "merge_files"]
 
@@ -39,6 +42,9 @@ class Model:
     autoencoder: AutoencoderKL
     text_encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]
     """One, or for sdxl and cosxl two: the second gives the pooled text."""
+
+    def __post_init__(self) -> None:
+        install(self.unet)
 
     @cached_property
     def schedule(self) -> DiscreteSchedule:
@@ -92,20 +98,22 @@ def load_model(
     *,
     weights: str = "ema",
     base: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | Literal["file"] | None = None,
     text_heads: int | None = None,
     prediction: str | None = None,
 ) -> Model:
     """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder, a Hugging Face id or a URL.
 
     ``weights`` picks the averaged (ema) or the raw UNet where there are both. ``base`` gives the autoencoder and the
-    text encoders to a lone UNet. ``dtype`` None keeps the file's; in float16 SDXL's autoencoder stays float32.
+    text encoders to a lone UNet. The device defaults to a GPU if there is one, the type to half precision there and
+    float32 elsewhere; "file" keeps the file's types. In float16 SDXL's autoencoder stays float32.
     ``text_heads`` and ``prediction`` (eps or v) say what shapes cannot, for files that do not say it themselves.
     Raises CheckpointError for what cannot be loaded.
     """
+    device = usable_device(device)
     bundle = _complete_bundle(source, base, weights=weights, text_heads=text_heads, prediction=prediction)
-    return _model_of(bundle, device=device, dtype=dtype)
+    return _model_of(bundle, device=device, dtype=None if dtype == "file" else dtype or default_dtype(device))
 
 
 def _complete_bundle(
@@ -202,7 +210,9 @@ def merge_files(
     """
     writer = _writer(to)
     alone = not open_bundle(ip2p, header_only=True).complete
-    models = (load_model(ip2p, weights=weights, base=base if alone else None), load_model(base), load_model(other))
+    kept: dict[str, Any] = {"device": "cpu", "dtype": "file"}
+    skilled = load_model(ip2p, weights=weights, base=base if alone else None, **kept)
+    models = (skilled, load_model(base, **kept), load_model(other, **kept))
     return writer(add_difference(*models), target, dtype)
 
 

@@ -10,24 +10,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from ..errors import ConfigError
-from ..networks.attention import CachedTextAttention, attend
+from ..networks.attention import attend
 from .alignment import changed_tokens, refinement_map, replacement_map, tokens_of_words
 
 __all__ = [
     "CROSS_MODES",
     "CrossControl",
     "CrossEdit",
+    "CrossMix",
     "LocalBlend",
     "attention_map",
     "blend_mask",
     "blend_words",
+    "control_of",
     "cross_edit",
     "edit_map",
 ]
@@ -160,54 +162,86 @@ def blend_words(pairs: Sequence[CaptionPair], named: CaptionPair | None = None) 
     return torch.stack(source), torch.stack(edited)
 
 
+@dataclass(frozen=True, eq=False)
 class CrossControl:
-    """What the cross-attentions do in the next calls; every layer of one UNet looks here.
+    """What is done to the cross-attention of a walk's pairs."""
 
-    A call's batch is [no text, text] blocks of pairs [source, edited, ...]; only the text block is edited.
-    """
-
-    def __init__(self, edit: CrossEdit | None = None, blend: LocalBlend | None = None) -> None:
-        self.edit, self.blend = edit, blend
-        self.editing = self.watching = False
+    edit: CrossEdit | None = None
+    blend: LocalBlend | None = None
 
     def rows(self, index: Sequence[int]) -> CrossControl:
         """The control of some of the pairs."""
         return CrossControl(self.edit and self.edit.rows(index), self.blend and self.blend.rows(index))
 
-    def use(self, *, editing: bool, watching: bool) -> None:
-        """Edit maps, and collect them for the blend, from now on."""
-        self.editing, self.watching = editing and self.edit is not None, watching and self.blend is not None
+    def mix(self, *, editing: bool, watching: bool) -> CrossMix | None:
+        """What cross-attention does in one call, if its maps are edited or collected for the blend; else None."""
+        edit, blend = self.edit if editing else None, self.blend if watching else None
+        return None if edit is None and blend is None else CrossMix(edit, blend)
 
-    def layer(self) -> Callable[[nn.Module], CachedTextAttention]:
-        """Makes the processor of one cross-attention."""
-        return lambda attention: _ControlledTextAttention(attention, self)
+    def after_step(self, start: float) -> Callable[[int, Tensor], Tensor] | None:
+        """The local blend as what happens after step ``start`` and later ones of a walk; None without one."""
+        blend = self.blend
+        return None if blend is None else lambda step, x: blend.apply(x) if step >= start else x
 
 
-class _ControlledTextAttention(CachedTextAttention):
-    """Cross-attention to prepared texts in which the edited pictures' maps follow from their sources'."""
+@dataclass(frozen=True, eq=False)
+class CrossMix:
+    """Cross-attention in which the edited pictures' maps follow from their sources'; the same in both hosts."""
 
-    def __init__(self, attention: Any, control: CrossControl) -> None:
-        super().__init__(attention)
-        self._control = control
+    edit: CrossEdit | None
+    blend: LocalBlend | None
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        mixed, control = attend(query, key, value, heads), self._control
-        watched = (
-            control.blend if control.watching and control.blend and control.blend.watches(query.shape[1]) else None
-        )
-        if not control.editing and watched is None:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, heads: int, text: slice | None = None) -> Tensor:
+        """What attention to the texts gives, (B, places, width).
+
+        ``text``: the rows of the text condition, [source, edited, source, edited, ...]; None is the second half of
+        the batch. Only the edited ones among them change.
+        """
+        mixed = attend(query, key, value, heads)
+        watching = self.blend is not None and self.blend.watches(query.shape[1])
+        if self.edit is None and not watching:
             return mixed
-        half = len(query) // 2
-        source, edited = slice(half, None, 2), slice(half + 1, None, 2)
+        rows = text or slice(len(query) // 2, len(query))
+        source, edited = slice(rows.start, rows.stop, 2), slice(rows.start + 1, rows.stop, 2)
         source_map = attention_map(query[source], key[source], heads)
         used = attention_map(query[edited], key[edited], heads)
-        if control.editing and control.edit is not None:
-            used = edit_map(source_map, used, control.edit)
+        if self.edit is not None:
+            used = edit_map(source_map, used, self.edit)
             values = value[edited].unflatten(-1, (heads, -1)).transpose(1, 2)
             mixed[edited] = (used @ values).transpose(1, 2).flatten(2)
-        if watched is not None:
-            watched.add(source_map, used)
+        if self.blend is not None and watching:
+            self.blend.add(source_map, used)
         return mixed
+
+
+class CrossSettings(Protocol):
+    """What a PairConfig says of cross-attention."""
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def reweight(self) -> dict[str, float] | None: ...
+
+    @property
+    def local_blend(self) -> bool: ...
+
+    @property
+    def blend_words(self) -> CaptionPair | None: ...
+
+
+def control_of(
+    config: CrossSettings, pairs: Sequence[CaptionPair], size: tuple[int, int], *, levels: int, device: torch.device
+) -> CrossControl:
+    """What a config does to the cross-attention of pairs of (width, height), in a UNet of so many levels.
+
+    Raises ConfigError for captions that do not suit the mode.
+    """
+    edit = cross_edit(config.mode, pairs, config.reweight).to(device) if config.mode in CROSS_MODES else None
+    if not config.local_blend:
+        return CrossControl(edit)
+    source, edited = (marks.to(device) for marks in blend_words(pairs, config.blend_words))
+    return CrossControl(edit, LocalBlend(source, edited, (size[1] // 8, size[0] // 8), levels))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..diffusion.schedule import step_of
-from ..networks.attention import SelfSharing, TextKeys, p2p_active, self_sharing, sharing_rows, text_keys
+from ..networks.attention import AttentionCall, KeyValue, Sharing, attend, project_text
 from ..networks.conditioning import TextEmbedding
-from ..networks.denoiser import denoised_from, input_scale
+from ..networks.denoiser import denoised_from, input_scale, predict
 from ..networks.model import Model
 from .cross_attention import CrossControl
+from .plan import PairPlan, sharing_rows
 
-__all__ = ["PairConditioning", "PairDenoiser", "pair_denoiser"]
+__all__ = ["PairConditioning", "PairDenoiser"]
 
 PAIRS, SOURCES = "pairs", "sources"
 
@@ -55,63 +54,49 @@ class PairDenoiser:
     x is (2B, 4, h, w): source, edited, source, edited, ... Both pictures of a pair must start from one noise.
     """
 
-    def __init__(
-        self, model: Model, keys: TextKeys, sharing: SelfSharing, sigmas: Sequence[float], cross: CrossControl
-    ) -> None:
+    def __init__(self, model: Model, sigmas: Sequence[float] | Tensor, cross: CrossControl | None = None) -> None:
         """``sigmas`` are all noise levels of the walk: which step a call belongs to follows from its sigma."""
         self.evaluations = 0
-        self._model, self._keys, self._sharing, self._cross = model, keys, sharing, cross
+        """Evaluations of the network so far, per pair."""
+        self._model, self._cross = model, cross or CrossControl()
         self._sigmas = [float(sigma) for sigma in sigmas]
-        self._prepared: PairConditioning | None = None
+        self._prepared: tuple[PairConditioning, PairPlan, dict[str, list[KeyValue]]] | None = None
 
     def __call__(self, x: Tensor, sigma: float, cond: PairConditioning) -> Tensor:
-        if cond is not self._prepared:
-            self._prepare(cond)
-        step, steps = step_of(sigma, self._sigmas), len(self._sigmas) - 1
+        prepared = self._prepared
+        if prepared is None or prepared[0] is not cond:
+            prepared = self._prepared = self._prepare(cond)
+        _, plan, keys = prepared
+        now = plan.step(sigma)
         # Until the edited caption starts, both pictures of a pair are one: it is computed once.
-        if step < cond.edited_prompt_start * steps:
-            self._sharing.use(None)
-            self._cross.use(editing=False, watching=False)
-            return self._guided(SOURCES, x[::2], sigma, cond).repeat_interleave(2, dim=0)
-        active = [p2p_active(step, steps, threshold) for threshold in cond.p2p_thresholds]
-        self._sharing.use(sharing_rows(active), x.device)
-        self._cross.use(editing=step < cond.cross_steps * steps, watching=True)
-        return self._guided(PAIRS, x, sigma, cond)
+        if now.early:
+            call = AttentionCall(texts=keys[SOURCES])
+            return self._guided(SOURCES, call, x[::2], sigma, cond).repeat_interleave(2, dim=0)
+        sharing = Sharing.of(sharing_rows(now.active), x.device)
+        call = AttentionCall(texts=keys[PAIRS], sharing=sharing, mix=now.mix or attend)
+        return self._guided(PAIRS, call, x, sigma, cond)
 
-    def _prepare(self, cond: PairConditioning) -> None:
+    def _prepare(self, cond: PairConditioning) -> tuple[PairConditioning, PairPlan, dict[str, list[KeyValue]]]:
         """Project the texts once for the whole walk."""
+        plan = PairPlan(
+            sigmas=self._sigmas,
+            p2p_thresholds=cond.p2p_thresholds,
+            edited_prompt_start=cond.edited_prompt_start,
+            cross_steps=cond.cross_steps,
+            cross=self._cross,
+        )
         context = cond.texts.tokens.to(self._model.dtype)
-        for name in (PAIRS, SOURCES) if cond.edited_prompt_start > 0 else (PAIRS,):
-            self._keys.prepare(name, context, cond.rows(name))
-        self._prepared = cond
+        names = (PAIRS, SOURCES) if cond.edited_prompt_start > 0 else (PAIRS,)
+        return cond, plan, {name: project_text(self._model.unet, context, cond.rows(name)) for name in names}
 
-    def _guided(self, name: str, x: Tensor, sigma: float, cond: PairConditioning) -> Tensor:
+    def _guided(self, name: str, call: AttentionCall, x: Tensor, sigma: float, cond: PairConditioning) -> Tensor:
         """u + w (c - u) for all pictures or for the sources, as the clean latent."""
-        model = self._model
-        inputs = (x * input_scale(sigma)).to(model.dtype).repeat(2, 1, 1, 1)
-        t = model.timestep(sigma).to(x.device).expand(len(inputs))
-        self._keys.use(name)
-        added = _added_conditions(cond, cond.rows(name), model.dtype)
-        output = model.unet(inputs, t, encoder_hidden_states=None, added_cond_kwargs=added).sample.to(x.dtype)
-        self.evaluations += len(inputs) // len(cond.cfg)
+        rows, pairs = cond.rows(name), len(cond.cfg)
+        inputs = (x * input_scale(sigma)).repeat(2, 1, 1, 1)
+        size_ids = None if cond.size_ids is None else cond.size_ids.expand(len(rows), -1)
+        output = predict(self._model, inputs, sigma, call, cond.texts.rows(rows).pooled, size_ids)
+        self.evaluations += len(inputs) // pairs
         empty, text = output.chunk(2)
-        scale = torch.tensor(cond.cfg, dtype=x.dtype, device=x.device).repeat_interleave(len(x) // len(cond.cfg))
+        scale = torch.tensor(cond.cfg, dtype=x.dtype, device=x.device).repeat_interleave(len(x) // pairs)
         guided = empty + scale[:, None, None, None] * (text - empty)
-        return denoised_from(model.spec.prediction, x, sigma, guided)
-
-
-@contextmanager
-def pair_denoiser(
-    model: Model, sigmas: Sequence[float] | Tensor, cross: CrossControl | None = None
-) -> Iterator[PairDenoiser]:
-    """A PairDenoiser for the length of a with-block; the model is as before afterwards."""
-    control = cross or CrossControl()
-    with text_keys(model.unet, control.layer()) as keys, self_sharing(model.unet) as sharing:
-        yield PairDenoiser(model, keys, sharing, [float(sigma) for sigma in sigmas], control)
-
-
-def _added_conditions(cond: PairConditioning, rows: list[int], dtype: torch.dtype) -> dict[str, Tensor] | None:
-    pooled = cond.texts.rows(rows).pooled
-    if cond.size_ids is None or pooled is None:
-        return None
-    return {"text_embeds": pooled.to(dtype), "time_ids": cond.size_ids.expand(len(rows), -1)}
+        return denoised_from(self._model.spec.prediction, x, sigma, guided)

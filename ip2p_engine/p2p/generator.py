@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import as_list, with_overrides
+from ..devices import free_memory
 from ..diffusion.guidance import check_scale
 from ..diffusion.noise import SampleNoise, check_seed
-from ..diffusion.sampling import SAMPLERS, sample
+from ..diffusion.sampling import Sampler, named, sample, sampler_of
 from ..diffusion.schedule import SCHEDULES, make_sigmas
-from ..edit import Hooks, default_dtype, usable_device
 from ..errors import CheckpointError, ConfigError
 from ..files import public_name
+from ..hooks import Hooks
 from ..images import to_images
 from ..networks.conditioning import decode_latents, encode_text, size_ids
-from ..networks.denoiser import ACTIVATIONS_PER_PIXEL, free_memory
+from ..networks.denoiser import ACTIVATIONS_PER_PIXEL
 from ..networks.model import Model, load_model
 from ..version import __version__
-from .cross_attention import CROSS_MODES, CrossControl, LocalBlend, blend_words, cross_edit
-from .denoiser import PairConditioning, pair_denoiser
+from .cross_attention import CROSS_MODES, CrossControl, control_of
+from .denoiser import PairConditioning, PairDenoiser
 
 __all__ = [
     "PAIR_MODES",
@@ -49,7 +51,7 @@ class PairConfig:
     """How to make pairs; the defaults are the paper's."""
 
     steps: int = 100
-    sampler: str = "euler_ancestral"
+    sampler: str | Sampler = "euler_ancestral"
     schedule: str = "model"
     size: tuple[int, int] | None = None
     """(width, height) in pixels; None is the checkpoint's square."""
@@ -78,7 +80,8 @@ class PairConfig:
         for name, value in (("steps", self.steps), ("batch_pairs", self.batch_pairs)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1")
-        for name, known in (("sampler", SAMPLERS), ("schedule", SCHEDULES), ("mode", PAIR_MODES)):
+        sampler_of(self.sampler)
+        for name, known in (("schedule", SCHEDULES), ("mode", PAIR_MODES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
         for name in ("p2p_range", "cfg_range"):
@@ -128,7 +131,7 @@ class Preview:
 
     def step(self, config: PairConfig) -> int:
         """How many steps come first, at least one and not all; raises ConfigError where there is no such moment."""
-        if config.steps < 2 or config.sampler.startswith("dpmpp"):
+        if config.steps < 2 or named(config.sampler).startswith("dpmpp"):
             got = f"an early look after some of {config.steps} steps of {config.sampler} is not possible"
             raise ConfigError(
                 f"{got}; give at least 2 steps, and a sampler that keeps nothing of its last step, as euler"
@@ -181,21 +184,26 @@ class PairGenerator:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        weights: str = "ema",
+        base: str | Path | None = None,
+        **overrides: Any,
     ) -> PairGenerator:
-        """Load "embedded-sd", a file, a diffusers folder, a hub id or a URL; device and type as for editing."""
-        device = usable_device(device)
-        model = load_model(source, device=device, dtype=dtype or default_dtype(device), **options)
+        """Load "embedded-sd", a file, a diffusers folder, a hub id or a URL; device, type, weights as for editing.
+
+        ``overrides`` are fields of PairConfig.
+        """
+        config = with_overrides(config or PairConfig(), overrides)
+        model = load_model(source, device=device, dtype=dtype, weights=weights, base=base)
         return cls(model, config, name=public_name(source))
 
     def generate(
-        self, caption: str, edited_caption: str, seeds: Sequence[int], *, hooks: Hooks | None = None
+        self, caption: str, edited_caption: str, seeds: int | Sequence[int] = 0, *, hooks: Hooks | None = None
     ) -> list[PairCandidate]:
         """Candidates of one caption pair, one a seed, in the seeds' order; each depends on its seed alone.
 
-        ``hooks.on_progress(finished, all)`` counts pairs. Raises ConfigError, or Interrupted once ``should_stop()``.
+        ``hooks.on_progress`` counts pairs. Raises ConfigError, or Interrupted once ``hooks.should_stop()``.
         """
-        jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed) for seed in seeds]
+        jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed) for seed in as_list(seeds, int)]
         return [candidate for batch in self.batches(jobs, hooks=hooks) for candidate in batch]
 
     def batches(
@@ -220,9 +228,10 @@ class PairGenerator:
             chosen = jobs[start : start + count]
             rows, z = self._walk(chosen, watch, preview)
             batch = self._candidates([chosen[row] for row in rows], z) if rows else []
+            for row, candidate in zip(rows, batch, strict=True):
+                watch.result(start + row, candidate)
             done += len(chosen)
-            if watch.on_progress is not None:
-                watch.on_progress(done, len(jobs))
+            watch.progress(done, len(jobs))
             yield batch
 
     def batch_pairs(self) -> int:
@@ -271,18 +280,16 @@ class PairGenerator:
             if walk.hooks.on_step is not None:
                 walk.hooks.on_step(first + step, steps, x, sigma, denoised)
 
-        with pair_denoiser(self.model, walk.sigmas.tolist(), cross) as denoiser:
-            arrived = sample(
-                self.config.sampler,
-                denoiser,
-                x,
-                walk.sigmas[first : last + 1],
-                self._condition(jobs),
-                noise=lambda like: walk.noise.draw(like[::2])[chosen].repeat_interleave(2, dim=0),
-                on_step=on_step,
-                should_stop=walk.hooks.should_stop,
-                after_step=self._blend(cross, first),
-            )
+        arrived = sample(
+            self.config.sampler,
+            PairDenoiser(self.model, walk.sigmas, cross),
+            x,
+            walk.sigmas[first : last + 1],
+            self._condition(jobs),
+            noise=lambda like: walk.noise.draw(like[::2])[chosen].repeat_interleave(2, dim=0),
+            after_step=cross.after_step(self.config.blend_start * steps - first),
+            hooks=replace(walk.hooks, on_step=on_step),
+        )
         return arrived, seen[0]
 
     def draw(self, seed: int) -> tuple[float, float]:
@@ -308,20 +315,9 @@ class PairGenerator:
 
     def _control(self, jobs: Sequence[PairJob]) -> CrossControl:
         """What is done to the cross-attention of a batch."""
-        config, device = self.config, self.model.device
-        pairs = [(job.caption, job.edited_caption) for job in jobs]
-        edit = cross_edit(config.mode, pairs, config.reweight).to(device) if config.mode in CROSS_MODES else None
-        if not config.local_blend:
-            return CrossControl(edit)
-        latent = (self.size[1] // 8, self.size[0] // 8)
-        source, edited = (marks.to(device) for marks in blend_words(pairs, config.blend_words))
         levels = len(self.model.unet.config.block_out_channels)
-        return CrossControl(edit, LocalBlend(source, edited, latent, levels))
-
-    def _blend(self, cross: CrossControl, done: int = 0) -> Callable[[int, Tensor], Tensor] | None:
-        """The local blend as what happens after a step, ``done`` steps into the walk; None without one."""
-        blend, start = cross.blend, self.config.blend_start * self.config.steps
-        return None if blend is None else lambda step, x: blend.apply(x) if done + step >= start else x
+        captions = [(job.caption, job.edited_caption) for job in jobs]
+        return control_of(self.config, captions, self.size, levels=levels, device=self.model.device)
 
     def pictures(self, z: Tensor) -> list[tuple[Image.Image, Image.Image]]:
         """(source, edited) of clean latents (B, 2, 4, h, w), decoded as many at once as fit."""

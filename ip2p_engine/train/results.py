@@ -41,7 +41,7 @@ def export(
         with average.applied() if kind == "ema" else nullcontext(), usable(model) as shown:
             if not writes:
                 continue
-            whole = finished(shown, load_model(base), config)
+            whole = finished(shown, load_model(base, device="cpu", dtype="file"), config)
             whole = replace(whole, spec=replace(whole.spec, weights=kind))
             save_ldm(whole, files[kind], training=training)
             if kind == "ema":

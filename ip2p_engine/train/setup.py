@@ -184,7 +184,7 @@ def _measured(source: Any, data: Data, folder: RunFolder) -> int:
 
 def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple[Model, str]:
     """(what is trained, the digest of what it was made from)."""
-    loaded = load_model(base)
+    loaded = load_model(base, device="cpu", dtype="file")
     digest = digest_of_weights(loaded)
     model = make_trainable(loaded, config).to(device)
     if device.type == "cuda":

@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.diffusion.sampling import sample
 from ip2p_engine.diffusion.schedule import model_sigmas
 from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text
-from ip2p_engine.networks.denoiser import guided_denoiser
+from ip2p_engine.networks.denoiser import BranchDenoiser
 from ip2p_engine.networks.model import Model, load_model
-from ip2p_engine.p2p.denoiser import PairConditioning, pair_denoiser
+from ip2p_engine.p2p.denoiser import PairConditioning, PairDenoiser
 from ip2p_engine.train.config import TrainConfig
 from ip2p_engine.train.encoding import Encoded, Encoder
 from ip2p_engine.train.objective import Objective
@@ -75,9 +76,9 @@ def compare_pairs(model: Model, reference: dict[str, Tensor]) -> list[Row]:
         cond = PairConditioning(
             texts=texts, source_rows=(1,), edited_rows=(2,), p2p_thresholds=(threshold,), cfg=(9.0,)
         )
-        with pair_denoiser(model, sigmas) as denoiser:
-            start = noises[0] * float(sigmas[0])
-            z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=lambda _, s=stream: next(s))
+        denoiser = PairDenoiser(model, sigmas)
+        start = noises[0] * float(sigmas[0])
+        z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=lambda _, s=stream: next(s))
         key, name = f"p2p{threshold}_cpu_order", f"pair, p = {threshold}"
         gap = distance(z, reference[f"{key}/z"])
         rows.append(Row(quantity=f"{name}: end latents", distance=gap, tolerance=5e-4))
@@ -118,8 +119,8 @@ def _one_step(model: Model, weights: str, reference: dict[str, Tensor]) -> Itera
         for row, name in enumerate(BRANCHES):
             gap = distance(eps[row], reference[f"{key}/eps"][row])
             yield Row(quantity=f"eps of branch {name}, sigma {sigma:.2f}", distance=gap, tolerance=2e-5)
-        with guided_denoiser(model, 7.5, 1.5) as denoiser:
-            combined = denoiser(z, sigma, cond)
+        denoiser = DualGuidance(BranchDenoiser(model), 7.5, 1.5)
+        combined = denoiser(z, sigma, cond)
         gap = distance(combined, reference[f"{key}/combined"])
         yield Row(quantity=f"combined, sigma {sigma:.2f}", distance=gap, tolerance=1e-3)
 
@@ -146,10 +147,10 @@ def _run(
     text_cfg, image_cfg, steps = settings
     noises, sigmas = reference[f"noises_astro_{steps}"], model_sigmas(model.schedule, steps)
     stream = iter(noises[1:])
-    with guided_denoiser(model, text_cfg, image_cfg) as denoiser:
-        start = noises[0] * float(sigmas[0])
-        cond = _condition(model, reference)
-        z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=lambda _: next(stream))
+    denoiser = DualGuidance(BranchDenoiser(model), text_cfg, image_cfg)
+    start = noises[0] * float(sigmas[0])
+    cond = _condition(model, reference)
+    z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=lambda _: next(stream))
     name = f"{steps} steps, s_T {text_cfg}, s_I {image_cfg}"
     key = f"{weights}/run_{run}"
     yield Row(quantity=f"{name}: end latent", distance=distance(z, reference[f"{key}/z"]), tolerance=5e-4)

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from ip2p_engine.checkpoint.recognise import EDM_KEYS, PREFIXES, ema_name
 from ip2p_engine.checkpoint.source import open_bundle
 from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
+from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.errors import CheckpointError
 from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, size_ids
-from ip2p_engine.networks.denoiser import guided_denoiser
+from ip2p_engine.networks.denoiser import BranchDenoiser
 from ip2p_engine.networks.model import load_model
 
 SLOW = pytest.mark.slow
@@ -255,7 +256,8 @@ def test_sdxl_s_autoencoder_overflows_in_float16_and_stays_float32(dtype, family
     image = encode_image(model, torch.zeros(1, 3, 64, 64))
     cond = Conditioning(text=texts, null_text=texts, image=image, size_ids=size_ids(model, [(64, 64)]))
     if family == "sdxl":
-        with torch.inference_mode(), guided_denoiser(model, 5.0, 1.5) as denoiser:
+        with torch.inference_mode():
+            denoiser = DualGuidance(BranchDenoiser(model), 5.0, 1.5)
             z = denoiser(torch.ones(1, 4, *image.shape[2:]), 2.0, cond)
         assert z.dtype == decode_latents(model, z).dtype == torch.float32
 

@@ -22,11 +22,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ip2p_engine.checkpoint.spec import recommended
 from ip2p_engine.checkpoint.write import ldm_state, save_diffusers, save_ldm
+from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.diffusion.sampling import sample
 from ip2p_engine.diffusion.schedule import DiscreteSchedule, make_sigmas
 from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, encode_image, encode_text, size_ids
-from ip2p_engine.networks.denoiser import guided_denoiser, input_scale
+from ip2p_engine.networks.denoiser import BranchDenoiser, input_scale
 from ip2p_engine.networks.model import Model, ModelSpec, convert, load_model
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
@@ -154,8 +155,8 @@ def our_step(file, inputs) -> dict[str, torch.Tensor]:
     model = load_model(file, dtype=torch.float32)
     image, text = encode_image(model, inputs["pixels"]), encode_text(model, ["turn him into a cyborg"])
     cond = Conditioning(text=text, null_text=text, image=image)
-    with guided_denoiser(model, 1.0, 1.0) as denoiser:
-        denoised = denoiser(inputs["x"], SIGMA, cond)
+    denoiser = DualGuidance(BranchDenoiser(model), 1.0, 1.0)
+    denoised = denoiser(inputs["x"], SIGMA, cond)
     return {"denoised": denoised, "text": text.tokens, "image": image, "t": model.timestep(SIGMA)}
 
 
@@ -209,12 +210,12 @@ def test_narrow_sdxl_and_cosxl_step_and_edit_as_in_comfyui(family, sigma, kind, 
     cond = Conditioning(text=text, null_text=null, image=image, size_ids=size_ids(model, [(192, 128)]))
     sigmas, noise = make_sigmas("model", model.schedule, 4), SampleNoise([7])
     with torch.inference_mode():
-        with guided_denoiser(model, 1.0, 1.0) as denoiser:
-            ours = {"denoised": denoiser(given["x"], sigma, cond)}
-        with guided_denoiser(model, 5.0, 1.5) as denoiser:
-            start = noise.draw(image) * float(sigmas[0])
-            z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=noise.draw)
-            ours["edited"] = z / model.spec.latent_scale
+        denoiser = DualGuidance(BranchDenoiser(model), 1.0, 1.0)
+        ours = {"denoised": denoiser(given["x"], sigma, cond)}
+        denoiser = DualGuidance(BranchDenoiser(model), 5.0, 1.5)
+        start = noise.draw(image) * float(sigmas[0])
+        z = sample("euler_ancestral", denoiser, start, sigmas, cond, noise=noise.draw)
+        ours["edited"] = z / model.spec.latent_scale
         latent = model.autoencoder.encode(given["pixels"]).latent_dist.mode()
     save_file({**given, "latent": latent.contiguous(), "sigma": torch.tensor([sigma])}, tmp_path / "in.safetensors")
     in_comfyui("narrow_step.py", file, tmp_path / "in.safetensors", tmp_path / "out.safetensors")

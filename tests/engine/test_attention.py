@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from ip2p_engine.networks.attention import (
+    AttentionCall,
+    Sharing,
     attend,
-    p2p_active,
-    self_sharing,
+    install,
+    project_text,
     share_self_attention,
-    sharing_rows,
-    text_keys,
 )
 from ip2p_engine.networks.conditioning import encode_text
+from ip2p_engine.p2p.plan import p2p_active, sharing_rows
 
 HEADS = 4
 
@@ -100,18 +102,21 @@ def test_sharing_the_inputs_of_the_projections_is_the_same():
         assert (before @ weight - after).abs().max() < 1e-5
 
 
+def called(model, x, t, **told):
+    """The UNet's output where the call says what to attend to."""
+    call = AttentionCall(**told)
+    return model.unet(x, t, None, cross_attention_kwargs={"call": call}).sample
+
+
 @pytest.mark.parametrize("share", [True, False])
 @torch.inference_mode()
 def test_whole_network_against_copied_logits(model, context, slow_pairs, share):
-    x = noisy()
+    x, texts = noisy(), project_text(model.unet, context)
     with slow_pairs.slow_attention(model.unet) as state:
         state.share = share
         expected = model.unet(x, 500, encoder_hidden_states=context).sample
-    with self_sharing(model.unet) as sharing:
-        sharing.use(sharing_rows([share]))
-        ours = model.unet(x, 500, encoder_hidden_states=context).sample
-        sharing.use(None)
-        plain = model.unet(x, 500, encoder_hidden_states=context).sample
+    ours = called(model, x, 500, texts=texts, sharing=Sharing.of(sharing_rows([share])))
+    plain = model.unet(x, 500, encoder_hidden_states=context).sample
     assert (ours - expected).abs().max() < 1e-10
     assert ((ours - plain).abs().max() > 1e-3) == share
     assert (ours[::2] - plain[::2]).abs().max() < 1e-10
@@ -125,44 +130,52 @@ def test_pairs_share_one_by_one(model, context):
     batch_context = torch.empty(12, *context.shape[1:], dtype=torch.float64)
     for rows in pairs:
         batch_context[rows] = context
-    with self_sharing(model.unet) as sharing:
-        sharing.use(sharing_rows(active))
-        together = model.unet(x, 300, encoder_hidden_states=batch_context).sample
-        for rows, shares in zip(pairs, active, strict=True):
-            sharing.use(sharing_rows([shares]))
-            alone = model.unet(x[rows], 300, encoder_hidden_states=context).sample
-            assert (together[rows] - alone).abs().max() < 1e-10
+    texts = project_text(model.unet, batch_context)
+    together = called(model, x, 300, texts=texts, sharing=Sharing.of(sharing_rows(active)))
+    for rows, shares in zip(pairs, active, strict=True):
+        one = project_text(model.unet, context)
+        alone = called(model, x[rows], 300, texts=one, sharing=Sharing.of(sharing_rows([shares])))
+        assert (together[rows] - alone).abs().max() < 1e-10
 
 
 @torch.inference_mode()
 def test_prepared_texts_may_be_repeated(model, context):
     x = noisy()
     plain = model.unet(x, 500, encoder_hidden_states=context).sample
-    with text_keys(model.unet) as keys:
-        keys.prepare("pair", context[[0, 2, 3]], rows=[0, 0, 1, 2])
-        keys.use("pair")
-        assert (model.unet(x, 500, encoder_hidden_states=None).sample - plain).abs().max() < 1e-10
-
-
-def test_no_text_chosen_is_an_error(model):
-    with text_keys(model.unet), pytest.raises(RuntimeError, match="no text was chosen"):
-        model.unet(noisy(), 500, encoder_hidden_states=None)
+    texts = project_text(model.unet, context[[0, 2, 3]], rows=[0, 0, 1, 2])
+    assert (called(model, x, 500, texts=texts) - plain).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 2, 2, 4, 4, 6, 6], [0, 0]])
 def test_a_batch_that_does_not_fit_is_an_error_and_leaves_nothing(model, context, rows):
-    before = model.unet.attn_processors
-    with pytest.raises((IndexError, RuntimeError)), text_keys(model.unet), self_sharing(model.unet) as sharing:
-        sharing.use(rows)
-        model.unet(noisy(), 500, encoder_hidden_states=context)
-    assert model.unet.attn_processors == before
+    before = state_of(model)
+    with pytest.raises((IndexError, RuntimeError)):
+        called(model, noisy(), 500, texts=project_text(model.unet, context), sharing=Sharing.of(rows))
+    assert state_of(model) == before
 
 
-def test_nothing_stays_patched(model):
-    before = model.unet.attn_processors
-    with self_sharing(model.unet), text_keys(model.unet):
-        assert all(model.unet.attn_processors[name] is not processor for name, processor in before.items())
-    assert model.unet.attn_processors == before
-    with pytest.raises(KeyboardInterrupt), text_keys(model.unet), self_sharing(model.unet):
-        raise KeyboardInterrupt
-    assert model.unet.attn_processors == before
+def state_of(model):
+    """Every attribute of every module, by identity."""
+    return {
+        (name, key): id(value)
+        for network in (model.unet, model.autoencoder, *model.text_encoders)
+        for name, module in network.named_modules()
+        for key, value in vars(module).items()
+    }
+
+
+@torch.inference_mode()
+def test_a_call_leaves_nothing_in_the_network(model, context):
+    before = state_of(model)
+    texts = project_text(model.unet, context)
+    called(model, noisy(), 500, texts=texts, sharing=Sharing.of(sharing_rows([True])))
+    assert install(model.unet) and state_of(model) == before
+
+
+@torch.inference_mode()
+def test_an_untold_network_is_diffusers_own(model, context):
+    """Whoever trains it or hands it on has the attention that was there."""
+    x, ours = noisy(), model.unet
+    plain = UNet2DConditionModel.from_config(ours.config).to(torch.float64)
+    plain.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(x, 500, context).sample, plain(x, 500, context).sample)

@@ -15,6 +15,7 @@ from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
 from ip2p_engine.factory.maker import FactoryConfig
 from ip2p_engine.factory.run import Work, make_pairs
 from ip2p_engine.factory.workers import CrewPlan, local_crew, ray_crew
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.p2p.generator import PairConfig
 
 HEARTS = [
@@ -66,10 +67,10 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatc
                 lost.append(crew.processes[1])
                 os.kill(lost[0], signal.SIGKILL)
 
-        make_pairs(HEARTS, tmp_path / "cluster", crew, on_progress=lose)
+        make_pairs(HEARTS, tmp_path / "cluster", crew, hooks=Hooks(on_progress=lose))
         assert lost and contents(tmp_path / "cluster") == contents(tmp_path / "alone")
         with pytest.raises(Interrupted, match="the same command goes on"):
-            make_pairs(HEARTS, tmp_path / "stopped", crew, should_stop=lambda: True)
+            make_pairs(HEARTS, tmp_path / "stopped", crew, hooks=Hooks(should_stop=lambda: True))
     broken = CrewPlan(checkpoint="missing.safetensors", device="cpu", factory=PLAN.factory)
     with ray_crew(broken, "local", workers=1) as crew, pytest.raises(CheckpointError, match="missing.safetensors"):
         make_pairs(HEARTS, tmp_path / "broken", crew, work=Work())

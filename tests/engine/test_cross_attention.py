@@ -31,7 +31,7 @@ from ip2p_engine.p2p.cross_attention import (
     cross_edit,
     edit_map,
 )
-from ip2p_engine.p2p.denoiser import pair_denoiser
+from ip2p_engine.p2p.denoiser import PairDenoiser
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, draw_settings
 
 HEART, STAR, LONGER = "a red heart on sky", "a red star on sky", "a big red heart on sky at night"
@@ -223,8 +223,12 @@ def ours(model, config, pair, seed):
     cross, cond = generator._control([job]), generator._condition([job])
     sigmas, noise = make_sigmas("model", model.schedule, STEPS), draws(config, seed)
     x = next(noise).repeat(2, 1, 1, 1) * float(sigmas[0])
-    step = {"noise": lambda _: next(noise).repeat(2, 1, 1, 1), "after_step": generator._blend(cross)}
-    with torch.inference_mode(), pair_denoiser(model, sigmas, cross) as denoiser:
+    step = {
+        "noise": lambda _: next(noise).repeat(2, 1, 1, 1),
+        "after_step": cross.after_step(config.blend_start * STEPS),
+    }
+    with torch.inference_mode():
+        denoiser = PairDenoiser(model, sigmas, cross)
         return sample("euler_ancestral", denoiser, x, sigmas, cond, **step)
 
 
@@ -334,6 +338,4 @@ def test_what_is_refused_leaves_nothing_patched(tiny_pair_model):
 
 
 def test_a_control_without_anything_to_do_does_nothing():
-    control = CrossControl()
-    control.use(editing=True, watching=True)
-    assert not control.editing and not control.watching
+    assert CrossControl().mix(editing=True, watching=True) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from PIL import Image, ImageCms
 
 from ip2p_engine import EditConfig, Hooks, InstructPix2Pix
+from ip2p_engine.diffusion.guidance import DualGuidance
+from ip2p_engine.diffusion.sampling import euler
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
 from ip2p_engine.networks.conditioning import Conditioning, encode_text
-from ip2p_engine.networks.denoiser import denoised_from, guided_denoiser, input_scale
+from ip2p_engine.networks.denoiser import BranchDenoiser, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.world import Scene, render
 
@@ -126,8 +129,8 @@ def test_guidance_equals_plain_calls_of_the_unet(editor):
     cond = Conditioning(text=embedded.rows([0, 0]), null_text=embedded.rows([1]), image=image)
     sigma = 2.345
     with torch.inference_mode():
-        with guided_denoiser(model, 5.0, 1.7) as denoiser:
-            ours = denoiser(x, sigma, cond)
+        denoiser = DualGuidance(BranchDenoiser(model), 5.0, 1.7)
+        ours = denoiser(x, sigma, cond)
         branches = []
         for text, picture in ((0, image), (1, image), (1, torch.zeros_like(image))):
             inputs = torch.cat([x * input_scale(sigma), picture], dim=1)
@@ -149,11 +152,11 @@ def test_hooks_see_steps_and_progress(editor):
     steps, progress = [], []
     hooks = Hooks(
         on_step=lambda i, n, x, sigma, denoised: steps.append((i, n, tuple(denoised.shape))),
-        on_progress=lambda done, total: progress.append((done, total)),
+        on_progress=lambda done, total, note: progress.append((done, total, note)),
     )
     editor.edit(render(HEART), "make it snow", seeds=[1, 2, 3], config=QUICK, batch=2, hooks=hooks)
     assert steps == [(i, 3, (n, 4, 8, 8)) for n in (2, 1) for i in range(3)]
-    assert progress == [(2, 3), (3, 3)]
+    assert progress == [(2, 3, ""), (3, 3, "")]
 
 
 OTHER_SETTINGS = {
@@ -170,7 +173,7 @@ OTHER_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(EditConfig)])
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
 def test_settings_are_enough_to_make_the_picture_again(editor, name):
     picture = render(HEART).resize((90, 64))
     config = replace(QUICK, **{name: OTHER_SETTINGS[name]})
@@ -178,6 +181,116 @@ def test_settings_are_enough_to_make_the_picture_again(editor, name):
     said = {field.name: first.settings[field.name] for field in fields(EditConfig) if field.name in first.settings}
     again = editor.edit(picture, first.settings["instruction"], seeds=first.settings["seed"], **said)[0]
     near(first, again)
+
+
+class TextAlone:
+    """A guidance of one's own."""
+
+    def __init__(self, branches):
+        self.branches = branches
+
+    def __call__(self, x, sigma, cond):
+        found = self.branches(x, sigma, cond, ["t", "u"])
+        return found["u"] + 2 * (found["t"] - found["u"])
+
+
+def test_guidance_and_sampler_of_one_s_own_are_named_and_counted(editor):
+    def twice(step):
+        return euler(replace(step, denoised=step.denoise(step.x, step.sigma)))
+
+    assert set(OTHER_SETTINGS) | {"guidance"} == {field.name for field in fields(EditConfig)}
+    own, plain = (
+        editor.edit(render(HEART), "make it snow", config=QUICK, guidance=TextAlone, sampler=sampler)[0]
+        for sampler in (twice, "euler")
+    )
+    near(own, plain)
+    assert (own.evaluations, plain.evaluations) == (12, 6)
+    assert own.settings["guidance"].endswith("test_edit:TextAlone") and "twice" in own.settings["sampler"]
+    assert plain.settings["sampler"] == "euler"
+    with pytest.raises(ConfigError, match="guidance is 'x'; give a function"):
+        EditConfig(guidance="x")
+
+
+def test_the_parts_make_the_same_edit(editor):
+    """condition, denoiser, latents, pictures: what edit does, step by step."""
+    pictures, texts = [render(HEART), render(HEART).rotate(90)], ["make it snow", "make it night"]
+    whole = editor.edit_each(pictures, texts, seeds=[3, 4], config=QUICK)
+    condition = editor.condition(pictures, texts)
+    latents = editor.latents(condition, [3, 4], config=QUICK)
+    assert torch.equal(latents, torch.stack([result.latent for result in whole]))
+    for picture, result in zip(editor.pictures(latents), whole, strict=True):
+        assert picture.tobytes() == result.image.tobytes()
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = editor.denoiser(text_cfg=3.0, image_cfg=1.2)(x, 2.0, condition)
+        assert torch.equal(ours, DualGuidance(BranchDenoiser(editor.model), 3.0, 1.2)(x, 2.0, condition))
+    one = editor.condition(pictures[0], texts)
+    assert len(one.image) == 2 and torch.equal(one.image[0], one.image[1])
+    for images, words in ((pictures, [*texts, "third"]), ([], texts)):
+        with pytest.raises(ConfigError, match="do not pair up"):
+            editor.condition(images, words)
+    with pytest.raises(ConfigError, match="give one size"):
+        editor.condition([pictures[0], pictures[0].resize((128, 64))], "make it snow")
+    with pytest.raises(ConfigError, match="1 seeds for a condition of 2 rows"):
+        editor.latents(condition, 3)
+
+
+def test_two_threads_and_one_editor(editor):
+    """Each picture is the one made alone; both threads are inside the network at one time; nothing stays in it."""
+    sizes, texts = [(64, 64), (96, 64), (64, 128)], ["make it snow", "make it night", "make the heart blue"]
+    jobs = [(render(HEART).resize(sizes[n % 3]), texts[n // 3 % 3], n) for n in range(24)]
+    inside, both = [], []
+
+    def enter(*_):
+        inside.append(0)
+        both.append(len(inside))
+
+    def leave(*_):
+        inside.pop()
+
+    def edit(job):
+        return editor.edit(job[0], job[1], seeds=job[2], config=QUICK, steps=2, size="keep")[0]
+
+    alone, before = [edit(job) for job in jobs], attributes(editor.model)
+    hooks = [editor.model.unet.register_forward_pre_hook(enter)]
+    hooks.append(editor.model.unet.register_forward_hook(leave))
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(edit, jobs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert max(both) == 2
+    for one, other in zip(alone, together, strict=True):
+        near(one, other)
+    assert attributes(editor.model) == before
+
+
+def attributes(model):
+    """Every attribute of every module, by identity."""
+    networks = (model.unet, model.autoencoder, *model.text_encoders)
+    modules = [(str(n), *row) for n, network in enumerate(networks) for row in network.named_modules()]
+    return {(n, name, key): id(value) for n, name, module in modules for key, value in vars(module).items()}
+
+
+@torch.inference_mode()
+def test_two_nested_denoisers_of_one_model(editor):
+    """A walk within a walk: each gives what it gives alone, to the bit."""
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    three = editor.condition([render(HEART)] * 3, ["make it snow", "make it night", "make the heart blue"])
+    one = editor.condition(render(HEART), "remove the snow")
+    outer, inner = editor.denoiser(text_cfg=5.0, image_cfg=1.5), editor.denoiser(text_cfg=2.0, image_cfg=1.0)
+    expected = outer(x, 3.0, three), inner(x[:1], 2.0, one)
+
+    class Nested(DualGuidance):
+        def __call__(self, x, sigma, cond):
+            seen.append(inner(x[:1], 2.0, one))
+            return super().__call__(x, sigma, cond)
+
+    seen: list[torch.Tensor] = []
+    nested = Nested(BranchDenoiser(editor.model), 5.0, 1.5)
+    for _ in range(2):
+        assert torch.equal(nested(x, 3.0, three), expected[0]) and torch.equal(seen[-1], expected[1])
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ip2p_engine.factory.maker import CandidateMaker, EarlyReject, FactoryConfig
 from ip2p_engine.factory.refilter import clip_of, refilter, rescored
 from ip2p_engine.factory.run import Work, make_pairs
 from ip2p_engine.factory.workers import CrewPlan, LocalCrew
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, draw_settings
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -136,7 +137,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, crew_of
     work, stops = replace(OFTEN, save_seconds=save_seconds), 0
     for calls in (0, 3, 4, 100):
         try:
-            make_pairs(EDITS, tmp_path / "store", crew_of(), work=work, should_stop=stopping_after(calls))
+            make_pairs(EDITS, tmp_path / "store", crew_of(), work=work, hooks=Hooks(should_stop=stopping_after(calls)))
         except Interrupted as error:
             stops += 1
             assert "the same command goes on" in str(error)
@@ -147,7 +148,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, crew_of
 
 def test_a_finished_run_makes_nothing_again(undisturbed, crew_of):
     before = contents(undisturbed[0])
-    report = make_pairs(EDITS, undisturbed[0], crew_of(), work=OFTEN, should_stop=lambda: True)
+    report = make_pairs(EDITS, undisturbed[0], crew_of(), work=OFTEN, hooks=Hooks(should_stop=lambda: True))
     assert report == undisturbed[1] and contents(undisturbed[0]) == before
 
 
@@ -302,7 +303,8 @@ def test_a_ledger_is_filtered_in_the_memory_of_a_few_lines(tmp_path):
 
 def test_progress_counts_candidates(crew_of, tmp_path):
     seen = []
-    make_pairs(EDITS[:2], tmp_path, crew_of(), work=Work(batch_pairs=1), on_progress=lambda *at: seen.append(at))
+    hooks = Hooks(on_progress=lambda *at: seen.append(at))
+    make_pairs(EDITS[:2], tmp_path, crew_of(), work=Work(batch_pairs=1), hooks=hooks)
     assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert "1 caption pairs done" in seen[2][2] and "of candidates kept" in seen[2][2]
 

@@ -13,12 +13,12 @@ import torch
 from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.diffusion.sampling import SAMPLERS, sample
 from ip2p_engine.diffusion.schedule import make_sigmas, step_of
-from ip2p_engine.edit import Hooks
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.images import to_images
 from ip2p_engine.networks.conditioning import decode_latents, encode_text
 from ip2p_engine.networks.model import Model, load_model
-from ip2p_engine.p2p.denoiser import PairConditioning, pair_denoiser
+from ip2p_engine.p2p.denoiser import PairConditioning, PairDenoiser
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, draw_settings, pairs_that_fit
 
 HORSE, DRAGON = "photograph of a girl riding a horse", "photograph of a girl riding a dragon"
@@ -54,9 +54,9 @@ def walk(model, cond, steps, noises, *, sampler="euler_ancestral"):
     """Latents (2B, 4, h, w); ``noises`` are (B, 4, h, w) in draw order."""
     sigmas, draws = make_sigmas("model", model.schedule, steps), iter(noises)
     x = next(draws).repeat_interleave(2, dim=0) * float(sigmas[0])
-    with pair_denoiser(model, sigmas) as denoiser:
-        noise = {"noise": lambda _: next(draws).repeat_interleave(2, dim=0)}
-        return sample(sampler, denoiser, x, sigmas, cond, **noise), denoiser
+    denoiser = PairDenoiser(model, sigmas)
+    noise = {"noise": lambda _: next(draws).repeat_interleave(2, dim=0)}
+    return sample(sampler, denoiser, x, sigmas, cond, **noise), denoiser
 
 
 def noises_of(seeds, steps, dtype=torch.float64):
@@ -101,8 +101,8 @@ def test_the_original_s_pairs(tiny_sd, pairs_reference, p):
 def test_the_original_s_step(tiny_sd, pairs_reference, p):
     texts = encode_text(tiny_sd, ["", HORSE, DRAGON])
     sigma = float(pairs_reference["step/sigma"])
-    with pair_denoiser(tiny_sd, [sigma, 0.0]) as denoiser:
-        ours = denoiser(pairs_reference["step/z"], sigma, conditioning(texts, [float(p)], [9.0]))
+    denoiser = PairDenoiser(tiny_sd, [sigma, 0.0])
+    ours = denoiser(pairs_reference["step/z"], sigma, conditioning(texts, [float(p)], [9.0]))
     assert (ours - pairs_reference[f"step/combined_p2p{p}"]).abs().max() < 1e-3
 
 
@@ -205,7 +205,7 @@ def test_hooks(tiny):
     hooks = Hooks(on_step=lambda i, n, x, *_: steps.append((i, n, len(x))), on_progress=lambda *at: done.append(at))
     PairGenerator(tiny, PairConfig(steps=2, batch_pairs=2)).generate(HEART, STAR, [1, 2, 3], hooks=hooks)
     assert steps == [(0, 2, 4), (1, 2, 4), (0, 2, 2), (1, 2, 2)]
-    assert done == [(2, 3), (3, 3)]
+    assert done == [(2, 3, ""), (3, 3, "")]
 
 
 def test_stopping_loses_only_the_batch_at_work_and_leaves_the_model_as_it_was(tiny):
@@ -238,9 +238,11 @@ def test_v_prediction_is_the_same_network_in_other_words(exact):
         autoencoder=exact.autoencoder,
         text_encoders=exact.text_encoders,
     )
-    with torch.inference_mode(), pair_denoiser(exact, [sigma, 0.0]) as denoiser:
+    with torch.inference_mode():
+        denoiser = PairDenoiser(exact, [sigma, 0.0])
         output = (x - denoiser(x, sigma, cond)) / sigma
-    with torch.inference_mode(), pair_denoiser(as_v, [sigma, 0.0]) as denoiser:
+    with torch.inference_mode():
+        denoiser = PairDenoiser(as_v, [sigma, 0.0])
         ours = denoiser(x, sigma, cond)
     assert (ours - (x / 10 - output * 3 / 10**0.5)).abs().max() < 1e-9
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from ip2p_engine import InstructPix2Pix
+from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.images import to_tensor
 from ip2p_engine.networks.conditioning import Conditioning, decode_latents, encode_image, encode_text
-from ip2p_engine.networks.denoiser import guided_denoiser
+from ip2p_engine.networks.denoiser import BranchDenoiser
 from ip2p_engine.networks.model import load_model
 
 PROMPT = "turn him into a cyborg"
@@ -67,14 +68,14 @@ def test_guided_step(model, weights, reference, level):
     scales = {"c": (1.0, 1.0), "i": (0.0, 1.0), "u": (0.0, 0.0)}
     with torch.inference_mode():
         for row, (text_cfg, image_cfg) in enumerate(scales.values()):
-            with guided_denoiser(model, text_cfg, image_cfg) as denoiser:
-                branch = denoiser(z, sigma, cond)
-            assert denoiser.evaluations == 1
+            denoiser = DualGuidance(BranchDenoiser(model), text_cfg, image_cfg)
+            branch = denoiser(z, sigma, cond)
+            assert denoiser.branches.evaluations == 1
             assert distance(branch, reference[f"{weights}/{level}/denoised"][row]) < 2e-5 * max(1.0, sigma)
         for together in (True, False):
-            with guided_denoiser(model, 7.5, 1.5, together=together) as denoiser:
-                combined = denoiser(z, sigma, cond)
-            assert denoiser.evaluations == 3
+            denoiser = DualGuidance(BranchDenoiser(model, together=together), 7.5, 1.5)
+            combined = denoiser(z, sigma, cond)
+            assert denoiser.branches.evaluations == 3
             assert distance(combined, reference[f"{weights}/{level}/combined"]) < 1e-3
 
 

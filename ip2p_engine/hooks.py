@@ -1,0 +1,40 @@
+"""What a host may watch and stop: one set of hooks for all long work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Hooks", "OnProgress", "OnStep", "ShouldStop"]
+
+OnProgress = Callable[[int, int, str], None]
+OnStep = Callable[[int, int, "Tensor", float, "Tensor"], None]
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a host may watch and stop; whatever is None is not asked."""
+
+    on_progress: OnProgress | None = None
+    """Called with (finished, all, note): edits, pairs, training steps, rows; the note is for people, often empty."""
+    on_result: Callable[[int, Any], None] | None = None
+    """Called with the place and the result of whatever has just been finished."""
+    on_step: OnStep | None = None
+    """Called with (i, n, x, sigma, denoised) once a sampling step, before x moves on."""
+    should_stop: ShouldStop | None = None
+    """Asked before each step; Interrupted is raised as soon as it says yes."""
+
+    def progress(self, finished: int, total: int, note: str = "") -> None:
+        """Say how far the work is, if anybody wants to know."""
+        if self.on_progress is not None:
+            self.on_progress(finished, total, note)
+
+    def result(self, place: int, result: Any) -> None:
+        """Hand on a result, if anybody wants it."""
+        if self.on_result is not None:
+            self.on_result(place, result)
