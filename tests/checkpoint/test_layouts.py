@@ -233,7 +233,7 @@ def test_sdxl_with_a_v_marker(make_model, ldm_tensors, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_types(dtype, sd1, tmp_path):
     path = save_ldm(sd1, tmp_path / "file.safetensors", dtype)
-    loaded = load_model(path)
+    loaded = load_model(path, dtype="file")
     assert {loaded.dtype, loaded.autoencoder.dtype, loaded.text_encoders[0].dtype} == {dtype}
     assert torch.equal(loaded.unet.conv_in.weight, sd1.unet.conv_in.weight.to(dtype))
 
