@@ -7,12 +7,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import Any
 
 from .commands import captions, checkpoint, dataset, edit, evaluate, pairs, scenes, train
-from .errors import Interrupted, IP2PError
+from .commands.options import check_limits
+from .errors import Interrupted, IP2PError, printable
 from .version import __version__
 
 __all__ = ["build_parser", "main"]
+
+LONGEST = 1500  # characters of a sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,26 +26,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # a process of its own, whose libraries may be told what is installed
         sys.modules.update(dict.fromkeys(options.unused))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_PrintableLines("%(message)s"))
+    with redirect_stdout(_PrintableStream(sys.stdout)):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
+        check_limits(options)
         code = options.run(options) or 0
         sys.stdout.flush()
         return code
     except Interrupted as error:
-        sys.stderr.write(f"ip2p: {error}\n")
+        _say(error)
         return 130
     except IP2PError as error:
-        sys.stderr.write(f"ip2p: {error}\n")
+        _say(error)
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("ip2p: interrupted\n")
+        _say("interrupted")
         return 130
     except BrokenPipeError:  # the reader has gone, as `| head` does
         _close_stdout()
         return 141
     except OSError as error:
         _close_stdout()
-        sys.stderr.write(f"ip2p: {error}; check the disk's space and the permissions\n")
+        _say(f"{error}; check the disk's space and the permissions")
         return 2
+    except MemoryError:
+        _say("there is not enough memory for this; ask for less at once")
+        return 2
+
+
+def _say(sentence: object) -> None:
+    """On stderr, in one piece: names in it may be strangers'."""
+    text = printable(str(sentence))
+    shown = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    sys.stderr.write(f"ip2p: {shown}\n")
+
+
+class _PrintableLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _PrintableStream:
+    """A stream on which no result, whatever a stranger's file says, moves the terminal's cursor."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _close_stdout() -> None:

@@ -63,8 +63,8 @@ class EditConfig:
         for name in ("text_cfg", "image_cfg"):
             if getattr(self, name) is not None:
                 check_scale(name, getattr(self, name))
-        for name, floor in (("steps", 1), ("resolution", 64), ("batch", 1)):
-            _check_whole(name, getattr(self, name), floor)
+        for name, floor, most in (("steps", 1, 1000), ("resolution", 64, 4096), ("batch", 1, 1024)):
+            _check_whole(name, getattr(self, name), floor, most)
         sampler_of(self.sampler)
         if self.guidance is not None and not callable(self.guidance):
             raise ConfigError(f"guidance is {self.guidance!r}; give a function that makes a denoiser over branches")
@@ -442,6 +442,6 @@ def _batches(work: _Work, config: _Settled) -> Iterator[tuple[tuple[int, int] | 
             yield size, members[start : start + config.batch]
 
 
-def _check_whole(name: str, value: Any, floor: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < floor):
-        raise ConfigError(f"{name} is {value!r}; give a whole number of at least {floor}")
+def _check_whole(name: str, value: Any, floor: int, most: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not floor <= value <= most):
+        raise ConfigError(f"{name} is {value!r}; give a whole number from {floor} to {most}")

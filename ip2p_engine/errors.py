@@ -12,6 +12,8 @@ IP2PError
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CaptionError",
     "CheckpointError",
@@ -22,7 +24,11 @@ __all__ = [
     "Interrupted",
     "TrainingError",
     "first_line",
+    "printable",
 ]
+
+# Control characters but line ends and tabs, those of the second block, and what turns the direction of writing.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class IP2PError(Exception):
@@ -55,6 +61,11 @@ class TrainingError(IP2PError):
 
 class Interrupted(IP2PError):
     """The caller asked to stop; nothing was lost but the work in progress."""
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it: what would move its cursor or turn its lines is written as escapes."""
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,6 @@ from hashlib import blake2b, sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
@@ -128,6 +129,8 @@ def _workplace(path: Path) -> Iterator[Path]:
 
 def _claimed(path: Path) -> tuple[Path, BinaryIO]:
     """(the first hidden folder beside ``path`` that no living writer has, its open lock file)."""
+    if not path.name:  # a root, or nothing
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     for number in count():
         # Cut short, or a name of the system's full length would have no place for its writer.
         place = path.with_name(f".{path.name[:60]}.{number}{TEMPORARY}")
@@ -354,8 +357,10 @@ def public_name(source: str | Path) -> str:
     text = str(source)
     if not is_url(text):
         return text
-    parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    # By hand, because what urlsplit refuses has to be named as well, and its user and query are no less secret.
+    scheme, _, rest = text.partition("://")
+    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 def reason_of(error: Exception, *urls: str | Path) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # pictures are opened, listed and saved without it
     from torch import Tensor
 
 __all__ = [
+    "MAX_SIDE",
     "check_output",
     "fit",
     "give_back",

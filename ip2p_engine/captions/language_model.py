@@ -226,8 +226,8 @@ def fine_tune(
 def _load(folder: Path | str) -> tuple[Any, Any]:
     """A tokenizer that pads on the left, and a model; safetensors only, and no code of the checkpoint's."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(

@@ -70,7 +70,7 @@ def measure_samples(
 
 def told(options: argparse.Namespace) -> dict[str, Any]:
     """The options as a report shows them, addresses without their secrets."""
-    hidden = ("run", "out", "verbose")
+    hidden = ("run", "out", "verbose", "command", "unused")
     shown = {name: value for name, value in vars(options).items() if name not in hidden and value is not None}
     return {name: public_name(value) if isinstance(value, str) else str(value) for name, value in shown.items()}
 

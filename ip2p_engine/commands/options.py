@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ __all__ = [
     "add_command",
     "add_guidance_options",
     "add_model_options",
+    "check_limits",
     "check_positive",
     "edit_config",
     "load_editor",
@@ -32,6 +34,34 @@ __all__ = [
 
 SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
 SCHEDULE_NAMES = ("model", "karras", "exponential")
+# What can be asked for, by option, or by command and option where one command means something else by it.
+MOST = {
+    "batch": 1024,
+    "batch_pairs": 1024,
+    "batch_size": 1_000_000,
+    "candidates": 100_000,
+    "concurrency": 256,
+    "epochs": 10_000,
+    "keep": 100_000,
+    "limit": 100_000,
+    "lora_rank": 4096,
+    "max_tokens": 100_000,
+    "micro_batch": 10_000,
+    "n": 1_000_000,
+    "per_caption": 10_000,
+    "processes": 256,
+    "resolution": 4096,
+    "retries": 1000,
+    "rows_per_shard": 1_000_000,
+    "sample": 10_000_000,
+    "seeds": 10_000,
+    "side": 4096,
+    "steps": 1000,
+    "train.steps": 100_000_000,
+    "ablation.steps": 100_000_000,
+    "workers": 256,
+    "worst": 10_000,
+}
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -45,8 +75,20 @@ class Several(argparse.Action):
 
 def add_command(commands: Any, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=name)
     return parser
+
+
+def check_limits(options: argparse.Namespace) -> None:
+    """Raises ConfigError for a number that no work needs and that would fill the machine or never end."""
+    for name, value in vars(options).items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ConfigError(f"{name} ({flag}) is {one}; give a number")
+            most = MOST.get(f"{options.command}.{name}", MOST.get(name))
+            if most is not None and type(one) is int and one > most:
+                raise ConfigError(f"{flag} is {one:,}; give at most {most:,}")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Randomness as an argument: one CPU generator per sample.
 
-A picture then depends on its own seed alone: not on the batch it was made in, not on its device, not on the order.
+A picture then depends on its own seed alone: not on the batch it was made in, not on its device, not on the order, but
+for rounding, since networks add up in another order there.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -25,6 +26,7 @@ __all__ = [
     "write_report",
 ]
 
+PNG, LARGEST = b"\x89PNG\r\n\x1a\n", 64 << 20
 TITLES = {
     "curve": "Trade-off curve",
     "ablation": "Ablation: less data, no filter",
@@ -41,11 +43,12 @@ def write_report(folder: Path, out: Path) -> Path:
 
     An ablation's folder also holds its trainings, whose run.json has no kind: they are no evaluations.
     """
-    runs = sorted(path.parent for path in Path(folder).rglob(RUN) if "kind" in read_json(path, DatasetError))
+    runs = sorted(path.parent for path in Path(folder).rglob(RUN) if _is_evaluation(path))
     found = [(path, load_run(path)) for path in runs]
     if not found:
         raise DatasetError(f"{folder} holds no run; give the --out of another ip2p evaluate command")
     page = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        nonce=secrets.token_urlsafe(16),
         title=escape(f"Evaluation: {Path(folder).resolve().name}"),
         made=escape("Written by " + ", ".join(f"{name} {number}" for name, number in list(versions().items())[:2])),
         sections="\n".join(_section(path, run, Path(folder)) for path, run in found),
@@ -57,8 +60,13 @@ def write_report(folder: Path, out: Path) -> Path:
     return out
 
 
+def _is_evaluation(path: Path) -> bool:
+    content = read_json(path, DatasetError)
+    return isinstance(content, dict) and "kind" in content
+
+
 def _section(path: Path, run: Run, folder: Path) -> str:
-    place = path.resolve().relative_to(folder.resolve().parent).as_posix()
+    place = (Path(folder.resolve().name) / path.relative_to(folder)).as_posix()
     title = escape(f"{TITLES.get(run.kind, run.kind)}: {place}")
     pictures = [_figure(path / name, caption) for name, caption in run.pictures.items()]
     parts = [f"<h2>{title}</h2>", *pictures, *map(_table, run.tables)]
@@ -66,10 +74,16 @@ def _section(path: Path, run: Run, folder: Path) -> str:
 
 
 def _figure(path: Path, caption: str) -> str:
-    with disk_errors(path, "read", DatasetError):
-        data = base64.b64encode(path.read_bytes()).decode()
+    """A picture that lies in the run's folder: whoever opens the report gives away what is in it."""
+    content = b""
+    if path.is_file() and not path.is_symlink():
+        with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+    if not content.startswith(PNG) or len(content) > LARGEST:
+        what = f"no PNG picture of at most {LARGEST >> 20} MB"
+        raise DatasetError(f"{path} is {what}; remove it from {RUN}, or make the run again")
     words = escape(caption)
-    image = f'<img alt="{words}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{words}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
     return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import versions_of
-from ..errors import DatasetError
+from ..errors import DatasetError, first_line
 from ..files import AppendLog, disk_errors, locked, read_json, whole_file, write_json
 from ..version import __version__
 
@@ -38,6 +39,7 @@ __all__ = [
 
 Row = dict[str, Any]
 RUN, ROWS = "run.json", "rows.jsonl"
+PLAIN = re.compile(r"[\w-][\w .-]*")  # of a picture that lies in the folder
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "torchmetrics")
 
 
@@ -119,10 +121,24 @@ def load_run(folder: Path) -> Run:
     """Raises DatasetError for a folder that no evaluation wrote."""
     content = read_json(folder / RUN, DatasetError)
     try:
-        tables = [Table(**table) for table in content["tables"]]
-        return Run(**{**content, "tables": tables, "pictures": dict(content.get("pictures", {}))})
+        tables = [_checked_table(Table(**table)) for table in content["tables"]]
+        pictures = dict(content.get("pictures", {}))
+        run = Run(**{**content, "tables": tables, "pictures": pictures})
+        plain = all(isinstance(name, str) and PLAIN.fullmatch(name) for name in pictures)
+        if not plain or not all(isinstance(words, str) for words in (run.kind, *pictures.values())):
+            raise ValueError("its kind and its pictures are names of files and captions")
+        if not all(isinstance(values, dict) for values in (run.settings, run.versions, run.figures)):
+            raise ValueError("settings, versions and figures are names and values")
+        return run
     except (TypeError, KeyError, ValueError) as error:
-        raise DatasetError(f"{folder / RUN} is no evaluation's ({error}); make it again") from error
+        raise DatasetError(f"{folder / RUN} is no evaluation's ({first_line(error)}); make it again") from error
+
+
+def _checked_table(table: Table) -> Table:
+    texts = isinstance(table.title, str) and isinstance(table.note, str)
+    if not texts or not all(isinstance(row, list) for row in (table.columns, table.rows, *table.rows)):
+        raise ValueError("a table is a title, column names and rows")
+    return table
 
 
 def versions() -> dict[str, str]:

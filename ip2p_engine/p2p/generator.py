@@ -20,7 +20,7 @@ from ..diffusion.schedule import SCHEDULES, make_sigmas
 from ..errors import CheckpointError, ConfigError
 from ..files import public_name
 from ..hooks import Hooks
-from ..images import to_images
+from ..images import MAX_SIDE, to_images
 from ..networks.conditioning import decode_latents, encode_text, size_ids
 from ..networks.denoiser import ACTIVATIONS_PER_PIXEL
 from ..networks.model import Model, load_model
@@ -44,6 +44,7 @@ ROWS_PER_PAIR = 4
 DECODER_ACTIVATIONS_PER_PIXEL = 16
 USABLE_MEMORY = 0.6
 MOST_PAIRS = 64
+MOST = 1000  # steps, and pairs in a batch that is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch_pairs", self.batch_pairs)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
+                raise ConfigError(f"{name} is {value!r}; give a whole number from 1 to {MOST}")
         sampler_of(self.sampler)
         for name, known in (("schedule", SCHEDULES), ("mode", PAIR_MODES)):
             if getattr(self, name) not in known:
@@ -173,8 +174,9 @@ class PairGenerator:
         self.model, self.config, self.name = model, config or PairConfig(), name
         self.size = self.config.size or (model.spec.resolution, model.spec.resolution)
         multiple = 8 * 2 ** (len(model.unet.config.block_out_channels) - 1)
-        if len(self.size) != 2 or any(side < multiple or side % multiple for side in self.size):
-            raise ConfigError(f"size is {self.size}; give a width and a height that are multiples of {multiple}")
+        if len(self.size) != 2 or any(side not in range(multiple, MAX_SIDE + 1, multiple) for side in self.size):
+            what = f"multiples of {multiple} up to {MAX_SIDE}"
+            raise ConfigError(f"size is {self.size}; give a width and a height that are {what}")
 
     @classmethod
     def load(

@@ -44,7 +44,20 @@ AT_LEAST: dict[str, float] = {
     "dropout": 0,
     "flip": 0,
 }
-AT_MOST = {"ema_decay": 1, "dropout": 1 / 3, "flip": 1}
+AT_MOST = {
+    "ema_decay": 1,
+    "dropout": 1 / 3,
+    "flip": 1,
+    "steps": 100_000_000,
+    "batch_size": 1_000_000,
+    "resolution": 4096,
+    "workers": 256,
+    "lora_rank": 4096,
+    "cache_variants": 1000,
+    "shuffle_buffer": 10_000_000,
+    "validation_count": 10_000,
+    "seed": 2**63 - 1,
+}
 TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
     "columns": (3, (str,), "the names of picture, instruction and edited picture"),
     "resize": (2, (int,), "two whole numbers of pixels"),
@@ -297,6 +310,8 @@ def _check_number(name: str, value: Any, least: float, most: float | None) -> No
     kinds = (int, float) if isinstance(getattr(TrainConfig, name), float) or name == "lora_alpha" else int
     fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or value < least or (most is not None and value > most):
-        bound = f"at least {least}" if most is None else f"from {least} to {most:.3g}"
+        bound = f"at least {least}" if most is None or most > 1 else f"from {least} to {most:.3g}"
+        if fits and most is not None and value > most > 1:
+            bound = f"of at most {most:,}"
         what = "a whole number" if kinds is int else "a number"
         raise ConfigError(f"{name} is {value!r}; give {what} {bound}")

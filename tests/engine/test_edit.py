@@ -50,6 +50,23 @@ def test_a_picture_does_not_depend_on_its_batch_or_its_place_in_it(editor):
     assert (many[0].latent - many[1].latent).abs().max() > 0.01
 
 
+@pytest.mark.slow
+def test_batches_order_and_threads_change_a_picture_by_rounding_alone(editor):
+    """The promise of README.md: in float32 one level of 255 at most, here at the full number of steps."""
+    texts, threads = ["make it snow", "paint it blue", "turn it into a star"], torch.get_num_threads()
+    pictures = [render(HEART), render(SQUARE)]
+    alone = editor.edit(pictures, texts, seeds=[1], config=EditConfig(batch=1))
+    together = editor.edit(pictures, texts, seeds=[1], config=EditConfig(batch=8))
+    try:
+        torch.set_num_threads(3 - min(2, threads))
+        turned = editor.edit(pictures[::-1], texts[::-1], seeds=[1], config=EditConfig(batch=5))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, three in zip(alone, together, turned[::-1], strict=True):
+        first, *others = (np.asarray(result.image).astype(int) for result in (one, two, three))
+        assert max(np.abs(first - other).max() for other in others) <= 1
+
+
 def test_two_runs_are_bit_equal(editor):
     first, second = (editor.edit(render(HEART), "make it snow", seeds=5, config=QUICK)[0] for _ in range(2))
     assert torch.equal(first.latent, second.latent)

@@ -1,0 +1,154 @@
+"""What strangers' names, folders, addresses and numbers do: one sentence and exit code 2, and nothing given away."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ip2p_engine.cli import main
+from ip2p_engine.commands.options import MOST
+from ip2p_engine.errors import DatasetError, printable
+from ip2p_engine.evaluate.report import write_report
+from ip2p_engine.evaluate.run_folder import Table, save_run
+from ip2p_engine.files import public_name, whole_file
+
+ESCAPE = "\x1b[2J\x1b]0;owned\x07"
+
+
+def refused(capsys, *arguments):
+    """The one sentence, behind the bar if there is one, of a command that ends with exit code 2."""
+    assert main([str(one) for one in arguments]) == 2
+    *before, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("ip2p: ")
+    assert not any("Traceback" in line for line in before)
+    return last
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "s3://[x", "http://\u2100.com/x", "s3://b/a#b@c?d"])
+def test_addresses_that_are_none(address, capsys, tmp_path):
+    assert public_name(address).startswith(address.partition("://")[0])
+    assert refused(capsys, "inspect", address)
+    assert refused(capsys, "dataset", "copy", address, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://user:secret@host/a.ckpt?token=secret#secret", "https://host/a.ckpt"),
+        ("https://user:secret@[::1/a?x=secret", "https://[::1/a"),
+        ("s3://secret@bucket?secret/x", "s3://bucket"),
+        ("https://u:p@ss@host/p@th/x", "https://host/p@th/x"),
+        ("folder/a.ckpt", "folder/a.ckpt"),
+    ],
+)
+def test_an_address_without_its_secrets(address, shown):
+    assert public_name(address) == shown
+
+
+def test_the_root_is_no_name(capsys):
+    assert "cannot be written" in refused(capsys, "convert", "embedded", "/", "--to", "diffusers")
+    with pytest.raises(IsADirectoryError), whole_file(Path("/")):
+        pass
+
+
+TOO_MUCH = [
+    ("edit", "a.png", "--instruction", "x", "--seeds", MOST["seeds"] + 1),
+    ("edit", "a.png", "--instruction", "x", "--steps", MOST["steps"] + 1),
+    ("edit", "a.png", "--instruction", "x", "--text-cfg", "nan"),
+    ("pairs", "e.jsonl", "--out", "o", "--candidates", MOST["candidates"] + 1),
+    ("train", "--data", "d", "--base", "b", "--out", "o", "--lora", MOST["lora_rank"] + 1),
+    ("train", "--data", "d", "--base", "b", "--out", "o", "--workers", MOST["workers"] + 1),
+    ("train", "--data", "d", "--base", "b", "--out", "o", "--steps", MOST["train.steps"] + 1),
+    ("train", "--data", "d", "--base", "b", "--out", "o", "--set", f"lora_rank={MOST['lora_rank'] + 1}"),
+    ("dataset", "sheet", "s", "--out", "o", "--side", MOST["side"] + 1),
+]
+
+
+@pytest.mark.parametrize("arguments", TOO_MUCH, ids=lambda a: " ".join(map(str, a[-2:])))
+def test_more_than_any_work_needs(arguments, capsys):
+    text = refused(capsys, *arguments)
+    assert "at most" in text or "give a number" in text
+
+
+def test_the_most_that_can_be_asked_for_is_no_error(capsys):
+    for arguments in TOO_MUCH[:2]:
+        text = refused(capsys, *arguments[:-1], arguments[-1] - 1)
+        assert "a.png does not exist" in text
+    text = refused(capsys, "train", "--data", "d", "--base", "b", "--out", "o", "--steps", MOST["train.steps"])
+    assert "at most" not in text
+
+
+def test_a_size_of_gigapixels(capsys, tmp_path):
+    (tmp_path / "e.jsonl").write_text(json.dumps({"caption": "a", "instruction": "b", "edited_caption": "c"}))
+    text = refused(capsys, "pairs", tmp_path / "e.jsonl", "--out", tmp_path / "o", "--size", "65536x65536")
+    assert "up to 4096" in text
+
+
+def test_names_do_not_move_the_cursor(capsys):
+    error = refused(capsys, "inspect", f"{ESCAPE}.ckpt")
+    assert "\x1b" not in error
+    assert "\\x1b[2J" in error
+    assert printable("snow\tand\nice \u00e9\u96ea\U0001f642") == "snow\tand\nice \u00e9\u96ea\U0001f642"
+    assert printable("\u202eevil\x9b\ud800") == "\\x202eevil\\x9b\\xd800"
+
+
+def test_results_do_not_move_the_cursor(capsys, tmp_path):
+    run = tmp_path / f"run{ESCAPE}"
+    save_run(run, "curve", settings={}, tables=[])
+    assert main(["evaluate", "report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "report.html" in out
+
+
+def run_of(folder, **changes):
+    table = Table(title="t", columns=["a"], rows=[[1]])
+    save_run(folder, "curve", settings={"a": "<script>"}, tables=[table], pictures={"a.png": "words"})
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    content = {**json.loads((folder / "run.json").read_text()), **changes}
+    (folder / "run.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_report_holds_the_run_s_pictures_and_no_scripts(tmp_path):
+    page = write_report(run_of(tmp_path / "run"), tmp_path / "report.html").read_text()
+    assert "data:image/png;base64,iVBOR" in page
+    assert "<script>" not in page
+    assert "script-src" not in page
+    assert "default-src 'none'" in page
+    assert "unsafe-inline" not in page
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pictures": [["../secret.png", "x"]]},
+        {"pictures": [["/etc/passwd", "x"]]},
+        {"pictures": [["..", "x"]]},
+        {"pictures": [["secret.txt", "x"]]},
+        {"pictures": [["link.png", "x"]]},
+        {"pictures": [["fifo.png", "x"]]},
+        {"pictures": [["a.png", 3]]},
+        {"pictures": 3},
+        {"kind": ["curve"]},
+        {"tables": [{"title": "t", "columns": 3, "rows": []}]},
+        {"tables": [3]},
+        {"settings": []},
+        {"versions": "x"},
+    ],
+)
+def test_a_stranger_s_run_embeds_no_file_of_this_machine(changes, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    folder = run_of(tmp_path / "run", **changes)
+    (folder / "secret.txt").write_text("secret")
+    (folder / "link.png").symlink_to(secret)
+    os.mkfifo(folder / "fifo.png")
+    with pytest.raises(DatasetError):
+        write_report(folder, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
