@@ -5,13 +5,14 @@ from __future__ import annotations
 from ._api import ComfyExtension, io
 from ._models import offer_embedded_control
 from .captions import Captions
+from .compare import BeforeAfter, LabelledGrid, SweepGuidance
 from .conditioning import EncodeImage, RestoreSize
 from .dataset import LoadDataset, SaveDataset
 from .evaluation import Evaluate
 from .filtering import ClipFilter
 from .loading import LoadCheckpoint
 from .pairs import GeneratePairs, PairImages
-from .sampling import Guider, LabelledGrid, Sample, SweepGuidance
+from .sampling import AdjustScales, Guider, Sample
 from .scenes import RenderScene
 from .training import Train
 
@@ -29,7 +30,9 @@ class InstructPix2PixExtension(ComfyExtension):
             EncodeImage,
             RestoreSize,
             Guider,
+            AdjustScales,
             Sample,
+            BeforeAfter,
             SweepGuidance,
             LabelledGrid,
             Captions,

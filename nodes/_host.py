@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
+from server import PromptServer
 from torch import Tensor, nn
 
 from ..ip2p_engine.errors import ConfigError
@@ -30,12 +33,15 @@ __all__ = [
     "output_folder",
     "preformatted",
     "progress",
+    "show_finished",
+    "teller",
     "to_image",
     "to_pictures",
 ]
 
-
+PREVIEW_SIDE = 512
 PLAIN_NAME = re.compile(r"\w([\w .-]*\w)?")
+WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 
 
 def to_pictures(image: Tensor) -> list[Image.Image]:
@@ -71,14 +77,46 @@ def check_interrupted() -> None:
 
 
 def progress(total: int) -> Callable[[int, int], None]:
-    """The node's progress bar as the engine's on_progress(done, total); it also stops on Cancel."""
-    bar = comfy.utils.ProgressBar(total)
+    """The node's progress bar as the engine's on_progress(done, total); it also stops on Cancel.
+
+    The bar moves ten times a second at most: ComfyUI queues a message for each move.
+    """
+    bar, moved = comfy.utils.ProgressBar(total), 0.0
 
     def show(done: int, total: int) -> None:
-        bar.update_absolute(done, total)
+        nonlocal moved
         check_interrupted()
+        if done >= total or time.monotonic() - moved > 0.1:
+            moved = time.monotonic()
+            bar.update_absolute(done, total)
 
     return show
+
+
+def teller(node: str | None) -> Callable[[str], None]:
+    """Shows a line of text in a node while it works, five times a second at most."""
+    told = 0.0
+
+    def tell(text: str) -> None:
+        nonlocal told
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and node is not None and time.monotonic() - told > 0.2:
+            told = time.monotonic()
+            server.send_progress_text(text, node)
+
+    return tell
+
+
+def show_finished(pictures: Sequence[Image.Image], done: int, of: int) -> None:
+    """The finished pictures side by side as the node's last preview, unless previews are switched off."""
+    if args.preview_method == LatentPreviewMethod.NoPreviews:
+        return
+    sheet = Image.new("RGB", (sum(one.width for one in pictures), max(one.height for one in pictures)))
+    left = 0
+    for one in pictures:
+        sheet.paste(one, (left, 0))
+        left += one.width
+    comfy.utils.ProgressBar(of).update_absolute(done, of, ("JPEG", sheet, PREVIEW_SIDE))
 
 
 def contained(root: str | os.PathLike, name: str) -> Path:
@@ -95,7 +133,7 @@ def output_folder(kind: str, name: str) -> Path:
 
     Raises ConfigError for a name that could not be a file's everywhere: two names never mean one place.
     """
-    if not PLAIN_NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name) or WINDOWS_DEVICE.fullmatch(name):
         raise ConfigError(
             f"the name {name!r} is not one file's on every system; give a plain name such as my-set: letters, digits, "
             "_, and between them spaces, dots or hyphens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 EMBEDDED = ("embedded", "embedded-sd")
-SPEC, SCENES = "ip2p_spec", "scenes"
+SPEC = "ip2p_spec"
 CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 STANDARD = {("sd1", 320), ("sd2", 320), ("sdxl", 320), ("cosxl", 320)}
@@ -58,7 +59,8 @@ def offer_embedded_control() -> None:
 def sources() -> list[str]:
     """What IP2P Load Checkpoint offers: the embedded models, checkpoints by their names, then the other folders."""
     named = [f"diffusion_models/{name}" for name in folder_paths.get_filename_list("diffusion_models")]
-    return [*EMBEDDED, *folder_paths.get_filename_list("checkpoints"), *named, *_diffusers_folders()]
+    first, last = EMBEDDED  # the last one makes pictures from text, and most people come to edit
+    return [first, *folder_paths.get_filename_list("checkpoints"), *named, *_diffusers_folders(), last]
 
 
 def source_of(name: str) -> str | Path:
@@ -80,11 +82,14 @@ def source_of(name: str) -> str | Path:
 
 
 def _diffusers_folders() -> list[str]:
+    """Folders at any depth, since people keep them as author/name and as the hub's cache does."""
     found = []
-    for root in map(Path, folder_paths.get_folder_paths("diffusers")):
-        if root.is_dir():
-            found += [f"diffusers/{index.parent.name}" for index in sorted(root.glob("*/model_index.json"))]
-    return list(dict.fromkeys(found))
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for place, folders, files in os.walk(root, followlinks=True):
+            if "model_index.json" in files:
+                folders.clear()
+                found.append(f"diffusers/{Path(place).relative_to(root).as_posix()}")
+    return sorted(set(found))
 
 
 def spec_of(model: comfy.model_patcher.ModelPatcher) -> Any:
@@ -166,22 +171,24 @@ def _through_the_engine(source: str | Path, weights: str, base: str | Path | Non
             f"{source} is a {loaded.spec.family} of unusual width, and ComfyUI knows the usual ones; "
             "use it headless with ip2p edit"
         )
-    return _narrow_model(loaded, state), _narrow_clip(loaded, state), _narrow_autoencoder(loaded, state)
+    vae = _narrow_autoencoder(loaded, state)
+    return _narrow_model(loaded, state, vae.first_stage_model), _narrow_clip(loaded, state), vae
 
 
-class _ScenesLatents(comfy.latent_formats.SD15):
-    """The colours of the embedded autoencoder's latents, by least squares over scenes, for previews."""
+class _SmallLatents(comfy.latent_formats.SD15):
+    """Latents of an autoencoder so small that previews are its own pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self.latent_rgb_factors = [
-            [-0.0993, -0.0947, -0.0604],
-            [0.0926, 0.0007, -0.1591],
-            [0.4564, 0.3587, 0.1977],
-            [-0.0796, 0.0792, 0.2114],
-        ]
-        self.latent_rgb_factors_bias = [0.3671, 0.3589, 0.4149]
-        self.taesd_decoder_name = None
+        self._decoder = decoder
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = torch.eye(3).tolist(), None
+        self.latent_rgb_factors_reshape, self.taesd_decoder_name = self._picture, None
+
+    def _picture(self, latent: Tensor) -> Tensor:
+        """RGB in [-1, 1] of scaled latents (B, 4, h, w), the first of them: a preview shows one."""
+        place = next(self._decoder.parameters())
+        with torch.inference_mode():
+            return self._decoder.decode(self.process_out(latent[:1].to(place))).float()
 
 
 class _NarrowText(comfy.supported_models.SD15):
@@ -200,14 +207,13 @@ class _NarrowEdit(_NarrowText):
     model_class = comfy.model_base.SD15_instructpix2pix
 
 
-def _narrow_model(loaded: Any, state: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+def _narrow_model(loaded: Any, state: dict[str, Tensor], decoder: nn.Module) -> comfy.model_patcher.ModelPatcher:
     detected = comfy.model_detection.detect_unet_config(state, UNET)
     config = (_NarrowEdit if loaded.spec.in_channels == 8 else _NarrowText)(detected)
     config.unet_config["num_heads"] = loaded.unet.config.attention_head_dim  # diffusers' old name for the heads
     types = comfy.model_base.ModelType
     config.network_type = types.V_PREDICTION if loaded.spec.prediction == "v" else types.EPS
-    if loaded.spec.name == SCENES:
-        config.latent_format = _ScenesLatents()
+    config.latent_format = _SmallLatents(decoder)
     config.set_inference_dtype(torch.float32, None)
     network = config.get_model(state, UNET)
     network.load_model_weights(dict(state), UNET)

@@ -30,6 +30,7 @@ class Captions(io.ComfyNode):
                 "Thinks of an instruction and an edited caption for each caption (section 3.1.1 of the paper). The "
                 "outputs are lists: what they are wired to runs once for each edit."
             ),
+            search_aliases=["make captions", "edit instructions", "prompt generator", "llm captions"],
             inputs=[
                 io.String.Input(
                     "captions",
@@ -117,7 +118,7 @@ def _source(name: str) -> Any:
         raise ConfigError(f"source {name!r} is not there; put the model's folder into models/{FOLDER}")
     from ..ip2p_engine.captions.language_model import LanguageModelSource
 
-    return LanguageModelSource(_folder() / name.removeprefix(MODEL))
+    return LanguageModelSource(_folder() / name.removeprefix(MODEL), on_wait=_host.check_interrupted)
 
 
 def _server() -> Any:
@@ -127,7 +128,7 @@ def _server() -> Any:
     address, model = os.environ.get(URL_VARIABLE, ""), os.environ.get(MODEL_VARIABLE, "")
     if not address or not model:
         raise ConfigError(f"no caption server is known; start ComfyUI with {URL_VARIABLE} and {MODEL_VARIABLE} set")
-    return ServerSource(ServerConfig(base_url=address, model=model))
+    return ServerSource(ServerConfig(base_url=address, model=model), on_wait=_host.check_interrupted)
 
 
 def _folder() -> Path:

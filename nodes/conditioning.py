@@ -19,6 +19,7 @@ SIZE_TOOLTIP = (
     "paper: the paper's rule, multiples of 64 with the long side near resolution; best for what it was trained on. "
     "keep: the picture's own size to the nearest 64; for detail, at the price of memory and of edits that reach less."
 )
+MASK_TOOLTIP = "Where the picture may change (white). Without it, or with nothing painted, everywhere."
 
 
 class EncodeImage(io.ComfyNode):
@@ -34,7 +35,12 @@ class EncodeImage(io.ComfyNode):
                 "Puts the picture into both conditions and makes the empty latent of the same size, for IP2P Guider "
                 "and any sampler. Resizes by the paper's rule, where core's node crops to multiples of 8."
             ),
-            search_aliases=["InstructPixToPixConditioning"],
+            search_aliases=[
+                "InstructPixToPixConditioning",
+                "image conditioning",
+                "vae encode for edit",
+                "concat latent",
+            ],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The instruction, from CLIP Text Encode."),
                 io.Conditioning.Input(
@@ -51,12 +57,10 @@ class EncodeImage(io.ComfyNode):
                     step=64,
                     tooltip=(
                         "The long side that size = paper aims at, in pixels: 512 for SD1.5, 768 for SDXL, 1024 for "
-                        "CosXL-Edit, 64 for the embedded model. Other values move away from what was trained."
+                        "CosXL-Edit, 64 for the embedded model. Wire it from IP2P Load Checkpoint, which knows."
                     ),
                 ),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the picture may change (white). Without it, everywhere."
-                ),
+                io.Mask.Input("mask", optional=True, tooltip=MASK_TOOLTIP),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The instruction with the picture."),
@@ -98,6 +102,7 @@ class RestoreSize(io.ComfyNode):
                 "Gives the edited picture the width and height of the original, so that one lies over the other; "
                 "margins that the resize rule cut off are mirrored. IP2P Edit Image does this itself."
             ),
+            search_aliases=["resize back", "original size", "uncrop"],
             inputs=[
                 io.Image.Input("image", tooltip="The edited picture, from VAE Decode."),
                 io.Image.Input(
@@ -148,11 +153,12 @@ def start_latent(latent: Tensor, masks: list[Image.Image]) -> dict[str, Tensor]:
 
 
 def mask_pictures(mask: Tensor | None, image: Tensor) -> list[Image.Image]:
-    """A MASK as grey pictures, one a picture of an IMAGE and as large; none without a mask.
+    """A MASK as grey pictures, one a picture of an IMAGE and as large; none without a mask, or with nothing painted.
 
-    A single mask holds for all pictures. Raises ConfigError for another number of masks.
+    Load Image gives a black mask where there is none. A single mask holds for all pictures.
+    Raises ConfigError for another number of masks.
     """
-    if mask is None:
+    if mask is None or not mask.any():
         return []
     masks = mask.reshape(-1, *mask.shape[-2:])
     if len(masks) not in (1, len(image)):

@@ -13,7 +13,7 @@ import folder_paths
 from ..ip2p_engine.errors import DatasetError
 from . import _host
 from ._api import Pairs, io, schema
-from .pairs import make_record, with_key
+from ._pair_store import make_record, with_key
 
 KIND, SCENES = "datasets", "embedded scenes"
 MANIFEST = {"config": {"made_by": "InstructPix2Pix nodes for ComfyUI"}}
@@ -32,6 +32,7 @@ class SaveDataset(io.ComfyNode):
                 "Adds pairs to a data set in output/datasets, in the Parquet layout of the Hugging Face hub. Pairs "
                 "whose texts and pictures are in it already are skipped, so running a workflow again is safe."
             ),
+            search_aliases=["save dataset", "export dataset", "hugging face dataset", "parquet"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -56,20 +57,22 @@ class SaveDataset(io.ComfyNode):
         from ..ip2p_engine.data.tools import info
 
         folder = _host.output_folder(KIND, name[0])
-        done = add(chain.from_iterable(pairs), folder)
+        done = add(chain.from_iterable(pairs), folder, sum(map(len, pairs)))
         if cls.hidden.extra_pnginfo and "workflow" in cls.hidden.extra_pnginfo:
             (folder / "workflow.json").write_text(json.dumps(cls.hidden.extra_pnginfo["workflow"]), encoding="utf-8")
         return io.NodeOutput(PairStore(folder), _host.preformatted(f"{done}\n\n{info(folder).as_text()}"))
 
 
-def add(pairs: Iterable[Any], folder: Path) -> str:
-    """Write the pairs that a data set lacks; says how many."""
+def add(pairs: Iterable[Any], folder: Path, count: int) -> str:
+    """Write those of ``count`` pairs that a data set lacks; says how many. Cancelled, it keeps what was written."""
     from ..ip2p_engine.data.store import PairWriter
 
     added = there = 0
+    show = _host.progress(count)
     with PairWriter(folder, manifest=MANIFEST) as writer:
         keys = writer.done_keys()
         for record in map(with_key, pairs):
+            show(added + there, count)
             if record.key in keys:
                 there += 1
                 continue
@@ -92,6 +95,7 @@ class LoadDataset(io.ComfyNode):
                 "Opens a data set of pairs: folders of Parquet files in output/datasets, input/datasets and the "
                 "datasets folders of extra_model_paths.yaml, or true edits of the embedded world, drawn as asked for."
             ),
+            search_aliases=["load dataset", "magicbrush", "hugging face dataset", "open dataset"],
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -142,20 +146,19 @@ class LoadDataset(io.ComfyNode):
 
 def scenes(count: int, seed: int) -> tuple[Any, ...]:
     """True edits of scenes that the embedded model was trained among."""
-    from ..ip2p_engine.scenes.grammar import sample_edits
+    from ..ip2p_engine.scenes.grammar import edits_drawn
     from ..ip2p_engine.scenes.world import render
 
-    return tuple(
-        make_record(
-            render(edit.source),
-            render(edit.target),
-            original_prompt=edit.caption,
-            edited_prompt=edit.edited_caption,
-            edit_prompt=edit.instruction,
-            seed=number,
-        )
-        for number, edit in enumerate(sample_edits(count, seed=seed, held_out=False))
-    )
+    pairs, show = [], _host.progress(count)
+    for number, edit in enumerate(islice(edits_drawn(seed=seed, held_out=False), count)):
+        show(number, count)
+        texts = {
+            "original_prompt": edit.caption,
+            "edited_prompt": edit.edited_caption,
+            "edit_prompt": edit.instruction,
+        }
+        pairs.append(make_record(render(edit.source), render(edit.target), seed=number, **texts))
+    return tuple(pairs)
 
 
 def open_data_set(name: str) -> Sequence[Any]:

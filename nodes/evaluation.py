@@ -7,10 +7,11 @@ from typing import Any
 
 from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import open_image
-from . import _grid, _host
+from . import _host
 from ._api import Pairs, advanced, io, schema
 from ._editor import NativeEditor, literal
 from ._models import require_edit, spec_of
+from .compare import numbers
 from .filtering import CLIPS, scorer
 from .pairs import require_pairs
 
@@ -28,6 +29,7 @@ class Evaluate(io.ComfyNode):
                 "Edits pairs' pictures at several image_cfgs and measures each result by CLIP: the change that was "
                 "asked for against what is kept (the paper's figure 8). Up and to the right is better."
             ),
+            search_aliases=["benchmark", "trade-off curve", "measure model", "clip metrics", "test checkpoint"],
             inputs=_inputs(),
             outputs=[
                 io.Image.Output(display_name="plot", tooltip="The trade-off curve with 95 % intervals."),
@@ -66,7 +68,7 @@ def evaluate(
     from ..ip2p_engine.evaluate.trade_off import points_table
 
     samples = [_sample(pair, seed + number) for number, pair in enumerate(pairs[:count])]
-    sweep = _grid.numbers("image_cfgs", image_cfgs)
+    sweep = numbers("image_cfgs", image_cfgs)
     mine = NativeMethod(model, clip, vae, label=label, text_cfg=text_cfg, image_cfgs=sweep, steps=steps)
     mine.edits = len(samples) * len(sweep)
     others = [CopyInput(), Target("the pairs' own edits")] if references else []

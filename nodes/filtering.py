@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +13,11 @@ from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import open_image
 from . import _host
 from ._api import Pairs, advanced, io, schema
+from ._pair_store import PairView
 
 CLIPS = ["embedded", "ViT-L-14/openai", "ViT-B-32/openai"]
+IMAGES = ("original_image", "edited_image")
+AT_ONCE = 32
 MEASURES = ("sim_image", "sim_direction", "sim_0", "sim_1")
 LOWER = "Lower it if nothing is kept."
 
@@ -33,7 +35,7 @@ class ClipFilter(io.ComfyNode):
                 "Scores pairs by CLIP as the paper does (section 3.1.2) and keeps the best that reach every threshold. "
                 "If none does, the pictures' outputs are silent and the scores say why."
             ),
-            search_aliases=["directional similarity", "CLIP score"],
+            search_aliases=["directional similarity", "CLIP score", "filter dataset", "aesthetic filter"],
             inputs=_inputs(),
             outputs=[
                 Pairs.Output(display_name="pairs", tooltip="The kept pairs with their scores, best first."),
@@ -55,30 +57,38 @@ class ClipFilter(io.ComfyNode):
         return io.NodeOutput(kept, *_host.images_of(kept), table)
 
 
-def filter_pairs(pairs: Sequence[Any], clip_model: str, keep: int, floors: dict[str, float]) -> tuple[tuple, str]:
+def filter_pairs(
+    pairs: Sequence[Any], clip_model: str, keep: int, floors: dict[str, float]
+) -> tuple[Sequence[Any], str]:
     """(the kept PairRecords with their scores, best first; a table of all scores)."""
     from ..ip2p_engine.clip.filter import FilterConfig, filter_candidates
 
-    rows = list(pairs)
-    scores = score(rows, clip_model)
+    scores, seeds = score(pairs, clip_model)
     result = filter_candidates(scores, FilterConfig(keep=keep, **floors))
-    scored = [replace(row, **vars(one)) for row, one in zip(rows, scores, strict=True)]
     lines = [f"{'kept':<5} {'seed':>8} " + " ".join(f"{name:>13}" for name in MEASURES)]
-    for number, row in enumerate(scored):
-        mark, seed = "*" if number in result.kept else "", "-" if row.seed is None else row.seed
-        lines.append(f"{mark:<5} {seed:>8} " + " ".join(f"{getattr(row, name):>13.3f}" for name in MEASURES))
+    for number, (one, seed) in enumerate(zip(scores, seeds, strict=True)):
+        mark, shown = "*" if number in result.kept else "", "-" if seed is None else seed
+        lines.append(f"{mark:<5} {shown:>8} " + " ".join(f"{getattr(one, name):>13.3f}" for name in MEASURES))
     table = _host.preformatted("\n".join([*lines, "", result.report.text(histograms=False)]))
-    return tuple(scored[number] for number in result.kept), table
+    return PairView(pairs, result.kept, [vars(scores[number]) for number in result.kept]), table
 
 
-def score(rows: Sequence[Any], clip_model: str) -> list[Any]:
-    """The four cosines of each pair, by a CLIP that ComfyUI may send off the GPU in between."""
-    if not rows:
-        return []
-    before, after = ([open_image(getattr(row, name)) for row in rows] for name in ("original_image", "edited_image"))
+def score(pairs: Sequence[Any], clip_model: str) -> tuple[list[Any], list[int | None]]:
+    """(the four cosines of each pair, their seeds), some pairs at a time, by a CLIP that ComfyUI may send away."""
+    scores: list[Any] = []
+    seeds: list[int | None] = []
+    if not len(pairs):
+        return scores, seeds
+    show = _host.progress(len(pairs))
     with scorer(clip_model) as similarity:
-        captions = ([row.original_prompt for row in rows], [row.edited_prompt for row in rows])
-        return similarity.score(before, after, *captions)
+        for start in range(0, len(pairs), AT_ONCE):
+            show(start, len(pairs))
+            rows = pairs[start : start + AT_ONCE]
+            pictures = ([open_image(getattr(row, name)) for row in rows] for name in IMAGES)
+            captions = ([row.original_prompt for row in rows], [row.edited_prompt for row in rows])
+            scores += similarity.score(*pictures, *captions)
+            seeds += [row.seed for row in rows]
+    return scores, seeds
 
 
 @contextmanager

@@ -24,7 +24,14 @@ class LoadCheckpoint(io.ComfyNode):
                 "Loads an InstructPix2Pix: single files with or without EMA weights, UNets alone, diffusers folders, "
                 "SD1.5, SDXL and CosXL-Edit, and the embedded miniature, which knows only scenes and needs no download."
             ),
-            search_aliases=["InstructPix2Pix", "instruct pix2pix", "edit by instruction", "cosxl edit"],
+            search_aliases=[
+                "InstructPix2Pix",
+                "instruct pix2pix",
+                "edit by instruction",
+                "cosxl edit",
+                "pix2pix checkpoint",
+                "load ip2p",
+            ],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(
@@ -44,14 +51,21 @@ class LoadCheckpoint(io.ComfyNode):
                     display_name="report",
                     tooltip="What the file is: base, prediction, weights, memory. Show it with Preview Any.",
                 ),
+                io.Int.Output(
+                    display_name="resolution",
+                    tooltip="The side that the checkpoint was trained at, in pixels, for IP2P Encode Image.",
+                ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weights: str = "ema", base: str = SAME) -> str:
-        path = Path(_models.source_of(checkpoint))
-        found = path.stat() if path.is_file() else None
-        return f"{checkpoint} {weights} {base} {found and (found.st_mtime_ns, found.st_size)}"
+        named = [_models.source_of(name) for name in (checkpoint, base) if name not in (SAME, *_models.EMBEDDED)]
+        files = [
+            file for path in map(Path, named) for file in ([path] if path.is_file() else sorted(path.rglob("*.*")))
+        ]
+        state = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+        return f"{checkpoint} {weights} {base} {state}"
 
     @classmethod
     def execute(cls, checkpoint: str, weights: str = "ema", base: str = SAME) -> io.NodeOutput:
@@ -60,7 +74,9 @@ class LoadCheckpoint(io.ComfyNode):
         native = _models.load_native(source, weights=weights, base=giver)
         card = _host.preformatted(report(source, weights, base))
         spec = native.spec
-        return io.NodeOutput(native.model, native.clip, native.vae, spec.text_cfg, spec.image_cfg, card)
+        return io.NodeOutput(
+            native.model, native.clip, native.vae, spec.text_cfg, spec.image_cfg, card, spec.resolution
+        )
 
 
 def report(source: str | Path, weights: str, base: str) -> str:

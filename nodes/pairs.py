@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import io as streams
 from collections.abc import Sequence
-from dataclasses import replace
-from hashlib import blake2b
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 
 from ..ip2p_engine.diffusion.sampling import SAMPLERS
 from ..ip2p_engine.errors import ConfigError, DatasetError
-from . import _host
+from ..ip2p_engine.images import open_image
+from . import _host, _pair_store
 from ._api import Pairs, advanced, io, schema
 
 MODES = ["self", "replace", "refine"]
-KEPT_PAIRS = 200
-_made: WeakKeyDictionary[Any, dict[tuple, list[Any]]] = WeakKeyDictionary()
-"""The newest batches of each MODEL that ComfyUI still holds, by all else that they depend on."""
 
 
 class GeneratePairs(io.ComfyNode):
@@ -33,9 +27,10 @@ class GeneratePairs(io.ComfyNode):
             group="data",
             description=(
                 "Makes pairs of pictures, before and after an edit, from two captions and a text-to-image model "
-                "(Prompt-to-Prompt, section 3.1 of the paper). Cancelled, it goes on there at the next Run."
+                "(Prompt-to-Prompt, section 3.1 of the paper). Finished batches lie in output/ip2p_pairs, so Cancel, a "
+                "crash and another Run lose none."
             ),
-            search_aliases=["Prompt-to-Prompt", "p2p", "attention sharing"],
+            search_aliases=["Prompt-to-Prompt", "prompt to prompt", "p2p", "attention sharing", "training pairs"],
             inputs=_generate_inputs(),
             outputs=[
                 Pairs.Output(display_name="pairs", tooltip="The candidates with their captions, for IP2P CLIP Filter."),
@@ -45,11 +40,17 @@ class GeneratePairs(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **settings: Any) -> int:
+        return _pair_store.count_lost()
+
+    @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, **settings: Any) -> io.NodeOutput:
-        candidates = generate(model, clip, vae, **settings)
-        records = tuple(record_of(one, settings["instruction"]) for one in candidates)
-        before = _host.to_image([one.source_image for one in candidates])
-        return io.NodeOutput(records, before, _host.to_image([one.edited_image for one in candidates]))
+        pairs = generate(model, clip, vae, **settings)
+        before, after = [], []
+        for pair in pairs:
+            before.append(open_image(pair.original_image))
+            after.append(open_image(pair.edited_image))
+        return io.NodeOutput(pairs, _host.to_image(before), _host.to_image(after))
 
 
 class PairImages(io.ComfyNode):
@@ -62,6 +63,7 @@ class PairImages(io.ComfyNode):
             display_name="IP2P Pair Images",
             group="data",
             description="Makes pairs of your own pictures: the n-th before with the n-th after.",
+            search_aliases=["own pairs", "image pair", "pair dataset", "before after pair"],
             inputs=[
                 io.Image.Input("before", tooltip="Pictures before the edit."),
                 io.Image.Input("after", tooltip="Pictures after it, as many and as large."),
@@ -89,7 +91,7 @@ class PairImages(io.ComfyNode):
             "edited_prompt": edited_caption,
             "edit_prompt": instruction,
         }
-        return io.NodeOutput(tuple(make_record(*pictures, **texts) for pictures in both))
+        return io.NodeOutput(tuple(_pair_store.make_record(*pictures, **texts) for pictures in both))
 
 
 def generate(
@@ -112,10 +114,11 @@ def generate(
     resolution: int,
     batch: int,
     instruction: str = "",
-) -> list[Any]:
-    """Candidates with the seeds seed, seed + 1, ...; batches that a cancelled run had finished are not made again."""
+) -> Sequence[Any]:
+    """PairRecords with the seeds seed, seed + 1, ...; those that are on disk already are not made again."""
     from ..ip2p_engine.p2p.alignment import changed_tokens
     from ..ip2p_engine.p2p.generator import PairConfig, PairJob
+    from ._identity import identity
     from ._models import spec_of
     from ._pair_maker import NativePairs, require_text_to_image
 
@@ -134,68 +137,13 @@ def generate(
     )
     jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed + n) for n in range(candidates)]
     maker = NativePairs(model=model, clip=clip, vae=vae, config=config)
-    return _make(maker, [jobs[start : start + batch] for start in range(0, len(jobs), batch)])
-
-
-def _make(maker: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
-    """Batch by batch; each is kept for another Run, of a list too, since ComfyUI forgets a whole list on Cancel."""
-    # Nodes patch clones, so the same MODEL, CLIP and VAE are the same objects. Held weakly, they may go.
-    made, found = _made.setdefault(maker.model, {}), []
-    for number, jobs in enumerate(batches):
-        key = (ref(maker.clip), ref(maker.vae), maker.config, tuple(jobs))
-        if key not in made:
-            _host.check_interrupted()
-            made[key] = maker.make(jobs, number, len(batches))
-        found += made[key]
-        while sum(map(len, made.values())) > KEPT_PAIRS:
-            del made[next(iter(made))]
-    return found
-
-
-def record_of(candidate: Any, instruction: str) -> Any:
-    """A candidate as the row of a data set."""
-    return make_record(
-        candidate.source_image,
-        candidate.edited_image,
-        original_prompt=candidate.caption,
-        edited_prompt=candidate.edited_caption,
-        edit_prompt=instruction,
-        seed=candidate.seed,
-        p=candidate.p2p_threshold,
-        cfg=candidate.cfg,
-    )
-
-
-def make_record(
-    before: Any, after: Any, *, seed: int | None = None, p: float | None = None, cfg: float | None = None, **texts: Any
-) -> Any:
-    """A PairRecord of two pictures and their texts."""
-    from ..ip2p_engine.data.store import PairRecord
-
-    pictures = {"original_image": _png(before), "edited_image": _png(after)}
-    values: dict[str, Any] = {**pictures, **texts, "seed": seed, "p": p, "cfg": cfg}
-    return with_key(PairRecord(**values, key=""))
+    return _pair_store.stored_pairs(maker, jobs, batch, instruction, identity(model, clip, vae))
 
 
 def require_pairs(pairs: Sequence[Any]) -> None:
     """Raises DatasetError if there is no pair."""
     if not len(pairs):
         raise DatasetError("there is no pair; if IP2P CLIP Filter kept none, its scores say which threshold to lower")
-
-
-def with_key(record: Any) -> Any:
-    """The record with a key that follows from its texts and its pictures, unless it has one."""
-    if record.key:
-        return record
-    words = "\0".join([record.original_prompt, record.edited_prompt, record.edit_prompt]).encode()
-    parts = (words, record.original_image + record.edited_image)
-    return replace(record, key="/".join(blake2b(part, digest_size=8).hexdigest() for part in parts))
-
-
-def _png(picture: Any) -> bytes:
-    stream = streams.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _generate_inputs() -> list[io.Input]:

@@ -1,4 +1,4 @@
-"""Editing: the guider for stock samplers, the whole edit in one node, and sweeps of the two guidances."""
+"""Editing: the guider for stock samplers, and the whole edit in one node."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from torch import Tensor
 
 from ..ip2p_engine.diffusion.sampling import SAMPLERS
 from ..ip2p_engine.diffusion.schedule import SCHEDULES
-from . import _grid
 from ._api import advanced, io, schema
 from ._editor import NativeEditor
 from ._guiders import DualGuider
-from ._host import to_image, to_pictures
+from ._host import show_finished, to_image
 from ._models import require_edit, spec_of
-from .conditioning import SIZE_TOOLTIP, SIZES, encode, in_frame, mask_pictures, noise_mask
+from .conditioning import MASK_TOOLTIP, SIZE_TOOLTIP, SIZES, encode, in_frame, mask_pictures, noise_mask
 
 TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
 # ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
@@ -110,7 +109,7 @@ class Guider(io.ComfyNode):
                 "The paper's guidance by instruction and picture, for Sampler Custom Advanced with any sampler and "
                 "scheduler. Makes the condition without a picture itself, so there is nothing to wire wrongly."
             ),
-            search_aliases=["DualCFGGuider", "image cfg", "InstructPix2Pix guidance"],
+            search_aliases=["DualCFGGuider", "dual cfg", "image cfg", "InstructPix2Pix guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="An InstructPix2Pix, with LoRAs if you like."),
                 io.Conditioning.Input("positive", tooltip="The instruction with the picture, from IP2P Encode Image."),
@@ -138,13 +137,21 @@ class Sample(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IP2P_Sample",
+            essentials_category="Image Tools",
             display_name="IP2P Edit Image",
             group="sampling",
             description=(
                 "Edits a picture by an instruction and gives its size back. The same settings and seed give the same "
                 "picture as the command ip2p edit. Other samplers: IP2P Encode Image, IP2P Guider and core's samplers."
             ),
-            search_aliases=["InstructPix2Pix", "edit image", "instruct"],
+            search_aliases=[
+                "InstructPix2Pix",
+                "edit image",
+                "instruct",
+                "edit photo",
+                "image editing",
+                "img2img instruction",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="An InstructPix2Pix, with LoRAs if you like."),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
@@ -160,9 +167,7 @@ class Sample(io.ComfyNode):
                 ),
                 *guidance_inputs(),
                 *sampling_inputs(),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the picture may change (white). Without it, everywhere."
-                ),
+                io.Mask.Input("mask", optional=True, tooltip=MASK_TOOLTIP),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The edited picture in the size of the original."),
@@ -204,87 +209,46 @@ class Sample(io.ComfyNode):
         masks = mask_pictures(mask, image)
         free = noise_mask(masks, source) if masks else None
         latent = editor.latents(source, [instruction] * len(source), [seed] * len(source), free)
-        return io.NodeOutput(to_image(in_frame(vae.decode(latent), image, masks)), {"samples": latent})
+        edited = in_frame(vae.decode(latent), image, masks)
+        show_finished(edited[:1], steps * len(source), steps * len(source))
+        return io.NodeOutput(to_image(edited), {"samples": latent})
 
 
-class SweepGuidance(io.ComfyNode):
-    """Every combination of two lists of scales."""
+class AdjustScales(io.ComfyNode):
+    """A checkpoint's recommended scales, stronger or weaker."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        factor = {"default": 1.0, "min": 0.0, "max": 4.0, "step": 0.05}
         return schema(
-            node_id="IP2P_SweepGuidance",
-            display_name="IP2P Sweep Guidance",
+            node_id="IP2P_AdjustScales",
+            display_name="IP2P Adjust Scales",
             group="sampling",
-            description="Every combination of the two guidances, as lists: what they are wired to runs once for each.",
+            description=(
+                "Makes the scales that a checkpoint recommends stronger or weaker: 1 leaves them as they are, so a "
+                "workflow fits another checkpoint without typing numbers."
+            ),
+            search_aliases=["edit strength", "guidance strength", "text cfg", "image cfg strength"],
             inputs=[
-                io.String.Input(
-                    "text_cfgs",
-                    default="3, 5, 7.5, 10",
-                    tooltip="Values of text_cfg, divided by commas; the rows of the grid.",
+                io.Float.Input(
+                    "text_cfg", default=TEXT_CFG, min=0.0, max=30.0, step=0.1, tooltip="From IP2P Load Checkpoint."
                 ),
-                io.String.Input(
-                    "image_cfgs",
-                    default="1, 1.25, 1.5, 2",
-                    tooltip="Values of image_cfg, divided by commas; the columns of the grid.",
+                io.Float.Input(
+                    "image_cfg", default=IMAGE_CFG, min=0.0, max=10.0, step=0.05, tooltip="From IP2P Load Checkpoint."
                 ),
+                io.Float.Input(
+                    "follow_instruction", **factor, tooltip="Times text_cfg. Raise it if the edit does too little."
+                ),
+                io.Float.Input("keep_picture", **factor, tooltip="Times image_cfg. Raise it if the picture is lost."),
             ],
             outputs=[
-                io.Float.Output(display_name="text_cfg", is_output_list=True, tooltip="For a text_cfg input."),
-                io.Float.Output(display_name="image_cfg", is_output_list=True, tooltip="For an image_cfg input."),
-                io.String.Output(display_name="label", is_output_list=True, tooltip="For IP2P Labelled Grid."),
-                io.Int.Output(display_name="columns", tooltip="How many image_cfgs there are, for IP2P Labelled Grid."),
+                io.Float.Output(display_name="text_cfg", tooltip="For a text_cfg input."),
+                io.Float.Output(display_name="image_cfg", tooltip="For an image_cfg input."),
             ],
         )
 
     @classmethod
-    def execute(cls, text_cfgs: str, image_cfgs: str) -> io.NodeOutput:
-        texts, images = _grid.numbers("text_cfgs", text_cfgs), _grid.numbers("image_cfgs", image_cfgs)
-        pairs = [(text, image) for text in texts for image in images]
-        labels = [f"text {text:g}, image {image:g}" for text, image in pairs]
-        return io.NodeOutput([t for t, _ in pairs], [i for _, i in pairs], labels, len(images))
-
-
-class LabelledGrid(io.ComfyNode):
-    """Pictures and what they are, on one sheet."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="IP2P_LabelledGrid",
-            display_name="IP2P Labelled Grid",
-            group="sampling",
-            description="Lays pictures out on white with a label below each: for sweeps, and to compare.",
-            is_input_list=True,
-            inputs=[
-                io.Image.Input("images", tooltip="Pictures, as a list, as a batch, or both; sizes may differ."),
-                io.String.Input(
-                    "labels",
-                    default="",
-                    multiline=True,
-                    tooltip="Texts below the pictures: one line each, or a list. Empty leaves all of them bare.",
-                ),
-                io.Int.Input(
-                    "columns",
-                    default=4,
-                    min=1,
-                    max=100,
-                    tooltip="Pictures in a row, 1 to 100; wire it from IP2P Sweep Guidance.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=192,
-                    min=32,
-                    max=2048,
-                    step=8,
-                    tooltip="Height of each picture on the sheet, in pixels. Raise it to see details.",
-                ),
-            ],
-            outputs=[io.Image.Output(display_name="grid", tooltip="The sheet, as one picture.")],
-        )
-
-    @classmethod
-    def execute(cls, images: list[Tensor], labels: list[str], columns: list[int], height: list[int]) -> io.NodeOutput:
-        pictures = [picture for batch in images for picture in to_pictures(batch)]
-        lines = [line for text in labels for line in text.splitlines()]
-        return io.NodeOutput(to_image([_grid.grid(pictures, lines, columns[0], height[0])]))
+    def execute(
+        cls, text_cfg: float, image_cfg: float, follow_instruction: float = 1.0, keep_picture: float = 1.0
+    ) -> io.NodeOutput:
+        return io.NodeOutput(text_cfg * follow_instruction, image_cfg * keep_picture)

@@ -21,6 +21,7 @@ class RenderScene(io.ComfyNode):
                 "Draws a scene, which is what the embedded model was trained on: one shape on a plain ground, 64 x 64. "
                 "Replace it by Load Image once you use a full checkpoint."
             ),
+            search_aliases=["test image", "sample image", "example picture", "demo picture"],
             inputs=[
                 io.Combo.Input("shape", options=list(SHAPES), default="heart", tooltip="What is in the picture."),
                 io.Combo.Input("colour", options=list(COLOURS), default="red", tooltip="The shape's colour."),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,9 @@ class Train(io.ComfyNode):
                 "Trains an InstructPix2Pix on pairs (section 3.2 of the paper). Cancel saves, Run goes on. "
                 "The result goes to models/checkpoints/ip2p and is loaded for the rest of the workflow."
             ),
+            search_aliases=["finetune", "fine-tune", "fine tune", "train lora", "training", "lora training"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained UNet, averaged weights."),
@@ -49,7 +53,7 @@ class Train(io.ComfyNode):
 
     @classmethod
     def execute(cls, pairs: Sequence[Any], name: str, base: str, preset: str, **values: Any) -> io.NodeOutput:
-        result = run(pairs, name, base, preset, values)
+        result = run(pairs, name, base, preset, values, _host.teller(cls.hidden.unique_id))
         checkpoint = publish(result.files["ema"], name)
         native = _models.load_native(_models.source_of(checkpoint))
         with Image.open(result.curve) as curve:
@@ -59,7 +63,9 @@ class Train(io.ComfyNode):
         return io.NodeOutput(native.model, native.clip, native.vae, picture, checkpoint, report)
 
 
-def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: dict[str, Any]) -> Any:
+def run(
+    pairs: Sequence[Any], name: str, base: str, preset_name: str, values: dict[str, Any], tell: Callable[[str], None]
+) -> Any:
     """Train, with progress and Cancel; returns the engine's TrainResult of a finished run."""
     from ..ip2p_engine.data.store import PairStore
     from ..ip2p_engine.train import preset, train
@@ -70,12 +76,13 @@ def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: di
     chosen = {key: value for key, value in values.items() if value or key == "seed"}
     if chosen.get("resolution"):
         chosen["resize"] = (chosen["resolution"], round(chosen["resolution"] * 1.125))
-    config = preset(preset_name, **chosen, workers=0, validate_every=0)
+    config = preset(preset_name, **chosen, workers=0, validation_count=1)
+    config = replace(config, validate_every=min(500, max(5, config.steps // 10)))
     _require_packages(config)
     manager = comfy.model_management
     manager.unload_all_models()
     manager.soft_empty_cache()
-    caching, training = _progress(), _progress()
+    watch = Watch(folder / "validation", tell)
     try:
         result = train(
             config,
@@ -83,8 +90,8 @@ def run(pairs: Sequence[Any], name: str, base: str, preset_name: str, values: di
             base=_models.source_of(base),
             out=folder,
             device=manager.get_torch_device().type,
-            on_progress=lambda progress: training(progress.step, progress.steps),
-            on_cache=caching,
+            on_progress=watch.step,
+            on_cache=watch.cache,
             should_stop=manager.processing_interrupted,
         )
     except Interrupted:  # while it cached; ComfyUI's own signal follows
@@ -102,17 +109,39 @@ def _require_packages(config: Any) -> None:
             )
 
 
-def _progress() -> Callable[[int, int], None]:
-    """A bar without ComfyUI's look whether Cancel was pressed: the loop looks itself, and saves first."""
-    bar = comfy.utils.ProgressBar(1)
+class Watch:
+    """What the node shows: a bar, a line below it that says what the bar counts, and the newest sample.
 
-    def show(done: int, of: int) -> None:
+    ComfyUI's look whether Cancel was pressed is left to the loop, which saves first.
+    """
+
+    def __init__(self, samples: Path, tell: Callable[[str], None]) -> None:
+        """``samples``: where the run puts pictures of its edits."""
+        self._samples, self._tell, self._shown = samples, tell, ""
+        self._bar = comfy.utils.ProgressBar(1)
+
+    def cache(self, done: int, of: int) -> None:
+        self._tell(f"encoding pair {done} of {of}")
+        self._move(done, of, None)
+
+    def step(self, progress: Any) -> None:
+        left = timedelta(seconds=round(progress.seconds_left))
+        self._tell(f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}, {left} left")
+        self._move(progress.step, progress.steps, self._new_sample())
+
+    def _new_sample(self) -> Image.Image | None:
+        newest = max((path.name for path in self._samples.glob("*.png")), default="")
+        if newest in ("", self._shown):
+            return None
+        self._shown = newest
+        with Image.open(self._samples / newest) as picture:
+            return picture.convert("RGB")
+
+    def _move(self, done: int, of: int, picture: Image.Image | None) -> None:
         try:
-            bar.update_absolute(done, of)
+            self._bar.update_absolute(done, of, picture and ("JPEG", picture, None))
         except comfy.model_management.InterruptProcessingException:
             comfy.model_management.interrupt_current_processing(True)
-
-    return show
 
 
 def publish(file: Path, name: str) -> str:

@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import ImageOps
 from workflow_graph import Graph  # first: it also makes the tests' modules importable
-from workflow_sources import WORKFLOWS
+from workflow_sources import BLUEPRINTS, WORKFLOWS
 
 from comfy_install import find  # isort: skip
 from comfy_server import ComfyServer  # isort: skip
@@ -22,7 +23,7 @@ from workflow_format import to_api  # isort: skip
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
-THUMBNAIL = 512
+THUMBNAIL = (640, 400)
 
 
 def main() -> None:
@@ -30,6 +31,8 @@ def main() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     with tempfile.TemporaryDirectory() as base, ComfyServer(find(), Path(base)) as server:
         info = server.object_info()
+        for name, describe in BLUEPRINTS.items():
+            write(ROOT / "subgraphs" / f"{name}.json", describe(Graph(name, info, version)))
         for name, describe in WORKFLOWS.items():
             if options.names and not any(wanted in name for wanted in options.names):
                 continue
@@ -45,10 +48,7 @@ def main() -> None:
             if run.status != "success":
                 sys.exit(f"{name}: {run.message}\n{server.log.read_text()[-3000:]}")
             picture = run.pictures[str(shown.number)][0].convert("RGB")
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            if picture.width < THUMBNAIL / 2:
-                picture = picture.resize((THUMBNAIL // 2, THUMBNAIL // 2 * picture.height // picture.width))
-            picture.save(FOLDER / f"{name}.jpg", quality=88)
+            ImageOps.pad(picture, THUMBNAIL, color="white").save(FOLDER / f"{name}.jpg", quality=88)
             sys.stdout.write(f"{name}: {run.seconds:.1f} s\n")
 
 

@@ -15,13 +15,16 @@ from workflow_format import SEED_CONTROL, choices, default_of, inputs_of, is_wid
 
 __all__ = ["Graph", "Node"]
 
-WIDTH, GAP, SLOT, WIDGET, TEXT, LINE, PICTURE = 300, 60, 20, 24, 80, 18, 270
-NOTE_WIDTH, NOTE_LETTERS = 360, 52
-GROUP_MARGIN, GROUP_TITLE = 30, 80
+WIDTH, ACROSS, DOWN, SLOT, LINE, LETTER = 300, 40, 56, 20, 18, 6.2
+# A widget's height, a text field's, a badge's, a footer's for advanced inputs: as LiteGraph draws them, and Nodes 2.0.
+CLASSIC, NODES_2 = (24, 80, 0, 0), (29, 96, 28, 32)
+# The most that FitView shows with readable text (62 %) on a page of 1440 x 900.
+LARGEST = (1700, 1066)
 # Nodes with a text field stretch it over free room, so those that show previews get none: they grow when they do.
-SHOWS_PICTURE = {"SaveImage", "PreviewImage", "LoadImage", "SamplerCustomAdvanced"}
+SHOWS_PICTURE = {"SaveImage", "PreviewImage", "LoadImage", "SamplerCustomAdvanced", "IP2P_BeforeAfter"}
 SHOWS_TEXT = {"PreviewAny"}
 CORE, PACK = "comfy-core", "instruct-pix2pix"
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
 class Node:
@@ -38,37 +41,42 @@ class Node:
 
 
 class Graph:
-    """Nodes in columns from left to right, each column filled from the top, within bands one below the other."""
+    """Nodes in columns from left to right, each column filled from the top."""
 
     def __init__(self, name: str, object_info: dict[str, Any], version: str) -> None:
         self.name, self._info, self._version = name, object_info, version
         self._nodes: list[dict[str, Any]] = []
         self._links: list[list[Any]] = []
-        self._bands: dict[str, list[dict[str, Any]]] = {}
         self._bottom: dict[int, int] = {}
-        self._top = 0
         self._widths: dict[int, int] = {}
+        self._extra: dict[str, Any] = {}
+        self.width = WIDTH
+        """Of nodes that say nothing else."""
 
     def note(self, text: str) -> None:
-        """A note with Markdown, left of all else."""
-        lines = sum(_lines_of(paragraph) for paragraph in text.strip().split("\n\n"))
-        self._place(0, "MarkdownNote", [NOTE_WIDTH, 60 + LINE * lines], "Note")
-        self._nodes[-1].update(color="#432", bgcolor="#653", widgets_values=[text.strip()])
-
-    def band(self, title: str) -> None:
-        """What is added from now on lies in a group of that title, below the groups before it."""
-        if self._bands:
-            self._top = max(bottom for column, bottom in self._bottom.items() if column)
-        self._top += GROUP_TITLE
-        self._bottom = {0: self._bottom[0]}
-        self._bands[title] = []
+        """A note with Markdown, at the top left: what is read first."""
+        letters = int(self.width / LETTER)
+        lines = sum(_lines_of(paragraph, letters) for paragraph in text.strip().split("\n\n"))
+        self._place(0, "MarkdownNote", [self.width, 60 + LINE * lines], "Note")
+        # Dark, so that links and code can be read in both renderings.
+        self._nodes[-1].update(color="#233", bgcolor="#122", widgets_values=[text.strip()])
 
     def add(
-        self, column: int, kind: str, *, title: str | None = None, width: int = WIDTH, lines: int = 8, **given: Any
+        self,
+        column: int,
+        kind: str,
+        *,
+        title: str | None = None,
+        width: int = 0,
+        shown: int = 270,
+        folded: bool = False,
+        models: list[dict[str, str]] | None = None,
+        **given: Any,
     ) -> Node:
         """A node; inputs by name, a value for a widget or an output of another node for a wire.
 
-        ``lines`` is the room for text in a node that shows some.
+        ``shown`` is the height of what it shows, if it shows something. ``models``: what the page offers to download
+        where a file is chosen that is not there.
         """
         info = self._info[kind]
         known = {name for name, _, _ in inputs_of(info)}
@@ -78,10 +86,8 @@ class Graph:
             SEED_CONTROL if name is None else self._value(given.get(name), kind_, options, f"{kind}.{name}")
             for name, kind_, options in widgets_of(info)
         ]
-        number = self._place(column, kind, [width, _height(kind, info, lines)], title)
+        number = self._place(column, kind, [width or self.width, _height(kind, info, shown)], title, folded)
         node = self._nodes[-1]
-        if self._bands:
-            next(reversed(self._bands.values())).append(node)
         node["inputs"], node["widgets_values"] = self._sockets(number, info, given), values
         node["outputs"] = [
             {"name": name, "type": type_name(output), "links": []}
@@ -90,11 +96,19 @@ class Graph:
         node["properties"]["Node name for S&R"] = kind
         ours = kind.startswith("IP2P_")
         node["properties"].update(cnr_id=PACK if ours else CORE, ver=self._version if ours else "0.3.75")
+        if models:
+            node["properties"]["models"] = models
         return Node(number, kind, info)
 
-    def _place(self, column: int, kind: str, size: list[int], title: str | None) -> int:
+    def app(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
+        """Pages that have it open the workflow as an app of these widgets and results."""
+        self._extra["linearMode"] = True
+        chosen = [[node.number, widget] for node, widget in inputs]
+        self._extra["linearData"] = {"inputs": chosen, "outputs": [node.number for node in outputs]}
+
+    def _place(self, column: int, kind: str, size: list[int], title: str | None, folded: bool = False) -> int:
         """Put a node below the last one of its column; columns are laid out when the page is written."""
-        top = self._bottom.get(column, self._top if column else 0)
+        top = self._bottom.get(column, 0)
         number = len(self._nodes) + 1
         self._nodes.append(
             {
@@ -102,7 +116,7 @@ class Graph:
                 "type": kind,
                 "pos": [column, top],
                 "size": size,
-                "flags": {},
+                "flags": {"collapsed": True} if folded else {},
                 "order": number - 1,
                 "mode": 0,
                 "inputs": [],
@@ -113,7 +127,7 @@ class Graph:
             }
         )
         self._widths[column] = max(self._widths.get(column, 0), size[0])
-        self._bottom[column] = top + size[1] + GAP
+        self._bottom[column] = top + (0 if folded else size[1]) + DOWN
         return number
 
     def _sockets(self, number: int, info: dict[str, Any], given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,9 +158,13 @@ class Graph:
         return given
 
     def page(self) -> dict[str, Any]:
-        """The page's format, version 0.4."""
-        left = {column: sum(self._widths[n] + GAP for n in range(column)) for column in self._widths}
+        """The page's format, version 0.4; raises ValueError for a graph that a laptop does not show readably."""
+        left = {column: sum(self._widths[n] + ACROSS for n in range(column)) for column in self._widths}
         nodes = [{**node, "pos": [left[node["pos"][0]], node["pos"][1]]} for node in self._nodes]
+        size = sum(self._widths.values()) + ACROSS * (len(left) - 1), max(self._bottom.values()) - DOWN + 30
+        if size[0] > LARGEST[0] or size[1] > LARGEST[1]:
+            raise ValueError(f"{self.name} is {size[0]} x {size[1]}, and at most {LARGEST} can be read on a laptop")
+        scale = min(1380 / size[0], 800 / size[1], 1)
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)),
             "revision": 0,
@@ -154,34 +172,106 @@ class Graph:
             "last_link_id": len(self._links),
             "nodes": nodes,
             "links": self._links,
-            "groups": [
-                _group(number, title, [nodes[node["id"] - 1] for node in band])
-                for number, (title, band) in enumerate(self._bands.items(), 1)
-            ],
+            "groups": [],
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [120, 240]}},  # right of the page's side bar, below its tabs
+            # Right of the page's side bar, below its tabs and its Run button.
+            "extra": {**self._extra, "ds": {"scale": round(scale, 2), "offset": [60 / scale + 10, 90 / scale + 40]}},
             "version": 0.4,
         }
 
+    def blueprint(
+        self, inputs: list[tuple[Node, str]], output: tuple[Node, int], *, description: str, aliases: list[str]
+    ) -> dict[str, Any]:
+        """The graph as one node of the page's library, with some of its inputs and one output."""
+        page, identity = self.page(), str(uuid.uuid5(uuid.NAMESPACE_URL, f"blueprint {self.name}"))
+        nodes = {node["id"]: node for node in page["nodes"]}
+        links = [dict(zip(LINK, link, strict=True)) for link in page["links"]]
+        right = max(node["pos"][0] + node["size"][0] for node in nodes.values())
+        slots, sockets, values = [], [], []
+        for slot, (node, name) in enumerate(inputs):
+            entry = nodes[node.number]
+            target, socket = next((n, one) for n, one in enumerate(entry["inputs"]) if one["name"] == name)
+            socket["link"] = len(links) + 1
+            links.append(dict(zip(LINK, [len(links) + 1, -10, slot, entry["id"], target, socket["type"]], strict=True)))
+            slots.append(self._slot("in", slot, name, socket["type"], links[-1]["id"], -100))
+            sockets.append({key: socket[key] for key in ("name", "type", "widget") if key in socket} | {"link": None})
+            if "widget" in socket:
+                names = [widget for widget, _, _ in widgets_of(node.info)]
+                values.append(entry["widgets_values"][names.index(name)])
+        source, index = output
+        kind = type_name(source.info["output"][index])
+        links.append(dict(zip(LINK, [len(links) + 1, source.number, index, -20, 0, kind], strict=True)))
+        nodes[source.number]["outputs"][index]["links"].append(links[-1]["id"])
+        result = self._slot("out", 0, "image", kind, links[-1]["id"], right + 100)
+        inner = {
+            "id": identity,
+            "version": 1,
+            "state": {"lastGroupId": 0, "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+            "revision": 0,
+            "config": {},
+            "name": self.name,
+            "inputNode": {"id": -10, "bounding": [-260, 0, 140, 20 * len(slots) + 40]},
+            "outputNode": {"id": -20, "bounding": [right + 60, 0, 120, 60]},
+            "inputs": slots,
+            "outputs": [result],
+            "widgets": [],
+            "nodes": list(nodes.values()),
+            "groups": [],
+            "links": links,
+            "extra": {},
+            "category": "InstructPix2Pix",
+            "description": description,
+        }
+        outer = {
+            "id": 1,
+            "type": identity,
+            "pos": [0, 0],
+            "size": [360, 300],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": sockets,
+            "outputs": [{"name": "image", "type": kind, "links": []}],
+            "title": self.name,
+            "properties": {
+                "proxyWidgets": [["-1", one["name"]] for one in sockets if "widget" in one],
+                "cnr_id": PACK,
+                "ver": self._version,
+            },
+            "widgets_values": values,
+        }
+        return {
+            "revision": 0,
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "nodes": [outer],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [inner]},
+            "extra": {"BlueprintDescription": description, "BlueprintSearchAliases": aliases},
+        }
 
-def _lines_of(paragraph: str) -> int:
+    def _slot(self, side: str, number: int, name: str, kind: str, link: int, x: float) -> dict[str, Any]:
+        identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name} {side} {name}"))
+        return {"id": identity, "name": name, "type": kind, "linkIds": [link], "pos": [x, 20 + 20 * number]}
+
+
+def _lines_of(paragraph: str, letters: int) -> int:
     """Lines of a paragraph of Markdown in a note, with the space below it; addresses are not shown."""
     shown = re.sub(r"\]\(.*?\)", "", paragraph)
     items = re.split(r"\n(?=- )", shown) if "\n- " in shown else [shown.replace("\n", " ")]
-    return 1 + sum(math.ceil(len(item) / NOTE_LETTERS) for item in items) + shown.startswith("#")
+    return 1 + sum(math.ceil(len(item) / letters) for item in items) + shown.startswith("#")
 
 
-def _height(kind: str, info: dict[str, Any], lines: int) -> int:
+def _height(kind: str, info: dict[str, Any], shown: int) -> int:
+    """As high as the higher of the page's two renderings, which a saved height does not shrink."""
     sockets = sum(not is_widget(t, o) for _, t, o in inputs_of(info))
-    height = 10 + SLOT * max(len(info["output"]), sockets)
-    height += sum(TEXT if options.get("multiline") else WIDGET for _, _, options in widgets_of(info))
-    return height + (PICTURE if kind in SHOWS_PICTURE else 20 + LINE * lines if kind in SHOWS_TEXT else 0)
-
-
-def _group(number: int, title: str, nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """A frame around nodes."""
-    left, top = (min(node["pos"][n] for node in nodes) for n in (0, 1))
-    right, bottom = (max(node["pos"][n] + node["size"][n] for node in nodes) for n in (0, 1))
-    above = GROUP_TITLE
-    bounding = [left - GROUP_MARGIN, top - above, right - left + 2 * GROUP_MARGIN, bottom - top + above + GROUP_MARGIN]
-    return {"id": number, "title": title, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}}
+    rows = SLOT * max(len(info["output"]), sockets) + 10
+    widgets = [options for _, _, options in widgets_of(info)]
+    heights = []
+    for widget, text, badge, footer in (CLASSIC, NODES_2):
+        folds = bool(footer) and any(one.get("advanced") for one in widgets)
+        seen = [one for one in widgets if not (folds and one.get("advanced"))]
+        below = badge * kind.startswith("IP2P_") + footer * folds
+        heights.append(rows + below + sum(text if one.get("multiline") else widget for one in seen))
+    return max(heights) + (shown if kind in SHOWS_PICTURE | SHOWS_TEXT else 0)

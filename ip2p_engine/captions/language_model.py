@@ -115,14 +115,20 @@ class LanguageModelSource:
     """A source of edits; an answer depends on its request's seed, not on the batch it is sampled in."""
 
     def __init__(
-        self, folder: Path | str, *, config: SampleConfig | None = None, device: str | torch.device = "cpu"
+        self,
+        folder: Path | str,
+        *,
+        config: SampleConfig | None = None,
+        device: str | torch.device = "cpu",
+        on_wait: Callable[[], None] | None = None,
     ) -> None:
         """``folder``: as ``fine_tune`` writes it, or any causal model that understands the delimiters.
 
+        ``on_wait`` is called before each token; what it raises ends the sampling.
         Raises CheckpointError for one that cannot be loaded.
         """
         self.config = config or SampleConfig()
-        self.name, self.batch = str(folder), self.config.batch
+        self.name, self.batch, self._on_wait = str(folder), self.config.batch, on_wait
         self.delimiters = _saved_delimiters(Path(folder))
         self._tokenizer, model = _load(folder)
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
@@ -146,7 +152,7 @@ class LanguageModelSource:
             return []
         texts = [self.delimiters.prompt(request.caption) for request in requests]
         prompts = self._tokenizer(texts, return_tensors="pt", padding=True).to(self._model.device)
-        chooser = _SeededChoice([request.seed for request in requests], self.config.temperature)
+        chooser = _SeededChoice([request.seed for request in requests], self.config.temperature, self._on_wait)
         tokens = self._model.generate(
             input_ids=prompts["input_ids"],
             attention_mask=prompts["attention_mask"],
@@ -168,11 +174,13 @@ class _SeededChoice(LogitsProcessor):
     transformers samples a batch from one generator, so that a text would depend on its neighbours.
     """
 
-    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+    def __init__(self, seeds: Sequence[int], temperature: float, on_token: Callable[[], None] | None) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._temperature = temperature
+        self._temperature, self._on_token = temperature, on_token
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._on_token is not None:
+            self._on_token()
         if not self._temperature:
             return scores
         rows = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self._generators]

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 # A caption that the server's policy or its model's context refuses, or a wrong setting.
 PERHAPS_OF_ONE_CAPTION = (400, 413, 422)
-MAX_ANSWER, LONGEST_ASKED = 1_000_000, 3600.0
+MAX_ANSWER, LONGEST_ASKED, LOOK_UP = 1_000_000, 3600.0, 0.5
 
 INSTRUCTION = """\
 You write training data for an image editor that follows instructions. You get the caption of a picture. Think of one \
@@ -86,9 +86,12 @@ class ServerConfig:
 class ServerSource:
     """A source of edits; requests run side by side, answers keep their order."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Raises ConfigError for a key that no header can carry."""
-        self.config, self.name = config, config.model
+    def __init__(self, config: ServerConfig, on_wait: Callable[[], None] | None = None) -> None:
+        """``on_wait`` is called twice a second while answers are awaited; what it raises ends the waiting.
+
+        Raises ConfigError for a key that no header can carry.
+        """
+        self.config, self.name, self._on_wait = config, config.model, on_wait
         self._key = _key(config.key_variable)
         self.batch = 8 * config.concurrency
         self._gate = _Gate()
@@ -107,8 +110,13 @@ class ServerSource:
         for _ in range(min(self.config.concurrency, len(requests))):
             threading.Thread(target=self._work_off, args=(work,), daemon=True).start()
         try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            waiting: set[Future] = set(futures)
+            while waiting:
+                done, waiting = wait(futures, LOOK_UP, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if self._on_wait is not None:
+                    self._on_wait()
         except CaptionError as error:
             self._gate.close()
             raise UnfinishedBatch(str(error), [_finished(future) for future in futures]) from error

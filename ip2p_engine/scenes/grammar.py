@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
+from itertools import cycle, islice
 from typing import Any
 
 from ..captions.edits import CaptionEdit, Rejected, Request
@@ -21,6 +22,7 @@ __all__ = [
     "KINDS",
     "caption_of",
     "captions_of",
+    "edits_drawn",
     "edits_from",
     "instructions_for",
     "is_held_out",
@@ -220,12 +222,17 @@ def scenes_of(*, held_out: bool) -> tuple[Scene, ...]:
 
 
 def sample_edits(count: int, *, seed: int, held_out: bool) -> list[Edit]:
-    """Edits with kinds in turn, scenes and phrasings drawn from one seed.
+    """``count`` edits of ``edits_drawn``."""
+    return list(islice(edits_drawn(seed=seed, held_out=held_out), count))
+
+
+def edits_drawn(*, seed: int, held_out: bool) -> Iterator[Edit]:
+    """Edits without end, kinds in turn, scenes and phrasings drawn from one seed.
 
     The source belongs to the split; a training edit's target does too, so no held-out scene is ever trained on.
     """
     draw = random.Random(seed)
-    return [_sample_edit(KINDS[n % len(KINDS)], draw, held_out) for n in range(count)]
+    return (_sample_edit(kind, draw, held_out) for kind in cycle(KINDS))
 
 
 def _sample_edit(kind: str, draw: random.Random, held_out: bool) -> Edit:

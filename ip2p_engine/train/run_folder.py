@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ COMPUTED_WITH = (
 )
 VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 CURVE_SIZE = (900, 420)
-MARGIN = (64, 16, 16, 40)
+MARGIN = (64, 16, 16, 52)
 SMOOTHING = 50
 RUN = "run.json"
 log = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class RunFolder:
 
 
 def curve(losses: Sequence[float]) -> Image.Image:
-    """A plot of losses over steps: points in grey, the mean of the last 50 in blue, from 0 up."""
+    """A plot of losses over steps: points in grey, the mean of the last 50 in blue, from 0 up to round numbers."""
     canvas = Image.new("RGB", CURVE_SIZE, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     left, top, right, bottom = MARGIN[0], MARGIN[1], CURVE_SIZE[0] - MARGIN[2], CURVE_SIZE[1] - MARGIN[3]
@@ -180,16 +181,27 @@ def curve(losses: Sequence[float]) -> Image.Image:
         x = left + (right - left) * step / max(1, len(losses))
         return x, bottom - (bottom - top) * min(loss, high) / high
 
-    for part in range(5):
-        y = place(0, high * part / 4)[1]
+    for value in _ticks(high):
+        y = place(0, value)[1]
         draw.line((left, y, right, y), fill=(225, 225, 225))
-        draw.text((left - 6, y), f"{high * part / 4:.3g}", fill=(60, 60, 60), font=font, anchor="rm")
-        x = place(len(losses) * part / 4, 0)[0]
-        draw.text((x, bottom + 8), f"{round(len(losses) * part / 4)}", fill=(60, 60, 60), font=font, anchor="ma")
+        draw.text((left - 6, y), f"{value:g}", fill=(60, 60, 60), font=font, anchor="rm")
+    for value in _ticks(len(losses), least=1):
+        draw.text((place(value, 0)[0], bottom + 8), f"{value:g}", fill=(60, 60, 60), font=font, anchor="ma")
+    legend = "loss: each step grey, mean of the last 50 blue"
+    draw.text((right, top), legend, fill=(60, 60, 60), font=font, anchor="rt")
+    draw.text(((left + right) / 2, CURVE_SIZE[1] - 6), "step", fill=(60, 60, 60), font=font, anchor="ms")
     for x, y in (place(step, loss) for step, loss in enumerate(losses, start=1)):
         draw.rectangle((x - 1, y - 1, x + 1, y + 1), fill=(190, 190, 190))
     draw.line([place(n, value) for n, value in enumerate(_running_mean(losses), start=1)], fill=(30, 90, 200), width=2)
     return canvas
+
+
+def _ticks(high: float, least: float = 0.0) -> list[float]:
+    """Four to ten round numbers from 0 to ``high`` at most, no closer than ``least``."""
+    power = 10.0 ** math.floor(math.log10(high or 1.0))
+    step = next(width for width in (power / 10, power / 5, power / 2, power, 2 * power) if high / width <= 9.5)
+    step = max(step, least)
+    return [round(n * step, 12) for n in range(math.floor(high / step + 1e-9) + 1)]
 
 
 def _trimmed(losses: Sequence[float]) -> list[float]:

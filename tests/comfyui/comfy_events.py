@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
+PICTURE, LINE = 1, 3  # ComfyUI's binary messages
 
 
 class Listener:
-    """One client of a server's /ws; ``events`` are (kind, data), previews as ("preview", bytes of the picture)."""
+    """One client of a server's /ws; ``events`` are (kind, data).
+
+    Previews are ("preview", bytes of the picture), lines in a node ("text", (node, line)).
+    """
 
     def __init__(self, port: int, client: str, *, timeout: float = 120) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
@@ -46,8 +50,11 @@ class Listener:
             if opcode == TEXT:
                 message = json.loads(payload)
                 yield message["type"], message["data"]
-            elif opcode == BINARY and struct.unpack(">I", payload[:4])[0] == 1:
+            elif opcode == BINARY and struct.unpack(">I", payload[:4])[0] == PICTURE:
                 yield "preview", payload[8:]
+            elif opcode == BINARY and struct.unpack(">I", payload[:4])[0] == LINE:
+                (length,) = struct.unpack(">I", payload[4:8])
+                yield "text", (payload[8 : 8 + length].decode(), payload[8 + length :].decode())
 
     def _frame(self) -> tuple[int, bytes]:
         opcode, payload, final = 0, b"", False

@@ -23,7 +23,17 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PACK = "instruct-pix2pix"
-SHIPPED = ("__init__.py", "pyproject.toml", "requirements.txt", "nodes", "ip2p_engine", "web", "workflows")
+SHIPPED = (
+    "__init__.py",
+    "pyproject.toml",
+    "requirements.txt",
+    "nodes",
+    "ip2p_engine",
+    "web",
+    "workflows",
+    "subgraphs",
+    "locales",
+)
 START_SECONDS, RUN_SECONDS = 600, 900
 NOT_OFFERED = "Value not in list"  # ComfyUI's own words for a choice that is not there
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.checkpoint.write import ldm_state
+from ip2p_engine.checkpoint.write import ldm_state, save_diffusers
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit
@@ -173,10 +173,33 @@ def test_cfg_hooks_are_honoured(server, scene):
     assert difference(plain, picture("post: zero", 4.0)) > 5
 
 
-def test_a_noise_mask_from_encode_image(server, scene):
-    prompt = guided(scene, encode={"mask": ["mask", 0]}, mask=node("SolidMask", value=0.0, width=64, height=64))
-    run = succeed(server.run(prompt))
-    assert difference(run.pictures["save"][0], render(DEMO_SCENE)) < 4  # the picture, decoded
+def test_a_mask_with_nothing_painted_is_none(server, scene):
+    """Load Image gives a black one of 64 x 64 for a picture without any."""
+    plain, blank = edit(scene), edit(scene)
+    blank["edit"]["inputs"]["mask"] = ["image", 1]
+    blank["mask"] = node("MaskPreview", mask=["image", 1])
+    first, second = (succeed(server.run(prompt)).pictures["save"][0] for prompt in (plain, blank))
+    assert difference(first, second) == 0
+    wired = guided(scene, encode={"mask": ["image", 1]})
+    first, second = (succeed(server.run(prompt)).pictures["save"][0] for prompt in (guided(scene), wired))
+    assert difference(first, second) == 0
+
+
+def test_resolution_comes_from_the_checkpoint(server, scene):
+    wired = guided(scene, encode={"resolution": ["load", 6]})
+    first, second = (succeed(server.run(prompt)).pictures["save"][0] for prompt in (guided(scene), wired))
+    assert difference(first, second) == 0
+
+
+@pytest.mark.parametrize("place", ["somebody/embedded", "models--somebody--embedded/snapshots/0123"])
+def test_diffusers_folders_at_any_depth(server, scene, place):
+    folder = server.base / "models" / "diffusers" / place
+    save_diffusers(load_model("embedded"), folder)
+    server.get("/object_info/IP2P_LoadCheckpoint")
+    prompt = edit(scene)
+    prompt["load"]["inputs"]["checkpoint"] = f"diffusers/{place}"
+    first, second = (succeed(server.run(one)).pictures["save"][0] for one in (edit(scene), prompt))
+    assert difference(first, second) < 0.5
 
 
 def test_runs_are_bit_equal_and_unchanged_graphs_are_not_run(server, scene):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import shutil
 import time
 import uuid
 
@@ -12,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from comfy_events import Listener
 from comfy_prompts import EVALUATE, TRAIN, node
-from comfy_server import NOT_OFFERED, complaint, difference, succeed
+from comfy_server import NOT_OFFERED, ComfyServer, complaint, difference, succeed
 
 from ip2p_engine.data.store import PairStore
+from ip2p_engine.data.tools import verify
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.judge import read_scenes
@@ -137,7 +140,8 @@ def shown(listener, count=None):
     """The values of the pairs' progress bar until the run ends or there are ``count``, and what ended it."""
     values = []
     for kind, data in listener.events():
-        if kind == "progress" and data["node"] == "pairs":
+        # The finished pictures come with the value of the last step.
+        if kind == "progress" and data["node"] == "pairs" and values[-1:] != [data["value"]]:
             values.append(data["value"])
         if len(values) == count or kind in ("execution_success", "execution_error", "execution_interrupted"):
             return values, kind
@@ -187,6 +191,76 @@ def test_a_cancelled_model_s_pairs_are_not_a_patched_one_s(server):
     cancelled(server, plain, 12)  # in the second pair
     first, other = (succeed(server.run(prompt)).pictures["after"][0] for prompt in (patched, plain))
     assert difference(first, other) > 1
+
+
+def leaves(base):
+    """Every store of made pairs, by its folder."""
+    return {path.parent: PairStore(path.parent) for path in (base / "output" / "ip2p_pairs").rglob("manifest.json")}
+
+
+def test_more_candidates_are_made_beside_those_that_are_there(server):
+    succeed(server.run(pairs(candidates=2, batch=1, seed=80)))
+    found = leaves(server.base)
+    folder = next(folder for folder, store in found.items() if 80 in store.columns("seed")["seed"])
+    values = run_to_the_end(server, pairs(candidates=3, batch=1, seed=79, instruction="another word"))
+    assert len(values) == 10  # one pair of ten steps
+    assert {79, 80, 81} <= set(PairStore(folder).columns("seed")["seed"])
+    assert verify(folder).sound
+
+
+def test_deleted_pairs_are_made_again(server):
+    prompt = pairs(candidates=2, batch=1, seed=85)
+    first = succeed(server.run(prompt)).pictures["after"]
+    for folder, store in leaves(server.base).items():
+        if 85 in store.columns("seed")["seed"]:
+            shutil.rmtree(folder)
+    again = succeed(server.run(prompt))
+    assert "pairs" in again.executed
+    assert [difference(*both) for both in zip(first, again.pictures["after"], strict=True)] == [0, 0]
+
+
+def test_drawing_many_scenes_stops_at_once(server):
+    prompt = {"pairs": node("IP2P_LoadDataset", name="embedded scenes", count=100_000, seed=0, preview=1)}
+    prompt["told"] = node("PreviewImage", images=["pairs", 1])
+    started = time.monotonic()
+    cancelled(server, prompt, 3)
+    assert time.monotonic() - started < 15  # all of them are many minutes
+
+
+@pytest.mark.slow
+def test_killed_and_cancelled_at_any_moment_only_what_is_missing_is_made(comfyui, tmp_path):
+    """Sixty edits of four pairs, as in workflow 5."""
+    prompt = pairs(candidates=4, batch=2, steps=2, sampler="ddim", seed=90)
+    prompt["captions"] = node("IP2P_Captions", captions="", source="scenes grammar", count=60, seed=9)
+    texts = ("caption", "edited_caption", "instruction")
+    prompt["pairs"]["inputs"] |= {name: ["captions", n] for n, name in enumerate(texts)}
+    moments, made = random.Random(5), [0]
+    for ends in (kill, kill, cancel, cancel, None):
+        with ComfyServer(comfyui, tmp_path) as server:
+            client = uuid.uuid4().hex
+            with Listener(server.port, client) as listener:
+                server.submit(prompt, client=client)
+                count = moments.randrange(10, 55) if ends else None
+                values, kind = shown(listener, count)
+                if ends:
+                    ends(server)
+                else:
+                    assert kind == "execution_success"
+                    assert len(values) == 240 - made[-1]  # batches of two pairs, of two steps each
+            time.sleep(1)
+        found = leaves(tmp_path)
+        assert all(verify(folder).sound for folder in found)
+        made.append(sum(map(len, found.values())))
+    assert made == sorted(set(made)) and made[-1] == 240
+
+
+def kill(server):
+    server.process.kill()
+    server.process.wait()
+
+
+def cancel(server):
+    server.post("/interrupt", {})
 
 
 def filtered(**changes):
@@ -293,7 +367,9 @@ def test_no_pair_is_no_work(server, kind):
     assert "there is no pair; if IP2P CLIP Filter kept none, its scores say" in complaint(server, prompt)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "a/../../../outside", "a/b", "nul\0x", "???", "a."])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/tmp/outside", "", "a/../../../outside", "a/b", "nul\0x", "???", "a.", "CON", "lpt1.x"]
+)
 def test_names_stay_inside_their_folder(server, name):
     prompt = filtered()
     prompt["data"] = node("IP2P_SaveDataset", pairs=["filter", 0], name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from importlib.util import find_spec
 
@@ -52,6 +53,20 @@ def test_a_cancelled_training_goes_on_where_it_was(server):
     log = (server.base / "output" / "ip2p_training" / "cancelled run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
     assert (server.base / "models" / "checkpoints" / "ip2p" / "cancelled run.safetensors").exists()
+
+
+def test_training_shows_loss_time_left_and_a_sample(server):
+    client, lines, samples = uuid.uuid4().hex, [], 0
+    with Listener(server.port, client) as listener:
+        server.submit(training(name="watched run", steps=11, batch_size=2), client=client)
+        for kind, data in listener.events():
+            lines += [data[1]] if kind == "text" and data[0] == "train" else []
+            samples += kind == "preview"
+            if kind in ("execution_success", "execution_error"):
+                break
+    assert kind == "execution_success" and samples == 2  # after steps 5 and 10
+    assert any(re.fullmatch(r"step \d+ of 11, loss 0\.\d{4}, 0:\d\d:\d\d left", line) for line in lines)
+    assert all(line.startswith(("encoding pair", "step")) for line in lines)
 
 
 @pytest.mark.parametrize("name", ["???", "a/b", "-", "a "])

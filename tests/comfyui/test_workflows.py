@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
+from comfy_events import Listener
 from comfy_server import succeed
 from PIL import Image
 
@@ -33,16 +36,35 @@ TRUTHS = {
 }
 
 
+def last_preview(listener):
+    """The picture that stays below the node that sampled."""
+    seen = None
+    for kind, data in listener.events():
+        seen = data if kind == "preview" else seen
+        if kind in ("execution_success", "execution_error", "execution_interrupted"):
+            return seen and Image.open(io.BytesIO(seen)).convert("RGB")
+    raise ConnectionError("the server closed")
+
+
 @pytest.fixture(scope="module")
-def runs(server):
+def previews():
+    """The last one of each workflow."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def runs(server, previews):
     """Each workflow posted once, as its page would post it."""
     done = {}
 
     def run(number):
         if number not in done:
-            page = next(page for page in PAGES if page.stem.startswith(number))
-            prompt = json.loads((FOLDER / "api" / page.name).read_text())
-            done[number] = prompt, succeed(server.run(prompt, json.loads(page.read_text())))
+            page = next(page for page in PAGES if page.stem.split()[0] == number)
+            prompt, client = json.loads((FOLDER / "api" / page.name).read_text()), uuid.uuid4().hex
+            with Listener(server.port, client) as listener:
+                job = server.submit(prompt, json.loads(page.read_text()), client)
+                previews[number] = last_preview(listener)
+            done[number] = prompt, succeed(server.wait(job))
         return done[number]
 
     return run
@@ -59,6 +81,17 @@ def test_the_edit_is_the_true_one(runs, number):
     title = {"6": "First edit"}.get(number, "Save Image")
     picture = pictures(runs, number, title)[0]
     assert judge_edit(TRUTHS[number], picture).success
+
+
+@pytest.mark.parametrize("number", ["1", "2", "4", "8", "9"])
+def test_the_last_preview_is_the_result(runs, previews, number):
+    if number == "4":
+        first = [pictures(runs, number, title)[-1] for title in ("Before", "After")]
+        result = np.concatenate([np.asarray(one, float) for one in first], axis=1)
+    else:
+        result = np.asarray(pictures(runs, number, "Save Image")[0], float)
+    shown = previews[number].resize(result.shape[1::-1], Image.Resampling.BOX)
+    assert abs(np.asarray(shown, float) - result).mean() <= 6
 
 
 def test_the_sweep_shows_what_the_guidances_do(runs):
@@ -107,4 +140,4 @@ def test_a_saved_picture_opens_as_its_workflow(runs, server):
         for entry in saved.values():
             entry.pop("is_changed", None)  # what the node last answered, which ComfyUI notes beside its inputs
         assert saved == prompt
-        assert json.loads(picture.info["workflow"]) == json.loads(PAGES[0].read_text())
+        assert json.loads(picture.info["workflow"]) == json.loads((FOLDER / "1 Edit an image.json").read_text())

@@ -335,6 +335,20 @@ def test_an_untrained_model_is_malformed_and_batches_do_not_matter(tiny_model):
     assert len({answer.text for answer in source.propose(other)}) == 2
 
 
+def test_sampling_may_be_given_up_at_any_token(tiny_model):
+    seen = []
+
+    def give_up():
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    source = LanguageModelSource(tiny_model, config=SampleConfig(max_tokens=12), on_wait=give_up)
+    with pytest.raises(KeyboardInterrupt):
+        source.propose(requests_of("a cat"))
+    assert len(seen) == 3
+
+
 def test_a_caption_that_the_context_does_not_hold_is_rejected(tiny_model):
     source = LanguageModelSource(tiny_model, config=SampleConfig(max_tokens=12))
     first, second = source.propose(requests_of("word " * 200, "a cat"))
@@ -569,6 +583,18 @@ def test_a_silent_server_times_out_and_is_asked_again():
     with Server("hang", reply(answer())) as server:
         assert source_of(server, timeout=0.2).propose(requests_of("a cat")) == [edit()]
     assert len(server.requests) == 2
+
+
+def test_who_waits_for_a_silent_server_may_give_up():
+    def give_up():
+        raise KeyboardInterrupt
+
+    with Server(reply(answer()), pause=3) as server:
+        source = ServerSource(source_of(server, timeout=30).config, on_wait=give_up)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            source.propose(requests_of("a cat"))
+    assert time.monotonic() - started < 2
 
 
 def test_waits_double_with_jitter():
