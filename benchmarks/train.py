@@ -44,6 +44,7 @@ from ip2p_engine.checkpoint.spec import recommended
 from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.data.store import PairRecord
 from ip2p_engine.errors import Interrupted
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.model import Model, ModelSpec, load_model
 from ip2p_engine.tokenizer import tokenize
 from ip2p_engine.train import Progress, TrainConfig, train
@@ -169,14 +170,14 @@ def ours(
     )
     done = []
 
-    def on_progress(progress: Progress) -> None:
+    def on_result(step: int, _: Progress) -> None:
         tick()
-        done.append(progress.step)
+        done.append(step)
         if len(done) == config.steps - 1:
             raise Interrupted("enough")
 
     with suppress(Interrupted):
-        train(config, data=pairs, base=base, out=out, device=options.device, on_progress=on_progress)
+        train(config, data=pairs, base=base, out=out, device=options.device, hooks=Hooks(on_result=on_result))
 
 
 def peer(options: argparse.Namespace, pairs: list[PairRecord], base: Path, tick: Callable[[], None]) -> None:

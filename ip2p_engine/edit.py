@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -22,15 +21,14 @@ from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError
 from .files import public_name
 from .hooks import Hooks
-from .images import fit, give_back, open_image, plan_size, to_images, to_tensor, upright_size
+from .images import Picture, fit, give_back, open_image, plan_size, to_images, to_tensor, upright_size
 from .networks.conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .networks.denoiser import BranchDenoiser
 from .networks.model import Model, load_model
 from .version import __version__
 
-__all__ = ["EditConfig", "EditResult", "InstructPix2Pix", "Picture", "walk"]
+__all__ = ["EditConfig", "EditResult", "InstructPix2Pix", "walk"]
 
-Picture = str | os.PathLike | bytes | Image.Image
 HOW_FAST = ("batch", "together")  # settings that no picture depends on
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # pictures are opened, listed and saved without it
 
 __all__ = [
     "MAX_SIDE",
+    "Picture",
     "check_output",
     "fit",
     "give_back",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Picture = str | os.PathLike | bytes | Image.Image
+"""A path, the bytes of a file, or a Pillow image."""
 Size = tuple[int, int]
 MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.

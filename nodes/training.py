@@ -16,6 +16,7 @@ import folder_paths
 from PIL import Image
 
 from ..ip2p_engine.errors import ConfigError, Interrupted
+from ..ip2p_engine.hooks import Hooks
 from . import _host, _models
 from ._api import Pairs, advanced, io, schema
 from .pairs import require_pairs
@@ -90,9 +91,8 @@ def run(
             base=_models.source_of(base),
             out=folder,
             device=manager.get_torch_device().type,
-            on_progress=watch.step,
             on_cache=watch.cache,
-            should_stop=manager.processing_interrupted,
+            hooks=Hooks(on_result=lambda _, progress: watch.step(progress), should_stop=manager.processing_interrupted),
         )
     except Interrupted:  # while it cached; ComfyUI's own signal follows
         result = None

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
+from ..devices import usable_device
 from ..errors import CheckpointError, ImageError, first_line
 from ..files import read_json
+from ..images import Picture, open_image
 from ..tokenizer import tokenize
 from .filter import PairScores
 
@@ -99,17 +102,18 @@ class ClipSimilarity:
         self._size, self._mean, self._std = size, mean, std
         self._tokens = tokens or (lambda texts: tokenize(texts, pad=0))
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = Lock()
 
     @classmethod
-    def load(cls, source: str | Path = DEFAULT_CLIP, *, device: str | torch.device = "cpu") -> ClipSimilarity:
+    def load(cls, source: str | Path = DEFAULT_CLIP, *, device: str | torch.device | None = None) -> ClipSimilarity:
         """Load "embedded", a folder in its layout, or an open_clip model by architecture/weights.
 
         A folder holds config.json (open_clip's, with preprocess_cfg and perhaps quick_gelu) and model.safetensors.
-        Computes in float32. Raises CheckpointError for what cannot be loaded.
+        The device defaults to a GPU if there is one; it computes in float32. Raises CheckpointError.
         """
         folder = EMBEDDED_CLIP if source == "embedded" else Path(source)
         scorer = _from_folder(folder) if source == "embedded" or folder.is_dir() else _from_open_clip(str(source))
-        scorer._network.to(device)
+        scorer._network.to(usable_device(device))
         return scorer
 
     @property
@@ -128,17 +132,22 @@ class ClipSimilarity:
         return next(self._network.parameters()).device
 
     @torch.inference_mode()
-    def image_features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Unit features (B, d) of RGB pictures of any sizes, or of a tensor (B, 3, H, W) in [0, 1], on the CPU."""
-        batches = images.split(IMAGES_AT_ONCE) if isinstance(images, Tensor) else _by_size(images)
-        order = range(len(images)) if isinstance(images, Tensor) else _size_order(images)
-        features = torch.cat([self._encode(pixels) for pixels in batches])
-        return features[torch.tensor(order).argsort()]
+    def image_features(self, images: Sequence[Picture] | Tensor) -> Tensor:
+        """Unit features (B, d) of pictures of any sizes, or of a tensor (B, 3, H, W) in [0, 1], on the CPU.
+
+        Files are opened; an Image has to be RGB.
+        """
+        if isinstance(images, Tensor):
+            return torch.cat([self._encode(pixels) for pixels in images.split(IMAGES_AT_ONCE)])
+        pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+        features = torch.cat([self._encode(pixels) for pixels in _by_size(pictures)])
+        return features[torch.tensor(_size_order(pictures)).argsort()]
 
     @torch.inference_mode()
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """Unit features (B, d) of captions, on the CPU; more than 77 tokens are cut off."""
-        known = {caption: self._captions[caption] for caption in captions if caption in self._captions}
+        with self._lock:
+            known = {caption: self._captions[caption] for caption in captions if caption in self._captions}
         missing = [caption for caption in dict.fromkeys(captions) if caption not in known]
         if missing:
             encoded = self._network.encode_text(self._tokens(missing).to(self.device)).float()
@@ -148,8 +157,8 @@ class ClipSimilarity:
 
     def score(
         self,
-        source_images: Sequence[Image.Image] | Tensor,
-        edited_images: Sequence[Image.Image] | Tensor,
+        source_images: Sequence[Picture] | Tensor,
+        edited_images: Sequence[Picture] | Tensor,
         captions: Sequence[str],
         edited_captions: Sequence[str],
     ) -> list[PairScores]:
@@ -167,11 +176,12 @@ class ClipSimilarity:
 
     def _remember(self, features: dict[str, Tensor]) -> None:
         """Keep the captions that were used last."""
-        for caption, feature in features.items():
-            self._captions[caption] = feature
-            self._captions.move_to_end(caption)
-        while len(self._captions) > REMEMBERED_CAPTIONS:
-            self._captions.popitem(last=False)
+        with self._lock:
+            for caption, feature in features.items():
+                self._captions[caption] = feature
+                self._captions.move_to_end(caption)
+            while len(self._captions) > REMEMBERED_CAPTIONS:
+                self._captions.popitem(last=False)
 
 
 def own_thresholds(source: str | Path) -> dict[str, Any]:

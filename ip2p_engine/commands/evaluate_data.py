@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, Interrupted
 from ..files import public_name
+from ..hooks import Hooks
 from .options import DTYPES, Several, add_command, check_positive, local_path, progress_bar, stop_signals, torch_dtype
 
 __all__ = [
@@ -122,10 +123,8 @@ def _train(options: argparse.Namespace, arm: Any, should_stop: Any) -> Path:
 
     config = preset(options.preset, steps=options.steps, batch_size=options.batch_size, validate_every=0)
     with progress_bar(config.steps, "steps") as bar:
-        show = lambda progress: bar(progress.step, progress.steps)  # noqa: E731
-        path = train_arm(
-            arm, config, options.base, options.out, device=options.device, on_progress=show, should_stop=should_stop
-        )
+        hooks = Hooks(on_progress=bar, should_stop=should_stop)
+        path = train_arm(arm, config, options.base, options.out, device=options.device, hooks=hooks)
     if path is None:
         raise Interrupted("stopped, as asked; the same command goes on")
     return path

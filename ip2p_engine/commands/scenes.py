@@ -173,9 +173,9 @@ def _scenes_train(options: argparse.Namespace) -> int:
     logging.getLogger("ip2p_engine").setLevel(logging.INFO)
     with stop_signals() as should_stop:
         if count == 1 and len(stages) == 1 and not options.pairs:
-            with training_bars() as bars:
-                bar = bars["on_progress"]
-                train_stage(stages[0], options.runs, device=options.device, on_progress=bar, should_stop=should_stop)
+            with training_bars() as (bar, _):
+                hooks = Hooks(on_progress=bar, should_stop=should_stop)
+                train_stage(stages[0], options.runs, device=options.device, hooks=hooks)
             return 0
         how: dict[str, Any] = {"processes": count, "device": options.device, "should_stop": should_stop}
         if options.pairs:

@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks import Hooks, OnProgress
 from .options import Several, add_command, local_path, stop_signals
 
 __all__ = ["add", "training_bars"]
@@ -59,15 +60,15 @@ def _train(options: argparse.Namespace) -> int:
     from ..train import train
 
     config = _config(options)
-    with stop_signals() as should_stop, training_bars() as shown:
+    with stop_signals() as should_stop, training_bars() as (steps, caching):
         result = train(
             config,
             data=options.data,
             base=options.base,
             out=options.out,
             device=options.device,
-            should_stop=should_stop,
-            **shown,
+            hooks=Hooks(on_progress=steps, should_stop=should_stop),
+            on_cache=caching,
         )
     if _is_first_process():
         _report(result, options.json)
@@ -112,8 +113,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def training_bars() -> Iterator[dict[str, Any]]:
-    """Bars on stderr: rows that are cached, then steps with loss, examples a second and time left."""
+def training_bars() -> Iterator[tuple[OnProgress, Callable[[int, int], None]]]:
+    """(progress of steps, of rows that are cached) as bars on stderr, with loss, rate and time left."""
     from tqdm import tqdm
 
     bars: dict[str, Any] = {}
@@ -128,14 +129,13 @@ def training_bars() -> Iterator[dict[str, Any]]:
     def on_cache(done: int, of: int) -> None:
         bar("rows cached", of).update(done - bar("rows cached", of).n)
 
-    def on_progress(progress: Any) -> None:
-        steps_bar = bar("steps", progress.steps)
-        said = f"loss {progress.loss:.4f}, {progress.samples_per_second:.1f} examples/s"
-        steps_bar.set_postfix_str(said, refresh=False)
-        steps_bar.update(progress.step - steps_bar.n)
+    def on_progress(step: int, steps: int, note: str) -> None:
+        steps_bar = bar("steps", steps)
+        steps_bar.set_postfix_str(note, refresh=False)
+        steps_bar.update(step - steps_bar.n)
 
     try:
-        yield {"on_cache": on_cache, "on_progress": on_progress}
+        yield on_progress, on_cache
     finally:
         for one in bars.values():
             one.close()

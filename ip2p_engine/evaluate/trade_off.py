@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..data.store import PairStore
 from ..errors import ConfigError, DatasetError
+from ..hooks import Hooks
 from ..images import save_image
-from ..train import Progress, TrainConfig, train
+from ..train import TrainConfig, train
 from ..train.sources import Chosen, open_source
 from .curve import CURVE_NUMBERS, Claim, Point, curve_points, save_plot
 from .measure import Row
@@ -142,8 +143,7 @@ def train_arm(
     folder: Path,
     *,
     device: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
 ) -> Path | None:
     """Train one arm, or go on where it stopped; returns its averaged checkpoint, None if it was asked to stop."""
     rows = subset(PairStore(arm.data), arm.share)
@@ -154,7 +154,6 @@ def train_arm(
         base=base,
         out=folder / arm.folder,
         device=device,
-        on_progress=on_progress,
-        should_stop=should_stop,
+        hooks=hooks,
     )
     return result.files["ema"] if result.finished else None

@@ -1,17 +1,28 @@
 """Training an InstructPix2Pix: ``train(config, data=..., base=..., out=...)``.
 
-From the bottom up: config, draws, ema, muon, optimizers, origin; crops, sources, order, batches, cache; networks,
-objective; checkpoints, outputs, watching; loop.
+From the bottom up: config, randomness, optimizers, progress; augment, sources, order, batches; networks, objective,
+encoding; checkpoints, run_folder, results, validation; setup, loop.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PRESETS, TrainConfig, preset
+    from .loop import train
+    from .progress import Progress, TrainResult
 
 __all__ = ["PRESETS", "Progress", "TrainConfig", "TrainResult", "preset", "train"]
 
-HOMES = {"PRESETS": "config", "TrainConfig": "config", "preset": "config"}
+HOMES = {
+    "PRESETS": "config",
+    "TrainConfig": "config",
+    "preset": "config",
+    "Progress": "progress",
+    "TrainResult": "progress",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..hooks import Hooks
 from .checkpoints import latest
 from .config import TrainConfig
 from .distributed import accelerated, ordinary_gradients, total
@@ -26,20 +27,22 @@ def train(
     base: str | Path,
     out: str | Path,
     device: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
     on_cache: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Train an InstructPix2Pix (Brooks et al. 2023, section 3.2), or go on where ``out`` stopped.
 
     ``data``: a store, an original data set, a hub data set, folder or file with ``config.columns``, or a sequence of
     PairRecord. ``base``: what load_model takes, Stable Diffusion (widened) or an InstructPix2Pix. ``on_cache`` hears of
-    (rows, all rows) while they are cached. ``should_stop`` is asked after each step; True saves and returns an
-    unfinished result. Raises ConfigError, CheckpointError, DatasetError, Interrupted if it is to stop while it caches,
-    and TrainingError if the loss is not finite, naming the last good checkpoint.
+    (rows, all rows) while they are cached. ``hooks.on_result`` hears of each step and its Progress;
+    ``hooks.should_stop`` is asked after each step, and True saves and returns an unfinished result. Raises ConfigError,
+    CheckpointError, DatasetError, Interrupted if it is to stop while it caches, and TrainingError if the loss is not
+    finite, naming the last good checkpoint.
     """
+    hooks = hooks or Hooks()
+    should_stop = hooks.should_stop or bool
     with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator, ExitStack() as held:
-        run = begin(config, accelerator, data, base, Path(out), should_stop or _never, on_cache or _ignore, held)
+        run = begin(config, accelerator, data, base, Path(out), should_stop, on_cache or _ignore, held)
         parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
@@ -71,7 +74,7 @@ def train(
             average.update(step)
 
             # 3. What is seen, and what is kept.
-            mean, stops = total(accelerator, loss, float((should_stop or _never)()))
+            mean, stops = total(accelerator, loss, float(should_stop()))
             check_loss(step, mean, latest(run.folder.checkpoints))
             stopped = stops > 0
             progress = clock.tick(step, mean, rate)
@@ -81,13 +84,9 @@ def train(
                 run.save(step)
             if config.validate_every and step % config.validate_every == 0:
                 run.validate(step)
-            if on_progress is not None:
-                on_progress(progress)
+            hooks.result(step, progress)
+            hooks.progress(step, config.steps, progress.note)
         return run.result(step)
-
-
-def _never() -> bool:
-    return False
 
 
 def _ignore(done: int, of: int) -> None:

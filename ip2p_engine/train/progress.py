@@ -29,6 +29,11 @@ class Progress:
     """Over the last 20 steps and all processes."""
     seconds_left: float
 
+    @property
+    def note(self) -> str:
+        """For people, beside the count of steps."""
+        return f"loss {self.loss:.4f}, {self.samples_per_second:.1f} samples/s"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:

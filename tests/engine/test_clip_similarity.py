@@ -249,3 +249,12 @@ def test_pictures_that_clip_cannot_take(clip):
         clip.image_features(torch.rand(1, 4, 8, 8))
     with pytest.raises(ImageError, match="L"):
         clip.image_features([Image.new("L", (8, 8))])
+
+
+def test_files_are_scored_as_pictures_are(tmp_path):
+    scorer = ClipSimilarity.load("embedded", device="cpu")
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    for n, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{n}.png")
+    files = [tmp_path / "0.png", (tmp_path / "1.png").read_bytes()]
+    assert torch.equal(scorer.image_features(files), scorer.image_features(pictures))

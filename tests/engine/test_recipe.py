@@ -16,6 +16,7 @@ from torch import nn
 
 from ip2p_engine.checkpoint.source import EMBEDDED_FOLDER
 from ip2p_engine.errors import ConfigError, Interrupted
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.scenes.recipe.stage import run_stage
 from ip2p_engine.scenes.recipe.stages import export_embedded, train_stage
 from ip2p_engine.scenes.recipe.tables import words_in_use
@@ -62,7 +63,8 @@ def test_a_stage_that_stops_goes_on_to_the_same_weights(whole, tmp_path):
     folder, weights = whole
     done = []
     with pytest.raises(Interrupted, match="stopped after step 4; the same command goes on"):
-        run_stage(SmallStage(), tmp_path, on_progress=done.append, should_stop=lambda: len(done) >= 3)
+        hooks = Hooks(on_result=lambda *at: done.append(at), should_stop=lambda: len(done) >= 3)
+        run_stage(SmallStage(), tmp_path, hooks=hooks)
     again = SmallStage()
     resumed = run_stage(again, tmp_path)
     assert again.seen == [4, 5, 6, 7]

@@ -18,6 +18,7 @@ from ip2p_engine.captions.edits import in_test_split
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
 from ip2p_engine.train.batches import PictureReader, Share, batches
@@ -139,11 +140,11 @@ def test_the_test_split_can_be_held_out_and_is_counted(records, store, tmp_path,
         assert names == [f"pair x/{n}" for n in range(200) if n not in measured]
         assert rest.identity != everything.identity
         assert [everything[row].name for row in range(200)] == [f"pair x/{n}" for n in range(200)]
-    run("all", data=tmp_path / "pairs", arguments={"should_stop": lambda: True})
+    run("all", data=tmp_path / "pairs", hooks=Hooks(should_stop=lambda: True))
     assert f"{len(measured)} of 200 pairs are of the test split" in caplog.text
     assert json.loads((tmp_path / "all" / "run.json").read_text())["test_pairs"] == len(measured)
     caplog.clear()
-    run("rest", data=tmp_path / "pairs", hold_out_test=True, arguments={"should_stop": lambda: True})
+    run("rest", data=tmp_path / "pairs", hold_out_test=True, hooks=Hooks(should_stop=lambda: True))
     assert "test split" not in caplog.text
 
 

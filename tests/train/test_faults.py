@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ip2p_engine.diffusion.guidance import conditioning_dropout
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.conditioning import encode_image
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
@@ -96,8 +97,8 @@ def test_f_the_condition_is_the_mode_and_not_a_sample(store, base, family):
 def test_g_an_epoch_that_batches_do_not_divide(run):
     """Ten pairs in steps of four: every batch is full, and each example has its own size ids."""
     seen = []
-    stop = {"on_progress": seen.append, "should_stop": lambda: len(seen) == 2}
-    assert run(family="sdxl", micro_batch=3, arguments=stop).step == 3
+    stop = Hooks(on_result=lambda _, at: seen.append(at), should_stop=lambda: len(seen) == 2)
+    assert run(family="sdxl", micro_batch=3, hooks=stop).step == 3
 
 
 def test_h_a_resumed_run_sees_what_comes_next(store):
@@ -112,7 +113,8 @@ def test_h_a_resumed_run_sees_what_comes_next(store):
 def test_i_validation_draws_nothing_that_training_draws_from(run, tmp_path):
     for name, settings in (("plain", {}), ("watched", {"validate_every": 1, "validation_count": 1})):
         done = []  # the second step comes after a validation
-        run(name, arguments={"on_progress": done.append, "should_stop": lambda done=done: len(done) == 1}, **settings)
+        hooks = Hooks(on_result=lambda _, at, done=done: done.append(at), should_stop=lambda done=done: len(done) == 1)
+        run(name, hooks=hooks, **settings)
     states = [load_checkpoint(latest(tmp_path / name / "checkpoints")) for name in ("plain", "watched")]
     for part in ("trained", "ema"):
         assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())

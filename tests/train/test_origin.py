@@ -14,6 +14,7 @@ from ip2p_engine.checkpoint.write import TRAINING_KEY, save_ldm
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, TrainingError
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.digest import digest_of_weights
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
@@ -21,7 +22,7 @@ from ip2p_engine.train.encoding import build_cache
 from ip2p_engine.train.run_folder import RunFolder, first_difference
 from ip2p_engine.train.sources import open_source
 
-ONE_STEP = {"should_stop": lambda: True}
+ONE_STEP = Hooks(should_stop=lambda: True)
 
 
 def about(folder):
@@ -94,7 +95,7 @@ def test_bases_are_told_apart_by_a_weight(tiny_model, other_base, base):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_its_own_data_and_base_only(run, base, other_base, records, tmp_path):
-    run(arguments=ONE_STEP)
+    run(hooks=ONE_STEP)
     noted = about(tmp_path / "run")
     with pytest.raises(
         ConfigError, match=r"run was trained on other pairs; give what it began with, or train in a new"
@@ -122,7 +123,7 @@ def test_a_finished_run_is_not_overwritten_from_another_base(run, other_base, tm
 @pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_with_a_base_of_its_kind(run, tmp_path):
     """It noted the spec and no digests."""
-    run(arguments=ONE_STEP)
+    run(hooks=ONE_STEP)
     noted = about(tmp_path / "run")
     old = {name: value for name, value in noted.items() if not name.endswith("_digest")}
     (tmp_path / "run" / "run.json").write_text(json.dumps(old))
@@ -134,7 +135,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_base_of_its_kind(run, tmp_pa
 
 @pytest.mark.slow
 def test_the_advice_at_a_loss_that_is_no_number_can_be_followed(run, tmp_path, caplog):
-    run(save_every=1, arguments=ONE_STEP)
+    run(save_every=1, hooks=ONE_STEP)
     with pytest.raises(
         TrainingError, match=r"not finite.*; the last good checkpoint is .*step-00000001.pt. Go on from"
     ):
@@ -157,7 +158,7 @@ def test_the_advice_at_a_loss_that_is_no_number_can_be_followed(run, tmp_path, c
 
 @pytest.mark.slow
 def test_a_scaler_begins_anew_where_precision_becomes_float16(run):
-    run(arguments=ONE_STEP)
+    run(hooks=ONE_STEP)
     assert run(precision="float16").finished
 
 

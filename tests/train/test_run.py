@@ -17,6 +17,7 @@ from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.write import TRAINING_KEY
 from ip2p_engine.config import from_mapping
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig, preset, train
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
@@ -43,15 +44,15 @@ def same_state(a, b):
 def after(steps):
     """should_stop that says yes after so many steps, from the step before on."""
     done = [0]
-    return {"on_progress": lambda p: done.append(p.step), "should_stop": lambda: done[-1] >= steps - 1}
+    return Hooks(on_result=lambda step, _: done.append(step), should_stop=lambda: done[-1] >= steps - 1)
 
 
 @pytest.fixture(scope="module")
 def whole(run_in, tmp_path_factory):
     """(folder, result, progress) of four undisturbed steps, with a validation strip after them."""
     folder, seen = tmp_path_factory.mktemp("whole") / "run", []
-    arguments = {"on_progress": seen.append}
-    result = run_in(folder, save_every=1, validate_every=4, validation_count=3, arguments=arguments)
+    hooks = Hooks(on_result=lambda _, at: seen.append(at))
+    result = run_in(folder, save_every=1, validate_every=4, validation_count=3, hooks=hooks)
     return folder, result, seen
 
 
@@ -62,7 +63,7 @@ def copy(whole, tmp_path):
 
 
 def test_resumed_run_is_bit_equal(run, whole, tmp_path):
-    part = run(arguments=after(3))
+    part = run(hooks=after(3))
     assert (part.finished, part.step) == (False, 3)
     rest = run()
     assert (rest.finished, rest.step) == (True, 4)
@@ -86,14 +87,14 @@ def test_every_kind_of_run_resumes_to_the_bit(run, tmp_path, family, settings):
     if settings.get("optimizer") == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     run("whole", family=family, steps=5, save_every=2, **settings)
-    run("parts", family=family, steps=5, save_every=2, **settings, arguments=after(3))
+    run("parts", family=family, steps=5, save_every=2, **settings, hooks=after(3))
     run("parts", family=family, steps=5, save_every=2, **settings)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     same_state(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
 def test_what_was_logged_beyond_the_checkpoint_is_forgotten(run, whole, tmp_path):
-    run(save_every=2, arguments=after(2))
+    run(save_every=2, hooks=after(2))
     log = tmp_path / "run" / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 3, "loss": 7.0}\n{"step": 4, "lo')
     run(save_every=2)
@@ -101,7 +102,7 @@ def test_what_was_logged_beyond_the_checkpoint_is_forgotten(run, whole, tmp_path
 
 
 def test_a_step_does_not_depend_on_micro_batches(run, whole, tmp_path):
-    run(micro_batch=3, arguments=after(3))
+    run(micro_batch=3, hooks=after(3))
     assert losses(tmp_path / "run") == pytest.approx(losses(whole[0])[:3], abs=1e-5)
 
 
@@ -109,7 +110,7 @@ def test_runs_in_inference_mode_and_leaves_the_global_generator_alone(run, whole
     """ComfyUI runs every node in inference mode."""
     before = torch.get_rng_state()
     with torch.inference_mode():
-        run(arguments=after(2))
+        run(hooks=after(2))
     assert torch.equal(before, torch.get_rng_state())
     assert losses(tmp_path / "run") == losses(whole[0])[:2]
 
@@ -132,13 +133,13 @@ def test_a_finished_run_is_not_trained_again(run, whole, copy):
 def test_cached_latents_train_as_encoded_ones_do(run, tmp_path):
     """Where nothing is random about crops, the cache changes nothing."""
     still = {"resize": (64, 64), "flip": 0.0}
-    run("encoded", **still, arguments=after(3))
-    run("cached", **still, cache=True, arguments=after(3))
+    run("encoded", **still, hooks=after(3))
+    run("cached", **still, cache=True, hooks=after(3))
     assert losses(tmp_path / "encoded") == pytest.approx(losses(tmp_path / "cached"), abs=1e-6)
 
 
 def test_a_cache_of_other_data_is_refused(run, records, tmp_path):
-    run(cache=True, arguments=after(2))
+    run(cache=True, hooks=after(2))
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(DatasetError, match="holds latents with data"):
         run(cache=True, data=records[:9])
@@ -244,12 +245,12 @@ def test_one_run_a_folder_at_a_time(run, copy):
     """The second process would mix its rows and checkpoints with the first one's."""
     refused = []
 
-    def again(progress):
+    def again(step, _):
         with pytest.raises(ConfigError, match="run is being trained in by another process; wait for it"):
             run(steps=6)
-        refused.append(progress.step)
+        refused.append(step)
 
-    run(steps=5, arguments={"on_progress": again})
+    run(steps=5, hooks=Hooks(on_result=again))
     assert refused == [5]
     assert run(steps=5).finished
 
@@ -268,11 +269,11 @@ def test_a_tracker_that_is_not_installed_is_no_silent_one(run, monkeypatch):
 
 
 def test_what_goes_wrong_in_a_step_is_not_called_a_setting(run):
-    def fail(progress):
+    def fail(*_):
         raise ValueError("the caller's own")
 
     with pytest.raises(ValueError, match="the caller's own"):
-        run(arguments={"on_progress": fail})
+        run(hooks=Hooks(on_result=fail))
 
 
 def test_validation_strip(whole):
@@ -360,7 +361,7 @@ def test_broken_rows_are_counted_and_named_once(run, records, caplog):
         replace(records[3], edited_image=stream.getvalue()),
     ]
     with caplog.at_level(logging.WARNING):
-        result = run(data=data, arguments=after(3))
+        result = run(data=data, hooks=after(3))
     assert result.broken_count == 2
     assert sorted(record.getMessage() for record in caplog.records) == [
         f"left out: {line}" for line in sorted(result.broken)
@@ -391,12 +392,12 @@ def test_no_readable_row_is_an_error(run, records):
 def test_the_curve_is_drawn_while_a_run_goes_on_and_when_it_fails(run, tmp_path):
     curve, seen = tmp_path / "run" / "loss.png", []
 
-    def look(progress):
+    def look(step, _):
         seen.append(curve.exists())
-        if progress.step == 3:
+        if step == 3:
             curve.unlink()
             raise ValueError
 
     with pytest.raises(ValueError):  # noqa: PT011
-        run(save_every=2, arguments={"on_progress": look})
+        run(save_every=2, hooks=Hooks(on_result=look))
     assert (seen, curve.exists()) == ([False, True, True], True)

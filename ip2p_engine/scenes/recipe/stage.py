@@ -6,7 +6,6 @@ number of processes changes only the order of summation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import Interrupted
+from ...hooks import Hooks
 from ...train.checkpoints import State, latest
 from ...train.config import TrainConfig
 from ...train.distributed import accelerated, total
 from ...train.networks import trained_parameters
 from ...train.optimizers import Average, learning_rate, make_optimizers, set_learning_rate
-from ...train.progress import Clock, Progress, check_loss
+from ...train.progress import Clock, check_loss
 from ...train.randomness import stream
 from ...train.run_folder import RunFolder
 
@@ -62,15 +62,15 @@ def run_stage(
     folder: Path,
     *,
     device: str | None = "cpu",
-    on_progress: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] = bool,
+    hooks: Hooks | None = None,
 ) -> dict[str, Tensor]:
     """Train to the end, or go on where ``folder`` stopped; returns the averaged weights, on the CPU.
 
-    Raises Interrupted after saving if it is to stop, ConfigError for a folder of another run, and TrainingError if the
-    loss is not finite.
+    ``hooks.on_result`` hears of each step and its Progress. Raises Interrupted after saving if it is to stop,
+    ConfigError for a folder of another run, and TrainingError if the loss is not finite.
     """
-    config = stage.config
+    config, hooks = stage.config, hooks or Hooks()
+    stopping = hooks.should_stop or bool
     with accelerated(config, folder, device) as accelerator, ExitStack() as held:
         run = RunFolder(folder, writes=accelerator.is_main_process)
         run.refuse_other(config)
@@ -93,7 +93,7 @@ def run_stage(
                 optimizer.zero_grad()
             step += 1
             state.average.update(step)
-            mean, stops = total(accelerator, loss.detach() / world, float(should_stop()))
+            mean, stops = total(accelerator, loss.detach() / world, float(stopping()))
             check_loss(step, mean, latest(run.checkpoints))
             stopped = stops > 0
             progress = clock.tick(step, mean, rate)
@@ -101,8 +101,8 @@ def run_stage(
             if stopped or step % config.save_every == 0 or step == config.steps:
                 run.save(step, state, config.keep)
                 accelerator.wait_for_everyone()
-            if on_progress is not None:
-                on_progress(progress)
+            hooks.result(step, progress)
+            hooks.progress(step, config.steps, progress.note)
         accelerator.end_training()
         if step < config.steps:
             raise Interrupted(f"stopped after step {step}; the same command goes on")

@@ -26,9 +26,9 @@ from ...checkpoint.write import (
 )
 from ...errors import ConfigError, Interrupted
 from ...files import write_json
+from ...hooks import Hooks
 from ...networks.model import ModelSpec
 from ...train.config import preset
-from ...train.progress import Progress
 from ...train.sources import open_source
 from .clip_stage import ClipStage, ClipTextStage, clip_config_json, with_text_tower
 from .diffusion import (
@@ -138,8 +138,7 @@ def train_stage(
     runs: Path,
     *,
     device: str = "cpu",
-    on_progress: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] = bool,
+    hooks: Hooks | None = None,
 ) -> None:
     """Train one stage in this process, or as one process of several; a finished one's weights stay as they are.
 
@@ -153,7 +152,7 @@ def train_stage(
     if device == "cpu":
         torch.set_num_threads(1)
     stage = STAGES[name](runs)
-    weights = run_stage(stage, runs / name, device=device, on_progress=on_progress, should_stop=should_stop)
+    weights = run_stage(stage, runs / name, device=device, hooks=hooks)
     if os.environ.get("RANK", "0") == "0":
         write_safetensors(_folded(weights) if name == "autoencoder" else weights, path, {"format": "pt"})
         log.info("wrote %s", path)
