@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from .grammar import Edit
 from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render, world_at_half_size
@@ -93,7 +92,11 @@ def _attributes(scene: Scene) -> tuple[str, ...]:
 
 
 def _near_object(scene: Scene) -> np.ndarray:
-    return ndimage.binary_dilation(object_mask(scene) > 0, iterations=2)
+    """The object and what lies up to two steps along rows and columns from it."""
+    near = np.pad(object_mask(scene) > 0, 2)
+    for _ in range(2):
+        near[1:-1, 1:-1] |= near[:-2, 1:-1] | near[2:, 1:-1] | near[1:-1, :-2] | near[1:-1, 2:]
+    return near[2:-2, 2:-2]
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import rankdata
 
 from ..captions.edits import CaptionEdit
 from ..clip.filter import MEASURES, FilterConfig, PairScores, filter_candidates
@@ -139,8 +138,9 @@ class Separation:
 def _area(right: Sequence[float], wrong: Sequence[float]) -> float | None:
     if not right or not wrong:
         return None
-    ranks = rankdata([*right, *wrong])[: len(right)]
-    return float((ranks.mean() - (len(right) + 1) / 2) / len(wrong))
+    ordered = np.sort(wrong)
+    wins = np.searchsorted(ordered, right, "left") + np.searchsorted(ordered, right, "right")  # a draw is half a win
+    return float(wins.mean() / 2 / len(wrong))
 
 
 @dataclass(frozen=True, kw_only=True)

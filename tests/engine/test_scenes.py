@@ -17,7 +17,7 @@ from ip2p_engine.scenes.grammar import (
     sample_edits,
     scenes_of,
 )
-from ip2p_engine.scenes.judge import CLEAR_OBJECT_PSNR, CLEAR_PSNR, Reading, judge_edit, read_scenes
+from ip2p_engine.scenes.judge import CLEAR_OBJECT_PSNR, CLEAR_PSNR, Reading, _near_object, judge_edit, read_scenes
 from ip2p_engine.scenes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -151,6 +151,19 @@ def test_clear_has_two_thresholds():
     assert Reading(**edge).clear
     assert not Reading(**{**edge, "psnr": CLEAR_PSNR - 0.01}).clear
     assert not Reading(**{**edge, "object_psnr": CLEAR_OBJECT_PSNR - 0.01}).clear
+
+
+@pytest.mark.parametrize(
+    ("shape", "small", "large"), [("triangle", 525, 1103), ("star", 495, 1033), ("circle", 672, 1524)]
+)
+def test_near_the_object_is_what_scipy_s_dilation_gives(shape, small, large):
+    """The numbers are scipy.ndimage.binary_dilation's, two iterations: a diamond around each pixel of the object."""
+    for size, count in (("small", small), ("large", large)):
+        scene = HEART.with_(shape=shape, size=size, place="top left")
+        near, inside = _near_object(scene), np.argwhere(object_mask(scene) > 0)
+        assert near.sum() == count
+        grid = np.stack(np.meshgrid(range(64), range(64), indexing="ij"), axis=-1).reshape(-1, 1, 2)
+        assert np.array_equal(near.ravel(), np.abs(grid - inside).sum(-1).min(1) <= 2)
 
 
 def test_verdicts_tell_asked_from_kept():
