@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import disk_errors
+from ..plots import new_figure, save_figure
 
 __all__ = [
     "FilterConfig",
@@ -193,18 +193,11 @@ def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
 
 def plot_report(report: FilterReport, path: Path | str) -> None:
     """One histogram a measure, its threshold drawn in; raises ConfigError without matplotlib, or for the path."""
-    path = Path(path)
-    figure_class = _matplotlib()
-    figure = figure_class(figsize=(9, 6), layout="constrained")
+    figure = new_figure(9, 6)
     for axes, (name, counts) in zip(figure.subplots(2, 2).flat, report.histograms.items(), strict=True):
         _draw(axes, name, counts, report)
     figure.suptitle(f"{report.kept:,} of {report.candidates + report.early:,} candidates kept ({report.pass_rate:.1%})")
-    try:
-        with disk_errors(path, "written", ConfigError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be drawn ({error}); give a name that ends in .png, .svg or .pdf") from error
+    save_figure(figure, Path(path))
 
 
 def _draw(axes: Any, name: str, counts: tuple[int, ...], report: FilterReport) -> None:
@@ -214,11 +207,3 @@ def _draw(axes: Any, name: str, counts: tuple[int, ...], report: FilterReport) -
     axes.axvline(report.floors[name], color="black", linestyle="--")
     axes.set_title(f"{name}: {MEANINGS[name]}", fontsize="medium")
     axes.set_xlabel(f"threshold {report.floors[name]:g}, below it {report.rejected[name]:,}")
-
-
-def _matplotlib() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib, which is missing; pip install matplotlib") from error
-    return Figure

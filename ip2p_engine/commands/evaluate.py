@@ -405,7 +405,7 @@ def _save_worst(options: argparse.Namespace, samples: Any, method: Any, rows: An
     """Make the worst once more, since rows hold no pictures, and show them."""
     from ..evaluate.samples import batches
     from ..images import save_image
-    from ..scenes.limits import worst, worst_sheet
+    from ..scenes.limits import edit_sheet, worst
 
     shown = worst(rows, options.worst)
     by_key = {sample.key: sample for sample in samples}
@@ -413,7 +413,7 @@ def _save_worst(options: argparse.Namespace, samples: Any, method: Any, rows: An
     pictures = []
     for group in batches(chosen, options.batch, method.model.spec.resolution):
         pictures += method.make(group, method.prepare(group), method.settings[0]).edited
-    save_image(worst_sheet(chosen, pictures, shown), options.out / "worst.png")
+    save_image(edit_sheet(chosen, pictures, shown), options.out / "worst.png")
 
 
 def _finish_auto(options: argparse.Namespace, method: Any, rows: Any) -> None:

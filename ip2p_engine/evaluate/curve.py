@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError, DatasetError
-from ..files import disk_errors, whole_file
+from ..errors import ConfigError
+from ..plots import DPI, new_figure, save_figure
 from .measure import Row
 from .statistics import bootstrap_means, curve_margin, interval
 
@@ -31,7 +31,7 @@ LABELS = {"text_cfg": "$s_T$", "image_cfg": "$s_I$", "strength": "strength"}
 AXES = ("sim_direction", "sim_image")
 COLOURS = ("#1b4f9c", "#d1495b", "#edae49", "#3c8d53", "#7b4b94", "#00798c", "#8d6a4f", "#444444")
 MARKERS = "osD^vPX*"
-WIDTH, HEIGHT, DPI = 7.2, 5.2, 150
+WIDTH, HEIGHT = 7.2, 5.2
 LABEL_ROOM = 40
 """Points (1/72 inch) between the ends of a curve, below which their labels would lie on each other."""
 SIDES = ((5, 5), (-5, 5), (5, -5), (-5, -5))
@@ -146,21 +146,18 @@ def trade_off_plot(points: Sequence[Point], *, title: str = "", level: float = 0
 
 
 def save_plot(points: Sequence[Point], stem: Path, *, title: str = "", level: float = 0.95) -> list[Path]:
-    """Write stem.png and stem.svg; returns both. Raises as ``trade_off_plot``, and DatasetError for a full disk."""
+    """Write stem.png and stem.svg; returns both. Raises as ``trade_off_plot``, and ConfigError for the path."""
     figure = _figure(points, title, level)
-    written = []
-    for kind, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
-        path = stem.with_suffix(f".{kind}")
-        with disk_errors(path, "written", DatasetError), whole_file(path) as stream:
-            figure.savefig(stream, format=kind, **options)
-        written.append(path)
+    written = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    for path in written:
+        save_figure(figure, path)
     return written
 
 
 def _figure(points: Sequence[Point], title: str, level: float) -> Any:
     if not points:
         raise ConfigError("no points to plot; measure at least one setting")
-    figure = _matplotlib()(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_subplot()
     lines = _lines(points)
     for number, line in enumerate(lines.values()):
@@ -254,12 +251,3 @@ def point_label(point: Point, points: Sequence[Point]) -> str:
     """The values in which the points of a curve differ."""
     swept = [name for name in point.setting if len({other.setting[name] for other in points}) > 1]
     return " ".join(f"{LABELS[name]} {point.setting[name]:g}" for name in swept)
-
-
-def _matplotlib() -> Any:
-    """A figure that belongs to no window and no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib, which is missing; pip install matplotlib") from error
-    return Figure

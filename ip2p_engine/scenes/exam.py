@@ -13,14 +13,14 @@ from ..clip.filter import PairScores
 from ..edit import EditConfig, EditResult, InstructPix2Pix
 from ..errors import ConfigError
 from ..evaluate.measure import Row
-from ..evaluate.report import tiled
+from ..evaluate.methods import RoundTrip
+from ..evaluate.run_folder import Table, text_of
 from ..evaluate.samples import Sample
 from ..evaluate.statistics import AutoPick
-from ..images import strip, to_images, to_tensor
-from ..networks.conditioning import decode_latents, encode_image
 from .grammar import Edit, captions_of, sample_edits
-from .judge import Reading, Verdict, judge_edit, read_scenes
-from .world import Scene, render
+from .judge import Reading, judge_edit, read_scenes
+from .limits import DECIBELS, SHARES, edit_sheet, judged_mean, worst
+from .world import render
 
 __all__ = [
     "Examination",
@@ -40,6 +40,7 @@ CAPTIONS = {"full": 1, "short": 0}
 SCENES_MIN_IMAGE = 0.45
 """The embedded CLIP gives true edits an image similarity of 0.47 and more; the paper's 0.7 is for ViT-L/14."""
 BATCH = 32
+SHOWN = ("text_cfg", "image_cfg", "steps", "sampler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +56,10 @@ class Score:
     background_psnr: float
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdict]) -> Score:
-        def mean(pick: Callable[[Verdict], float]) -> float:
-            return sum(pick(v) for v in verdicts) / len(verdicts)
-
-        return cls(
-            count=len(verdicts),
-            success=mean(lambda v: v.success),
-            asked=mean(lambda v: v.asked),
-            kept=mean(lambda v: v.kept),
-            clear=mean(lambda v: v.reading.clear),
-            psnr=mean(lambda v: v.psnr),
-            background_psnr=mean(lambda v: v.background_psnr),
-        )
+    def of(cls, rows: Sequence[Row]) -> Score:
+        """Of rows with what the SceneJudge says under "judged"."""
+        names = [field.name for field in fields(cls)][1:]
+        return cls(count=len(rows), **{name: judged_mean(rows, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +71,8 @@ class Examination:
     ceiling: Score
     seconds_per_edit: float
     settings: dict[str, Any]
-    edits: tuple[Edit, ...]
-    verdicts: tuple[Verdict, ...]
+    samples: tuple[Sample, ...]
+    rows: tuple[Row, ...]
     pictures: tuple[Image.Image, ...]
 
     def figures(self) -> dict[str, Any]:
@@ -103,91 +95,68 @@ def examine(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Examination:
     """Edit ``count`` held-out scenes, each with its own seed, and judge the results against the truth."""
-    edits = sample_edits(count, seed=seed, held_out=True)
+    samples, judge = scene_samples(count, seed=seed)
+    groups = [samples[start : start + BATCH] for start in range(0, count, BATCH)]
     started = time.perf_counter()
     results: list[EditResult] = []
-    for start in range(0, count, BATCH):
-        results += _edit_together(editor, edits[start : start + BATCH], seed + 1 + start, config)
+    for group in groups:
+        sources, texts, seeds = zip(*((one.source, one.instruction, one.seed) for one in group), strict=True)
+        results += editor.edit_each(sources, texts, seeds=seeds, config=config, batch=len(group))
         if on_progress is not None:
             on_progress(len(results), count)
     seconds = (time.perf_counter() - started) / count
+    limit = RoundTrip(editor.model, name=editor.name)
+    ceiling = [picture for group in groups for picture in limit.make(group, None, limit.settings[0]).edited]
     pictures = [result.image for result in results]
-    verdicts = _judge(edits, pictures)
-    kinds = sorted({edit.kind for edit in edits})
+    rows = _rows(judge, samples, pictures)
+    kinds = sorted({row["judged"]["kind"] for row in rows})
     return Examination(
-        overall=Score.of(verdicts),
-        by_kind={k: Score.of([v for v, e in zip(verdicts, edits, strict=True) if e.kind == k]) for k in kinds},
-        ceiling=Score.of(_judge(edits, _round_trips(editor, edits))),
+        overall=Score.of(rows),
+        by_kind={kind: Score.of([row for row in rows if row["judged"]["kind"] == kind]) for kind in kinds},
+        ceiling=Score.of(_rows(judge, samples, ceiling)),
         seconds_per_edit=seconds,
-        settings={name: results[0].settings[name] for name in ("text_cfg", "image_cfg", "steps", "sampler")},
-        edits=tuple(edits),
-        verdicts=tuple(verdicts),
+        settings={name: results[0].settings[name] for name in SHOWN},
+        samples=tuple(samples),
+        rows=tuple(rows),
         pictures=tuple(pictures),
     )
 
 
-def _edit_together(
-    editor: InstructPix2Pix, edits: Sequence[Edit], first_seed: int, config: EditConfig | None
-) -> list[EditResult]:
-    return editor.edit_each(
-        [render(edit.source) for edit in edits],
-        [edit.instruction for edit in edits],
-        seeds=[first_seed + n for n in range(len(edits))],
-        config=config,
-        batch=len(edits),
-    )
-
-
-def _judge(edits: Sequence[Edit], pictures: Sequence[Image.Image]) -> list[Verdict]:
-    readings = read_scenes(pictures)
-    return [judge_edit(edit, picture, r) for edit, picture, r in zip(edits, pictures, readings, strict=True)]
-
-
-def _round_trips(editor: InstructPix2Pix, edits: Sequence[Edit]) -> list[Image.Image]:
-    """True results through the autoencoder and back: no edit can be nearer to the truth."""
-    model, pictures = editor.model, []
-    for start in range(0, len(edits), BATCH):
-        truth = to_tensor([render(edit.target) for edit in edits[start : start + BATCH]])
-        latents = encode_image(model, truth)
-        scale = 1.0 if model.spec.scaled_condition else model.spec.latent_scale
-        pictures += to_images(decode_latents(model, latents * scale))
-    return pictures
+def _rows(judge: SceneJudge, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[Row]:
+    return [{"place": n, "judged": judged} for n, judged in enumerate(judge(samples, pictures))]
 
 
 def as_text(result: Examination) -> str:
     """A table: one row a kind, then all, then what the autoencoder alone reaches."""
-    head = f"{'':16}{'n':>6}{'success':>9}{'asked':>8}{'kept':>8}{'clear':>8}{'PSNR':>8}{'background':>12}"
-    rows = [_row(kind, score) for kind, score in result.by_kind.items()]
+    scores = {**result.by_kind, "all": result.overall, "autoencoder": result.ceiling}
     settings = "  ".join(f"{name} {value}" for name, value in result.settings.items())
-    foot = f"{result.seconds_per_edit:.2f} s an edit   {settings}"
-    return "\n".join([head, *rows, _row("all", result.overall), _row("autoencoder", result.ceiling), foot])
+    table = Table(
+        title="Edits of held-out scenes",
+        columns=("kind", "n", *(f"{name} %" for name in SHARES), *(name.replace("_", " ") for name in DECIBELS)),
+        rows=[(kind, score.count, *_cells(score)) for kind, score in scores.items()],
+        note=f"{result.seconds_per_edit:.2f} s an edit   {settings}",
+    )
+    return text_of(table)
+
+
+def _cells(score: Score) -> list[str]:
+    shares = [f"{100 * getattr(score, name):.1f}" for name in SHARES]
+    return [*shares, *(f"{getattr(score, name):.2f}" for name in DECIBELS)]
 
 
 def worst_sheet(result: Examination, count: int = 24) -> Image.Image:
-    """Failures first, the farthest from the truth on top: source, edit, truth, and the instruction."""
-    order = sorted(range(len(result.edits)), key=lambda n: (result.verdicts[n].success, result.verdicts[n].psnr))
-    return _sheet(result, order[:count])
+    """Failures first, the farthest from the truth on top."""
+    return _sheet(result, worst(result.rows, count))
 
 
 def first_sheet(result: Examination, count: int = 12) -> Image.Image:
-    """The first edits of the examination, unselected: source, edit, truth, and the instruction."""
-    return _sheet(result, range(min(count, len(result.edits))))
+    """The first edits of the examination, unselected."""
+    return _sheet(result, result.rows[:count])
 
 
-def _sheet(result: Examination, numbers: Sequence[int], columns: int = 3) -> Image.Image:
-    return tiled([_cell(result, n) for n in numbers], columns)
-
-
-def _row(name: str, score: Score) -> str:
-    fractions = "".join(f"{100 * value:>8.1f}" for value in (score.asked, score.kept, score.clear))
-    decibels = f"{score.psnr:>8.2f}{score.background_psnr:>12.2f}"
-    return f"{name:16}{score.count:>6}{100 * score.success:>9.1f}{fractions}{decibels}"
-
-
-def _cell(result: Examination, n: int) -> Image.Image:
-    edit = result.edits[n]
-    pictures = [render(edit.source), result.pictures[n], render(edit.target)]
-    return strip(pictures, [edit.caption, edit.instruction, "truth"], height=128)
+def _sheet(result: Examination, rows: Sequence[Row]) -> Image.Image:
+    places = [row["place"] for row in rows]
+    return edit_sheet([result.samples[n] for n in places], [result.pictures[n] for n in places], rows)
 
 
 def scene_samples(count: int, *, seed: int = 7, captions: str = "full") -> tuple[list[Sample], SceneJudge]:
@@ -229,7 +198,7 @@ class SceneJudge:
         """The verdict's numbers; what was asked and what is read of it; what else changed."""
         edit = self.edits[sample.key]
         verdict = judge_edit(edit, picture, reading)
-        attribute = next(n for n, before in vars(edit.source).items() if getattr(edit.target, n) != before)
+        (attribute,) = edit.source.differs(edit.target)
         return {
             "kind": edit.kind,
             **{name: getattr(verdict, name) for name in ("success", "asked", "kept", "psnr", "background_psnr")},
@@ -237,12 +206,8 @@ class SceneJudge:
             "attribute": attribute,
             "wanted": getattr(edit.target, attribute),
             "read": getattr(reading.scene, attribute),
-            "changed": [n for n in vars(edit.source) if n != attribute and _differs(n, reading.scene, edit.target)],
+            "changed": [name for name in reading.scene.differs(edit.target) if name != attribute],
         }
-
-
-def _differs(attribute: str, scene: Scene, other: Scene) -> bool:
-    return getattr(scene, attribute) != getattr(other, attribute)
 
 
 def choices(rows: Sequence[Row], auto: AutoPick, fixed: tuple[float, float]) -> dict[str, list[Row]]:

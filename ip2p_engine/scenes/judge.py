@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from .grammar import Edit
-from .world import WORLD_SIZE, Scene, all_scenes, object_mask, render, world_at_half_size
+from .world import WORLD_SIZE, Scene, all_scenes, halved, object_mask, render, world_at_half_size
 
-__all__ = ["Reading", "Verdict", "judge_edit", "read_scenes"]
+__all__ = ["Reading", "Verdict", "judge_edit", "psnr", "read_scenes"]
 
 CLEAR_PSNR = 20.0
 CLEAR_OBJECT_PSNR = 17.0
@@ -55,7 +55,7 @@ class Verdict:
 def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:
     """The nearest scene of each picture; a picture of another size is resized to the world's first."""
     sharp = [_pixels(picture) for picture in pictures]
-    queries = np.stack([_halved(pixels) for pixels in sharp]).reshape(len(sharp), -1)
+    queries = np.stack([halved(pixels) for pixels in sharp]).reshape(len(sharp), -1)
     templates, norms = _templates()
     nearest = [
         index
@@ -67,28 +67,28 @@ def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:
 
 def _reading(scene: Scene, pixels: np.ndarray) -> Reading:
     error = (_pixels(render(scene)) - pixels) ** 2
-    return Reading(scene=scene, psnr=_psnr(error.mean()), object_psnr=_psnr(error[_near_object(scene)].mean()))
+    return Reading(scene=scene, psnr=psnr(error.mean()), object_psnr=psnr(error[_near_object(scene)].mean()))
 
 
 def judge_edit(edit: Edit, picture: Image.Image, reading: Reading | None = None) -> Verdict:
     """Judge an edited picture against the truth."""
     reading = reading or read_scenes([picture])[0]
-    asked = {name for name in _attributes(edit.source) if getattr(edit.source, name) != getattr(edit.target, name)}
-    right = {name for name in _attributes(edit.source) if getattr(reading.scene, name) == getattr(edit.target, name)}
+    asked, wrong = set(edit.source.differs(edit.target)), set(reading.scene.differs(edit.target))
     truth, pixels = _pixels(render(edit.target)), _pixels(picture)
     error = (truth - pixels) ** 2
     background = ~_near_object(edit.source) & ~_near_object(edit.target)
     return Verdict(
         reading=reading,
-        asked=asked <= right,
-        kept=set(_attributes(edit.source)) - asked <= right,
-        psnr=_psnr(error.mean()),
-        background_psnr=_psnr(error[background].mean()),
+        asked=not asked & wrong,
+        kept=wrong <= asked,
+        psnr=psnr(error.mean()),
+        background_psnr=psnr(error[background].mean()),
     )
 
 
-def _attributes(scene: Scene) -> tuple[str, ...]:
-    return tuple(vars(scene))
+def psnr(mean_square: float) -> float:
+    """In dB, of a mean squared error in [0, 1]; at most 99."""
+    return min(99.0, -10 * float(np.log10(max(mean_square, 1e-10))))
 
 
 def _near_object(scene: Scene) -> np.ndarray:
@@ -107,17 +107,8 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32) / 255
 
 
-def _halved(pixels: np.ndarray) -> np.ndarray:
-    height, width, channels = pixels.shape
-    return pixels.reshape(height // 2, 2, width // 2, 2, channels).mean(axis=(1, 3))
-
-
 @lru_cache(maxsize=1)
 def _templates() -> tuple[np.ndarray, np.ndarray]:
     """(halved renders as rows, their squared norms)."""
     rows = world_at_half_size().reshape(len(all_scenes()), -1)
     return rows, np.einsum("nd,nd->n", rows, rows)
-
-
-def _psnr(mean_square: float) -> float:
-    return min(99.0, -10 * float(np.log10(max(mean_square, 1e-10))))

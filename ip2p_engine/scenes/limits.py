@@ -22,7 +22,7 @@ from ..evaluate.run_folder import Table
 from ..evaluate.samples import Sample
 from ..images import strip
 from .grammar import scenes_of
-from .judge import CLEAR_OBJECT_PSNR
+from .judge import CLEAR_OBJECT_PSNR, psnr
 from .world import COLOURS, PLACES, SHAPES, WORLD_SIZE, Scene, render, render_two
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "Outcome",
     "compare",
     "confusions",
+    "edit_sheet",
+    "judged_mean",
     "limit_rows",
     "limit_sheet",
     "limit_table",
@@ -39,14 +41,10 @@ __all__ = [
     "side_effects",
     "summary",
     "worst",
-    "worst_sheet",
 ]
 
-SHARES, DECIBELS, COSINES = (
-    ("success", "asked", "kept", "clear"),
-    ("psnr", "background_psnr"),
-    ("sim_direction", "sim_image"),
-)
+SHARES, DECIBELS = ("success", "asked", "kept", "clear"), ("psnr", "background_psnr")
+COSINES = ("sim_direction", "sim_image")
 ASKED, UNCHANGED, NONE = "as asked", "unchanged", "something else"
 ZOOM = 1.5
 REGION_PSNR = CLEAR_OBJECT_PSNR
@@ -102,7 +100,7 @@ def _nearest(case: Case, picture: Image.Image) -> str:
     region = np.ptp(np.stack(list(values.values())), axis=0).max(axis=-1) > 0.02
     errors = {name: ((value - _pixels(picture)) ** 2)[region].mean() for name, value in values.items()}
     name = min(errors, key=lambda one: errors[one])
-    return name if -10 * np.log10(max(errors[name], 1e-10)) >= REGION_PSNR else NONE
+    return name if psnr(errors[name]) >= REGION_PSNR else NONE
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
@@ -225,12 +223,13 @@ def _of_limit(name: str) -> str:
 
 
 def _cells(group: Sequence[Row], limits: Sequence[Row]) -> list[str]:
-    shares = [f"{100 * _mean(group, name):.1f}" for name in SHARES]
-    decibels = [f"{_mean(group, name):.2f} ({_mean(limits, name):.2f})" for name in DECIBELS]
+    shares = [f"{100 * judged_mean(group, name):.1f}" for name in SHARES]
+    decibels = [f"{judged_mean(group, name):.2f} ({judged_mean(limits, name):.2f})" for name in DECIBELS]
     return [*shares, *decibels, *(f"{fmean(row[name] for row in group):.3f}" for name in COSINES)]
 
 
-def _mean(rows: Sequence[Row], name: str) -> float:
+def judged_mean(rows: Sequence[Row], name: str) -> float:
+    """Of what the judge says under a name: a share, or decibels."""
     return fmean(float(row["judged"][name]) for row in rows)
 
 
@@ -279,8 +278,8 @@ def compare(groups: Mapping[str, Sequence[Row]]) -> Table:
 
 
 def _plain_cells(rows: Sequence[Row]) -> list[str]:
-    shares = [f"{100 * _mean(rows, name):.1f} %" for name in SHARES]
-    decibels = [f"{_mean(rows, name):.2f} dB" for name in DECIBELS]
+    shares = [f"{100 * judged_mean(rows, name):.1f} %" for name in SHARES]
+    decibels = [f"{judged_mean(rows, name):.2f} dB" for name in DECIBELS]
     return [*shares, *decibels, *(f"{fmean(row[name] for row in rows):.3f}" for name in COSINES)]
 
 
@@ -289,7 +288,7 @@ def worst(rows: Sequence[Row], count: int) -> list[Row]:
     return sorted(rows, key=lambda row: (row["judged"]["success"], row["judged"]["psnr"]))[:count]
 
 
-def worst_sheet(
+def edit_sheet(
     samples: Sequence[Sample], pictures: Sequence[Image.Image], rows: Sequence[Row], *, columns: int = 3
 ) -> Image.Image:
     """Before, after and truth of some samples, with what was asked and what the judge read."""

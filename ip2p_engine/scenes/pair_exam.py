@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -22,10 +22,12 @@ from ..captions.edits import CaptionEdit
 from ..clip.filter import MEASURES, FilterConfig, PairScores, filter_candidates
 from ..clip.similarity import ClipSimilarity
 from ..data.store import PairRecord, PairStore, PairWriter
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError
 from ..evaluate.report import tiled
+from ..evaluate.run_folder import Table, text_of
 from ..files import AppendLog, json_lines
 from ..images import open_image, strip
+from ..plots import new_figure, save_figure
 from .grammar import captions_of, edits_from, is_held_out, parse_caption, sample_edits
 from .judge import Reading, read_scenes
 from .world import Scene, all_scenes, render
@@ -51,7 +53,6 @@ ASKED = {"enlarge": "size", "shrink": "size"} | {
     f"{verb} {style}": "style" for verb in ("add", "remove") for style in ("night", "snow", "sketch")
 }
 """What the kinds change whose names are not an attribute's."""
-HEAD = f"{'':20}{'n':>7}{'right':>8}{'before':>8}{'after':>8}{'stays':>8}   {'kept':>6}{'right':>8}"
 TOGETHER = 256
 BINS = 10
 
@@ -236,8 +237,7 @@ def _judge_records(records: Sequence[PairRecord], clip: ClipSimilarity) -> list[
 def judge_pair(record: PairRecord, before: Reading, after: Reading, scores: PairScores) -> JudgedPair:
     """Compare what is seen in both pictures with what the captions say; DatasetError for foreign captions."""
     kind, source, target, says_where = _meaning(record)
-    said = [name for name in vars(source) if says_where or name != "place"]
-    changed = [name for name in vars(source) if getattr(source, name) != getattr(target, name)]
+    unsaid = set() if says_where else {"place"}
     return JudgedPair(
         key=record.key,
         kind=kind,
@@ -247,14 +247,10 @@ def judge_pair(record: PairRecord, before: Reading, after: Reading, scores: Pair
         scores=scores,
         before=vars(before.scene),
         after=vars(after.scene),
-        before_right=before.clear and _agree(before.scene, source, said),
-        after_right=after.clear and _agree(after.scene, target, said),
-        stays=_agree(before.scene, after.scene, [name for name in vars(source) if name not in changed]),
+        before_right=before.clear and unsaid.issuperset(before.scene.differs(source)),
+        after_right=after.clear and unsaid.issuperset(after.scene.differs(target)),
+        stays=set(source.differs(target)).issuperset(before.scene.differs(after.scene)),
     )
-
-
-def _agree(one: Scene, other: Scene, names: Iterable[str]) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _meaning(record: PairRecord) -> tuple[str, Scene, Scene, bool]:
@@ -351,38 +347,35 @@ def _interval(pairs: Sequence[JudgedPair], draws: int = 1000) -> tuple[float, fl
 
 
 def as_text(result: PairExamination) -> str:
-    """Tables by kind, by wording and by p: all candidates, then those that the filter keeps."""
-    groups = [result.by_kind, result.by_wording, {f"p >= {p}": rates for p, rates in result.by_p.items()}]
-    lines = [HEAD]
-    for group in groups:
-        lines += [*(_row(name, *rates) for name, rates in group.items()), ""]
-    floors = [_threshold(name, floor, result.separation[name]) for name, floor in result.floors.items()]
-    passed = f"{100 * result.right_pass:.1f}"
+    """By kind, by wording and by p: all candidates, then those that the filter keeps; then where thresholds belong."""
+    by_p = {f"p >= {p}": rates for p, rates in result.by_p.items()}
+    groups = {**result.by_kind, **result.by_wording, **by_p, "all": (result.before, result.after)}
     ends = [f"{100 * low:.1f} to {100 * high:.1f} %" for low, high in (result.interval, result.interval_after)]
-    return "\n".join(
-        [
-            *lines,
-            _row("all", result.before, result.after),
-            f"right before the filter {ends[0]}, after it {ends[1]} (95 %, over {result.captions} caption pairs)",
-            f"the filter passes {passed} % of the right pairs, and keeps the best {result.keep} of each caption pair;",
-            f"of {result.captions_kept} caption pairs it keeps something",
-            f"{'threshold':24}{'area':>7}   {'right pairs, 99 95 50 %':26}{'wrong pairs, 50 5 1 %':26}",
-            *floors,
-        ]
+    rates = Table(
+        title="Right pairs",
+        columns=("", "n", "right %", "before %", "after %", "stays %", "kept", "right %"),
+        rows=[(name, *_cells(*both)) for name, both in groups.items()],
+        note=f"right before the filter {ends[0]}, after it {ends[1]} (95 %, over {result.captions} caption pairs)\n"
+        f"the filter passes {100 * result.right_pass:.1f} % of the right pairs, and keeps the best {result.keep} of "
+        f"each caption pair;\nof {result.captions_kept} caption pairs it keeps something",
     )
+    thresholds = Table(
+        title="Thresholds",
+        columns=("", "area", "right pairs, 99 95 50 %", "wrong pairs, 50 5 1 %"),
+        rows=[(f"{name} >= {floor:g}", *_separated(result.separation[name])) for name, floor in result.floors.items()],
+    )
+    return f"{text_of(rates)}\n\n{text_of(thresholds)}"
 
 
-def _row(name: str, before: Rates, after: Rates) -> str:
-    parts = (before.right, before.before_right, before.after_right, before.stays)
-    fractions = "".join(f"{100 * value:>8.1f}" for value in parts)
-    kept = f"{100 * after.right:>8.1f}" if after.count else f"{'-':>8}"
-    return f"{name:20}{before.count:>7}{fractions}   {after.count:>6}{kept}"
+def _cells(before: Rates, after: Rates) -> list[Any]:
+    fractions = (before.right, before.before_right, before.after_right, before.stays)
+    kept = f"{100 * after.right:.1f}" if after.count else "-"
+    return [before.count, *(f"{100 * value:.1f}" for value in fractions), after.count, kept]
 
 
-def _threshold(name: str, floor: float, found: Separation) -> str:
-    right, wrong = (" ".join(f"{score:6.3f}" for score in scores) for scores in (found.right, found.wrong))
+def _separated(found: Separation) -> list[str]:
     area = "-" if found.area is None else f"{found.area:.3f}"
-    return f"{f'{name} >= {floor:g}':24}{area:>7}   {right:26}{wrong:26}".rstrip()
+    return [area, *(" ".join(f"{score:6.3f}" for score in scores) for scores in (found.right, found.wrong))]
 
 
 def draw_curves(results: Mapping[str, PairExamination], path: Path) -> None:
@@ -390,14 +383,8 @@ def draw_curves(results: Mapping[str, PairExamination], path: Path) -> None:
 
     Raises ConfigError without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("curves need matplotlib, which is missing; pip install matplotlib") from error
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot()
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
     for number, (name, result) in enumerate(results.items()):
         for which, label in enumerate(("all candidates", "after the filter")):
             places = [(float(p) + 0.5 / BINS, rates[which]) for p, rates in result.by_p.items() if rates[which].count]
@@ -413,7 +400,7 @@ def draw_curves(results: Mapping[str, PairExamination], path: Path) -> None:
     axes.set_ylim(top=101)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def pair_sheet(
@@ -430,7 +417,7 @@ def pair_sheet(
     counts = (rows // 2 * columns, (rows - rows // 2) * columns, columns)
     drawn = [pair for group, count in zip(groups, counts, strict=True) for pair in _some(group, count)]
     records = _records(store, {pair.key for pair in drawn})
-    return tiled([_cell(records[pair.key], pair, pair.key in chosen) for pair in drawn], columns)
+    return tiled([_shown(records[pair.key], pair, pair.key in chosen) for pair in drawn], columns)
 
 
 def _some(pairs: Sequence[JudgedPair], count: int) -> list[JudgedPair]:
@@ -443,7 +430,7 @@ def _records(store: PairStore, keys: set[str]) -> dict[str, PairRecord]:
     return {key: store[n] for key, n in sorted(places.items(), key=lambda item: item[1])}
 
 
-def _cell(record: PairRecord, pair: JudgedPair, kept: bool) -> Image.Image:
+def _shown(record: PairRecord, pair: JudgedPair, kept: bool) -> Image.Image:
     pictures = [open_image(record.original_image), open_image(record.edited_image)]
     verdict = f"{'RIGHT' if pair.right else 'WRONG'}, {'kept' if kept else 'rejected'}: {_fault(pair)}"
     return strip(pictures, [record.original_prompt, f"{record.edited_prompt}  [{verdict}]"], height=128)

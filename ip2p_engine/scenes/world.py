@@ -25,6 +25,7 @@ __all__ = [
     "WORLD_SIZE",
     "Scene",
     "all_scenes",
+    "halved",
     "object_mask",
     "render",
     "world_at_half_size",
@@ -100,6 +101,10 @@ class Scene:
         """The same scene with some attributes changed."""
         return replace(self, **changes)
 
+    def differs(self, other: Scene) -> list[str]:
+        """The names of the attributes that are others in another scene."""
+        return [name for name, value in vars(self).items() if getattr(other, name) != value]
+
 
 @lru_cache(maxsize=1)
 def all_scenes() -> tuple[Scene, ...]:
@@ -152,11 +157,12 @@ def world_at_half_size() -> np.ndarray:
 def _recoloured_at_half_size(layout: Scene) -> np.ndarray:
     backdrops, colours = _palette(layout.style)
     ground, body, line = _shares(layout)
-    fixed = _halved(backdrops * ground + GRAPHITE * line)
-    return ((fixed + colours * _halved(body)) / 255).astype(np.float32).reshape(-1, WORLD_SIZE // 2, WORLD_SIZE // 2, 3)
+    fixed = halved(backdrops * ground + GRAPHITE * line)
+    return ((fixed + colours * halved(body)) / 255).astype(np.float32).reshape(-1, WORLD_SIZE // 2, WORLD_SIZE // 2, 3)
 
 
-def _halved(pixels: np.ndarray) -> np.ndarray:
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels: (..., h, w, channels) to (..., h / 2, w / 2, channels)."""
     *batch, height, width, channels = pixels.shape
     return pixels.reshape(*batch, height // 2, 2, width // 2, 2, channels).mean(axis=(-4, -2))
 
