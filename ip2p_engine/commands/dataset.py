@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from .options import add_command, local_path, progress_bar
+from .options import add_command, add_reading_options, local_path, progress_bar, reading_of
 
 __all__ = ["add"]
+
+SHOWN, PAIRS_OF_A_SHEET = 20, 200
 
 
 def add(commands: Any) -> None:
@@ -19,7 +21,7 @@ def add(commands: Any) -> None:
     for name, run, summary in (
         ("info", _info, "say what is in a data set"),
         ("verify", _verify, "read everything and list the faults; exit code 1 if there are any"),
-        ("import", _import, "bring in the original layout, a CSV or JSON Lines file, or Parquet files of the hub"),
+        ("import", _import, "bring in a data set of any known layout, or a part of it"),
         ("export", _export, "write the original repository's layout"),
         ("sheet", _sheet, "write a contact sheet, one HTML file to sort and filter in any browser"),
         ("copy", _copy, "bring it to shared storage (s3://bucket/pairs ...) or back, or up to date there"),
@@ -32,9 +34,15 @@ def add(commands: Any) -> None:
         if name in ("import", "export", "sheet"):
             parser.add_argument("--out", type=local_path, required=True, help="where to write")
         if name == "sheet":
-            parser.add_argument("--limit", type=int, default=200, help="pairs, spread over the data set (default: 200)")
             parser.add_argument("--side", type=int, default=256, help="pixels of a shown picture (default: 256)")
+        if name in ("import", "verify", "sheet"):
+            add_reading_options(parser)
+        if name == "import":
+            parser.add_argument("--download", action="store_true", help="fetch pictures that are given as addresses")
+            parser.add_argument("--licence", metavar="NAME", help="of all pairs (default: as rows or data card say)")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    layouts = add_command(group, "layouts", _layouts, "print the layouts that are known, by their columns")
+    layouts.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -48,7 +56,7 @@ def _verify(options: argparse.Namespace) -> int:
     from ..data.tools import verify
 
     with progress_bar(0, "pairs") as bar:
-        verdict = verify(options.store, on_progress=bar)
+        verdict = verify(options.store, reading_of(options), on_progress=bar)
     state = "sound" if verdict.sound else f"{len(verdict.faults)} faults"
     lines = [f"{options.store}: {verdict.pairs:,} pairs, {state}, content {verdict.digest[:16]}", *verdict.faults]
     _print(options, {**asdict(verdict), "sound": verdict.sound}, "\n".join(lines))
@@ -58,9 +66,21 @@ def _verify(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> None:
     from ..data.tools import import_dataset
 
+    faults: list[str] = []
     with progress_bar(0, "pairs") as bar:
-        count = import_dataset(options.source, options.out, on_progress=bar)
-    _print(options, {"out": str(options.out), "new": count}, f"{options.out}: {count:,} new pairs")
+        reading = reading_of(options)
+        count = import_dataset(options.source, options.out, reading, on_progress=bar, on_fault=faults.append)
+    for fault in faults[:SHOWN]:
+        sys.stderr.write(f"left out: {fault}\n")
+    left = f", {len(faults):,} rows left out" if faults else ""
+    values = {"out": str(options.out), "new": count, "left_out": len(faults), "faults": faults[:SHOWN]}
+    _print(options, values, f"{options.out}: {count:,} new pairs{left}")
+
+
+def _layouts(options: argparse.Namespace) -> None:
+    from ..data.layouts import LAYOUTS, table_text
+
+    _print(options, [asdict(layout) for layout in LAYOUTS], table_text())
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -73,7 +93,8 @@ def _export(options: argparse.Namespace) -> None:
 def _sheet(options: argparse.Namespace) -> None:
     from ..data.sheet import sheet
 
-    count = sheet(options.store, options.out, limit=options.limit, side=options.side)
+    reading = replace(reading_of(options), limit=None)  # of a sheet it says how many are shown
+    count = sheet(options.store, options.out, reading, limit=options.limit or PAIRS_OF_A_SHEET, side=options.side)
     _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
 
 
@@ -87,5 +108,5 @@ def _copy(options: argparse.Namespace) -> None:
     _print(options, asdict(report), f"{public_name(options.target)}: {megabytes}")
 
 
-def _print(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:
+def _print(options: argparse.Namespace, values: Any, text: str) -> None:
     sys.stdout.write((json.dumps(values) if options.json else text) + "\n")

@@ -22,12 +22,14 @@ __all__ = [
     "add_command",
     "add_guidance_options",
     "add_model_options",
+    "add_reading_options",
     "check_limits",
     "check_positive",
     "edit_config",
     "load_editor",
     "local_path",
     "progress_bar",
+    "reading_of",
     "stop_signals",
     "torch_dtype",
 ]
@@ -116,6 +118,31 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="default: the checkpoint's recommendation")
     parser.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
     parser.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Which part of a data set is read, and how; its layout is recognised by its columns."""
+    group = parser.add_argument_group("what is read of a data set (any layout: ip2p dataset layouts)")
+    columns = ("PICTURE", "TEXT", "EDITED")
+    group.add_argument("--columns", nargs=3, metavar=columns, help="where the names of its columns say too little")
+    group.add_argument("--split", metavar="NAME", help="default: train, or the only one there is")
+    group.add_argument("--limit", type=int, metavar="N", help="N rows at most")
+    group.add_argument("--where", metavar="CONDITION", help="rows that meet it: \"o_score >= 8 and edit_type != 'x'\"")
+    group.add_argument(
+        "--inverses", action="store_const", const=True, help="rows with an edit that leads back are two pairs"
+    )
+    group.add_argument(
+        "--pictures-from", metavar="FOLDER", help="what paths in a table are relative to, and stay below"
+    )
+
+
+def reading_of(options: argparse.Namespace) -> Any:
+    from ..data.reading import Reading
+
+    names = ("split", "limit", "where", "inverses", "pictures_from", "download", "licence")
+    given = {name: getattr(options, name, None) for name in names}
+    columns = tuple(options.columns) if options.columns else None
+    return Reading(columns=columns, **{name: value for name, value in given.items() if value is not None})
 
 
 def load_editor(options: argparse.Namespace) -> Any:

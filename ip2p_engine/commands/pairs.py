@@ -272,10 +272,10 @@ def add_filter(commands: Any) -> None:
 
 
 def _filter(options: argparse.Namespace) -> None:
-    from ..data.store import PairStore
+    from ..data.reading import open_pairs
     from ..factory.refilter import clip_of, refilter
 
-    pairs = PairStore(options.store)
+    pairs = open_pairs(options.store)
     config = thresholds(options, options.clip or clip_of(pairs))
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..hooks import Hooks, OnProgress
-from .options import Several, add_command, local_path, stop_signals
+from .options import Several, add_command, add_reading_options, local_path, stop_signals
 
 __all__ = ["add", "training_bars"]
 
 PRESET_NAMES = ("paper", "one-gpu", "lora", "sd2", "sdxl", "cosxl", "embedded")
 STOPPED = 130
+READING = ("columns", "split", "limit", "where", "inverses", "pictures_from")
 WHOLE = ("steps", "batch_size", "micro_batch", "resolution", "workers", "save_every", "validate_every", "seed")
 FLAGS = ("hold_out_test", "cache", "streaming", "buckets", "gradient_checkpointing", "compile")
 EXAMPLES = """examples:
@@ -45,8 +46,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--learning-rate", type=float, metavar="X")
     parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "muon"))
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--columns", nargs=3, metavar=("PICTURE", "TEXT", "EDITED"), help="of a foreign data set")
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
+    add_reading_options(parser)
     for flag in FLAGS:
         parser.add_argument(f"--{flag.replace('_', '-')}", action=argparse.BooleanOptionalAction)
     parser.add_argument(
@@ -95,7 +96,7 @@ def _config(options: argparse.Namespace) -> Any:
     from ..config import from_mapping
     from ..train.config import PRESETS, TrainConfig, read_config
 
-    names = (*WHOLE, "learning_rate", "optimizer", "precision", "columns", "lora_rank", *FLAGS)
+    names = (*WHOLE, "learning_rate", "optimizer", "precision", *READING, "lora_rank", *FLAGS)
     values = PRESETS[options.preset]
     values = read_config(options.config, values) if options.config else values
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

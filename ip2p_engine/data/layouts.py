@@ -1,226 +1,299 @@
-"""Foreign layouts of edit data sets, in and out: the original repository's folders, and lists of triplets.
-
-The original layout (``dataset_creation/`` of the authors' code): one folder a caption pair, ``0000012/prompt.json``
-with input (or caption), edit and output; ``{seed}_0.jpg`` before and ``{seed}_1.jpg`` after; ``metadata.jsonl`` with
-a line of scores a seed; above them ``seeds.json``, [[folder, [seed, ...]], ...].
-"""
+"""Published layouts of edit data, by the names of their columns: which column is which part of a pair."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from PIL import Image
-
 from ..errors import DatasetError
-from ..files import csv_rows, disk_errors, json_lines, read_json, whole_file, write_json
-from ..images import open_image
-from .store import IMAGE_COLUMNS, PairRecord
+from .record import SCORES
 
-__all__ = ["is_original", "listing", "named", "read_original", "read_triplets", "write_original"]
+__all__ = ["LAYOUTS", "Layout", "cell", "is_picture", "layout_of", "table_text"]
+
+CLIP = {"clip_sim_source": "sim_0", "clip_sim_target": "sim_1"}
+CLIP |= {"clip_sim_dir": "sim_direction", "clip_sim_image": "sim_image"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the parts of a pair stand; a name with dots reaches into lists and JSON, such as ``json.edit``."""
+
+    name: str
+    before: str
+    instruction: str | tuple[str, ...]
+    """One column, of a text or a list of texts; or several, each another way to say the edit."""
+    after: str
+    caption: str = ""
+    edited_caption: str = ""
+    inverse: str = ""
+    """The instruction that leads back."""
+    mask: str = ""
+    kind: str = ""
+    session: str = ""
+    licence: str = ""
+    key: str = ""
+    paraphrases: str = ""
+    own_scores: str = ""
+    """Numbers by name in one column."""
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    """{their column: seed, p, cfg or one of SCORES}."""
+    scores: tuple[str, ...] = ()
+    without: str = ""
+    """Rows that have a value here are of another task."""
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return (self.instruction,) if isinstance(self.instruction, str) else self.instruction
+
+    def fits(self, names: Sequence[str]) -> bool:
+        """Whether a table with these columns can be read so."""
+        return all(_there(name, names) for name in (self.before, self.after, *self.instructions))
+
+    def columns(self) -> list[str]:
+        """The columns, as far as the layout knows them, without what leads into them."""
+        parts = (getattr(self, name) for name in list(NAMES)[3:])
+        every = (self.before, *self.instructions, self.after, *parts, self.without, *self.numbers, *self.scores)
+        return [name for name in dict.fromkeys(every) if name]
+
+
+LAYOUTS = (
+    Layout(
+        name="timbrooks/instructpix2pix-clip-filtered",
+        before="original_image",
+        instruction="edit_prompt",
+        after="edited_image",
+        caption="original_prompt",
+        edited_caption="edited_prompt",
+    ),
+    Layout(
+        name="osunlp/MagicBrush",
+        before="source_img",
+        instruction="instruction",
+        after="target_img",
+        mask="mask_img",
+        session="img_id",
+        caption="source_global_caption",
+        edited_caption="target_global_caption",
+    ),
+    Layout(
+        name="UCSC-VLAA/HQ-Edit",
+        before="input_image",
+        instruction="edit",
+        after="output_image",
+        caption="input",
+        edited_caption="output",
+        inverse="inverse_edit",
+    ),
+    Layout(
+        name="BleachNick/UltraEdit",
+        before="source_image",
+        instruction="edit_prompt",
+        after="edited_image",
+        caption="source_caption",
+        edited_caption="target_caption",
+        mask="mask_image",
+        scores=("dinov2_sim", "ssim"),
+    ),
+    Layout(
+        name="TIGER-Lab/OmniEdit-Filtered-1.2M",
+        before="src_img",
+        instruction="edited_prompt_list",
+        after="edited_img",
+        kind="task",
+        scores=("sc_score_1", "sc_score_2", "pq_score", "o_score"),
+    ),
+    Layout(
+        name="Bin1117/AnyEdit",
+        before="image_file",
+        instruction="edit_instruction",
+        after="edited_file",
+        caption="input",
+        edited_caption="output",
+        kind="edit_type",
+        without="visual_input",
+    ),
+    Layout(name="AILab-CVC/SEED-Data-Edit", before="source_image", instruction="instruction", after="target_image"),
+    Layout(
+        name="apple/pico-banana-400k",
+        before="local_input_image",
+        instruction="text",
+        after="output_image",
+        kind="edit_type",
+    ),
+    Layout(
+        name="apple/pico-banana-400k (addresses)",
+        before="open_image_input_url",
+        instruction="text",
+        after="output_image",
+        kind="edit_type",
+    ),
+    Layout(
+        name="paint-by-inpaint/PIPE",
+        before="source_img",
+        after="target_img",
+        instruction=("Instruction_VLM-LLM", "Instruction_Class", "Instruction_Ref_Dataset"),
+    ),
+    Layout(
+        name="fusing/instructpix2pix-1000-samples",
+        before="input_image",
+        instruction="edit_prompt",
+        after="edited_image",
+    ),
+    Layout(
+        name="chat (ImgEdit, GPT-Image-Edit)", before="image.0", instruction="conversations.0.value", after="image.-1"
+    ),
+    Layout(name="musubi-tuner", before="control_path", instruction="caption", after="image_path"),
+    Layout(name="musubi-tuner (numbered)", before="control_path_0", instruction="caption", after="image_path"),
+    Layout(name="webdataset", before="source.jpg", instruction="json.edit", after="target.jpg"),
+    Layout(name="folder pairs", before="control", instruction="txt", after="target"),
+)
+"""The first that fits is taken; where none does, NAMES decide, and they find the parts that a layout does not name."""
 
 NAMES = {
-    "original_prompt": ("original_prompt", "caption", "input", "original_caption"),
-    "edit_prompt": ("edit_prompt", "instruction", "edit"),
-    "edited_prompt": ("edited_prompt", "edited_caption", "output"),
-    "original_image": ("original_image", "source_image", "source", "input_image"),
-    "edited_image": ("edited_image", "target_image", "target"),
+    "before": "original_image source_image source_img src_img src_image input_image input_img before_image "
+    "image_before before image_file control_image control_path control_path_0 conditioning_image local_input_image "
+    "open_image_input_url source original control input source.jpg source.png source.webp input.jpg input.png "
+    "original.jpg original.png before.jpg before.png",
+    "after": "edited_image target_image target_img edited_img tgt_img output_image output_img after_image image_after "
+    "after edited_file image_path target edited output image target.jpg target.png target.webp output.jpg output.png "
+    "edited.jpg edited.png after.jpg after.png",
+    "instruction": "edit_prompt edit_instruction instruction edit editing_prompt edit_text instructions prompt "
+    "edited_prompt_list text caption json.edit json.edit_prompt json.instruction json.prompt edit.txt "
+    "instruction.txt prompt.txt txt",
+    "caption": "original_prompt source_caption original_caption source_prompt caption input json.input "
+    "json.original_prompt",
+    "edited_caption": "edited_prompt target_caption edited_caption target_prompt output json.output json.edited_prompt",
+    "inverse": "inverse_edit inverse_instruction inverse_prompt",
+    "mask": "mask mask_img mask_image mask_file mask.png",
+    "kind": "kind edit_type task task_type edit_kind",
+    "session": "session session_id",
+    "licence": "licence license",
+    "key": "key",
+    "paraphrases": "paraphrases",
+    "own_scores": "scores",
 }
-METADATA = {
-    "p": "p2p_threshold",
-    "cfg": "cfg_scale",
-    "sim_0": "clip_sim_0",
-    "sim_1": "clip_sim_1",
-    "sim_image": "clip_sim_image",
-    "sim_direction": "clip_sim_dir",
-}
-CAPTION_FOLDER = re.compile(r"[0-9]{7}")
-KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
+"""Each part's names in the field, the likeliest first; a column that one part has taken is no other's."""
+NUMBERS = CLIP | {name: name for name in ("seed", "p", "cfg", *SCORES)}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
+PICTURE_PARTS = ("before", "after", "mask")
 
 
-def is_original(folder: Path) -> bool:
-    """Whether a folder is laid out as the original repository's."""
-    return (folder / "seeds.json").exists() or any(folder.glob("*/prompt.json"))
+def layout_of(
+    names: Sequence[str], sample: Sequence[Mapping[str, Any]], columns: Sequence[str] | None, place: str
+) -> Layout:
+    """The layout of a table by its columns and its first rows; ``columns`` name picture, instruction, edited picture.
 
-
-def read_original(folder: Path) -> Iterator[PairRecord]:
-    """The pairs of an original data set, pictures byte for byte; with or without seeds.json and metadata.jsonl.
-
-    Raises DatasetError for a file that is missing or broken.
+    Raises DatasetError where nothing fits, with what is there.
     """
-    for name, seeds in listing(folder):
-        place = folder / name
-        prompt = read_json(place / "prompt.json", DatasetError)
-        texts: dict[str, Any] = {column: named(prompt, column, place / "prompt.json") for column in list(NAMES)[:3]}
-        log = place / "metadata.jsonl"
-        metadata = {str(row.get("seed")): row for row in json_lines(log, DatasetError)} if log.exists() else {}
-        for seed in seeds:
-            row = metadata.get(seed, {})
-            scores: dict[str, Any] = {column: _number(row, theirs, log) for column, theirs in METADATA.items()}
-            before, after = (_picture(place / f"{seed}_{n}.jpg") for n in (0, 1))
-            key, number = f"{name}/{seed}", _seed({"seed": seed}, place)
-            yield PairRecord(original_image=before, edited_image=after, seed=number, key=key, **texts, **scores)
-
-
-def listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, seeds) as seeds.json lists them, or else as the files are there."""
-    path = folder / "seeds.json"
-    if path.exists():
-        rows = read_json(path, DatasetError)
-        try:
-            found = [(str(name), [str(int(seed)) for seed in seeds]) for name, seeds in rows]
-        except (TypeError, ValueError) as error:
-            raise DatasetError(f"{path} is no list of [folder, [seeds]]; remove it to go by the files") from error
-        for name, _ in found:
-            if Path(name).name != name:
-                raise DatasetError(f"{path} names {name!r}, which is no folder beside it; correct it")
-        yield from found
-        return
-    for prompt in sorted(folder.glob("*/prompt.json")):
-        seeds = sorted(before.name.removesuffix("_0.jpg") for before in prompt.parent.glob("*_0.jpg"))
-        yield prompt.parent.name, [seed for seed in seeds if seed.isdecimal()]
-
-
-def named(row: Any, column: str, place: Any) -> str:
-    """The value of a column under any of its names in the field; raises DatasetError if it has none."""
-    if not isinstance(row, Mapping):
-        raise DatasetError(
-            f"{place} is no JSON object; give one with {', '.join(names[0] for names in NAMES.values())}"
-        )
-    for name in NAMES[column]:
-        if isinstance(row.get(name), str):
-            return row[name]
-    raise DatasetError(f"{place} has no {' or '.join(NAMES[column])}, only {', '.join(map(str, row))}; add it")
-
-
-def read_triplets(path: Path) -> Iterator[PairRecord]:
-    """The pairs of a CSV or JSON Lines file: paths of two pictures, beside it or absolute, and an instruction.
-
-    Captions, seed and scores are optional. Raises DatasetError for a row that lacks the rest.
-    """
-    for number, row in enumerate(_rows(path)):
-        place = f"{path}, row {number + 1},"
-        pictures: dict[str, Any] = {
-            column: _picture(path.parent / named(row, column, place)) for column in list(NAMES)[3:]
-        }
-        texts: dict[str, Any] = {column: _optional(row, column) for column in ("original_prompt", "edited_prompt")}
-        texts["edit_prompt"] = named(row, "edit_prompt", place)
-        texts["seed"] = _seed(row, place)
-        scores: dict[str, Any] = {column: _number(row, column, place) for column in METADATA}
-        yield PairRecord(**pictures, **texts, **scores, key=str(row.get("key") or f"{path.stem}/{number}"))
-
-
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.suffix.lower() == ".csv":
-        yield from csv_rows(path, DatasetError)
-    else:
-        yield from json_lines(path, DatasetError)
-
-
-def _optional(row: Mapping[str, Any], column: str) -> str:
-    return next((str(row[name]) for name in NAMES[column] if row.get(name)), "")
-
-
-def _number(row: Mapping[str, Any], column: str, place: Any) -> float | None:
-    value: Any = row.get(column)
-    try:
-        number = None if value in (None, "") else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if number is not None and not math.isfinite(number):
-        raise DatasetError(f"{place} has the {column} {value!r}; give a number, or leave it out")
-    return number
-
-
-def _seed(row: Mapping[str, Any], place: Any) -> int | None:
-    value: Any = row.get("seed")
-    if value in (None, ""):
-        return None
-    try:
-        seed = int(str(value).removesuffix(".0"))  # spreadsheets write 12 as 12.0
-    except ValueError:
-        seed = 2**63
-    if not -(2**63) <= seed < 2**63:
-        raise DatasetError(f"{place} has the seed {value!r}; give a whole number below 2**63, or leave it out")
-    return seed
-
-
-def _picture(path: Path) -> bytes:
-    """The file as it is, if it is a picture in a format of the store, else as PNG."""
-    if "\0" in str(path):
-        raise DatasetError(f"{str(path)!r} is no path, since it holds a NUL; correct it")
-    with disk_errors(path, "read", DatasetError):
-        data = path.read_bytes()
-    return data if _format(data, path) in KEPT_FORMATS else _encoded(data, "PNG", str(path))
-
-
-def _format(data: bytes, name: Any) -> str | None:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.format
-    except Exception as error:  # as in images.open_image: decoders raise nearly every class
-        raise DatasetError(f"{name} is no picture; restore it, or leave the pair out") from error
-
-
-def _encoded(data: bytes, kind: str, name: str) -> bytes:
-    stream = io.BytesIO()
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
-    open_image(data, name=name).save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def write_original(pairs: Iterable[PairRecord], folder: Path) -> int:
-    """Write pairs as the original repository does, JPEGs byte for byte, others at quality 100; returns their number.
-
-    A key such as 0000012/34 names the folder; other pairs are gathered by their texts, in the order of appearance.
-    seeds.json comes last, so a folder without it is unfinished. Raises DatasetError if the folder is not empty.
-    """
-    numbers: dict[Any, str] = {}
-    seeds: dict[str, list[str]] = {}
-    with disk_errors(folder, "written", DatasetError, "free some space and export to a new folder"):
-        if folder.exists() and any(folder.iterdir()):
-            raise DatasetError(f"{folder} is not empty; export to a new folder")
-        for pair in pairs:
-            name = _caption_folder(pair, numbers)
-            if name not in seeds:
-                seeds[name] = []
-                _begin(folder / name, pair)
-            seed = str(len(seeds[name]) if pair.seed is None else pair.seed)
-            if seed in seeds[name]:
+    if columns is not None:
+        for column in columns:
+            if not _there(column, names):
                 raise DatasetError(
-                    f"{folder / name} would get seed {seed} twice (pair {pair.key!r}); give each its own"
+                    f"{place} has the columns {_listed(names)} and no {column!r}; name three with columns"
                 )
-            _write_pair(folder / name, seed, pair)
-            seeds[name].append(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "seeds.json", sorted([name, sorted(of)] for name, of in seeds.items()))
-    return sum(map(len, seeds.values()))
+        before, instruction, after = columns
+        same = (one for one in LAYOUTS if (one.before, one.instruction, one.after) == (before, instruction, after))
+        found = next(same, None) or Layout(name="columns", before=before, instruction=instruction, after=after)
+        return _filled(found, names, sample)
+    fitting = next((layout for layout in LAYOUTS if layout.fits(names)), None)
+    return _filled(fitting or _by_names(names, sample, place), names, sample)
 
 
-def _caption_folder(pair: PairRecord, numbers: dict[Any, str]) -> str:
-    prefix = pair.key.rpartition("/")[0]
-    if CAPTION_FOLDER.fullmatch(prefix):
-        return prefix
-    return numbers.setdefault((pair.original_prompt, pair.edit_prompt, pair.edited_prompt), f"{len(numbers):07d}")
+def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: str) -> Layout:
+    found: dict[str, Any] = {}
+    for part in ("before", "after", "instruction"):
+        taken = _named(part, names, sample, list(found.values()))
+        if not taken:
+            what = {"before": "the picture before", "after": "the picture after", "instruction": "the instruction"}[
+                part
+            ]
+            said = f"{place} has the columns {_listed(names)}, of which none is known for {what}"
+            raise DatasetError(f"{said}; name picture, instruction and edited picture with columns")
+        found[part] = taken
+    return Layout(name="by the names of its columns", **found)
 
 
-def _begin(place: Path, pair: PairRecord) -> None:
-    place.mkdir(parents=True)
-    prompt = {"input": pair.original_prompt, "edit": pair.edit_prompt, "output": pair.edited_prompt}
-    # Both names, since the authors' generator asks for one and their published file has the other.
-    (place / "prompt.json").write_text(json.dumps({**prompt, "caption": pair.original_prompt}), encoding="utf-8")
+def _filled(layout: Layout, names: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> Layout:
+    """With the parts that are there under their names, and without those that are not."""
+    parts: dict[str, Any] = {}
+    used = [layout.before, layout.after, *layout.instructions]
+    for part in list(NAMES)[3:]:
+        own = getattr(layout, part)
+        parts[part] = own if own and _there(own, names) else _named(part, names, sample, [*used, *parts.values()])
+    scores = layout.scores or tuple(name for name in names if "score" in name and _is_number(_first(sample, name)))
+    return replace(
+        layout,
+        **parts,
+        without=layout.without if _there(layout.without, names) else "",
+        numbers={theirs: ours for theirs, ours in NUMBERS.items() if theirs in names},
+        scores=tuple(name for name in scores if name in names),
+    )
 
 
-def _write_pair(place: Path, seed: str, pair: PairRecord) -> None:
-    for n, column in enumerate(IMAGE_COLUMNS):
-        data, name = getattr(pair, column), f"the {column} of pair {pair.key or f'{place.name}/{seed}'}"
-        with whole_file(place / f"{seed}_{n}.jpg") as stream:
-            stream.write(data if _format(data, name) == "JPEG" else _encoded(data, "JPEG", name))
-    row = {"seed": int(seed), **{theirs: getattr(pair, column) for column, theirs in METADATA.items()}}
-    with (place / "metadata.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
+def _named(part: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]], taken: Sequence[str]) -> str:
+    """The first of a part's names that is there and holds what belongs there; empty if none does."""
+    for name in NAMES[part].split():
+        if name in taken or not _there(name, names):
+            continue
+        value = _first(sample, name)
+        if value is None and name not in names:
+            continue
+        if value is None or part == "own_scores" or is_picture(value) == (part in PICTURE_PARTS):
+            return name
+    return ""
+
+
+def _there(name: str, names: Sequence[str]) -> bool:
+    return bool(name) and bool({name, name.partition(".")[0]} & set(names))
+
+
+def _first(sample: Sequence[Mapping[str, Any]], name: str) -> Any:
+    return next((value for value in (cell(row, name) for row in sample) if value is not None), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value can be a picture: bytes, the hub's form, a decoded one, a path or address, or one in a list."""
+    if isinstance(value, list | tuple):
+        return len(value) == 1 and is_picture(value[0])
+    if isinstance(value, str):
+        return value.startswith(("http://", "https://")) or value.lower().endswith(SUFFIXES)
+    if isinstance(value, Mapping):
+        return {"bytes", "path"} <= set(value)
+    return not isinstance(value, bool | int | float)
+
+
+def table_text() -> str:
+    """The table of layouts for people, in Markdown."""
+    head = ["layout", "picture", "instruction", "edited picture", "also read"]
+    rows = [head, ["---"] * len(head)]
+    for one in LAYOUTS:
+        named = (*one.instructions, one.before, one.after)
+        others = [name for name in (*one.columns(), *one.scores) if name not in named]
+        cells = [one.before, " or ".join(one.instructions), one.after, ", ".join(dict.fromkeys(others))]
+        rows.append([one.name, *(f"`{cell}`" if cell and " " not in cell else cell for cell in cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """A row's value; dots lead into objects by name and into lists by number. None where nothing is there."""
+    if not name or name in row:
+        return row.get(name)
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and part.lstrip("-").isdecimal() and -len(value) <= int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, names[:30]))[:600]
+    return shown + (" ..." if len(names) > 30 else "")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import secrets
+from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,14 +17,18 @@ from PIL import Image
 from ..errors import ConfigError, DatasetError
 from ..files import disk_errors, whole_file
 from ..images import open_image
-from .store import SCORES, PairRecord, PairStore
+from .reading import Pairs, Reading, open_pairs
+from .record import SCORES, PairRecord
 
 __all__ = ["sheet"]
 
+log = logging.getLogger(__name__)
 NUMBERS = (*SCORES, "p", "cfg", "seed")
 
 
-def sheet(folder: Path | str, out: Path | str, *, limit: int = 200, side: int = 256) -> int:
+def sheet(
+    folder: Path | str, out: Path | str, reading: Reading | None = None, *, limit: int = 200, side: int = 256
+) -> int:
     """Write the sheet of up to ``limit`` pairs, spread evenly over the data set; returns how many it shows.
 
     Pictures are shown at most ``side`` pixels wide and high, about 20 kB each. Raises ConfigError, DatasetError.
@@ -30,14 +36,16 @@ def sheet(folder: Path | str, out: Path | str, *, limit: int = 200, side: int = 
     for name, value in (("limit", limit), ("side", side)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; give a whole number of at least 1")
-    pairs, out = PairStore(folder), Path(out)
+    pairs, out = open_pairs(folder, reading), Path(out)
     count = min(limit, len(pairs))
     if not count:
         raise DatasetError(f"{folder} has no pairs yet; a sheet needs at least one")
-    shown = [(index, pairs[index]) for index in (n * len(pairs) // count for n in range(count))]
+    shown = list(_readable(pairs, (n * len(pairs) // count for n in range(count))))
+    if not shown:
+        raise DatasetError(f"{folder} has no pair that can be shown; look with ip2p dataset verify")
     page = Template(files(__package__).joinpath("sheet.html").read_text(encoding="utf-8")).substitute(
         nonce=secrets.token_urlsafe(16),
-        title=escape(f"{Path(folder).resolve().name}: {count} of {len(pairs):,} pairs"),
+        title=escape(f"{Path(folder).resolve().name}: {len(shown)} of {len(pairs):,} pairs"),
         options="".join(f'<option value="{name}">{name}</option>' for name in _sort_names(shown)),
         thresholds="\n".join(map(_threshold, _present(shown, SCORES))),
         cards="\n".join(_card(index, pair, side) for index, pair in shown),
@@ -46,7 +54,15 @@ def sheet(folder: Path | str, out: Path | str, *, limit: int = 200, side: int = 
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as stream:
             stream.write(page.encode())
-    return count
+    return len(shown)
+
+
+def _readable(pairs: Pairs, indices: Iterable[int]) -> Iterator[tuple[int, PairRecord]]:
+    for index in indices:
+        try:
+            yield index, pairs[index]
+        except DatasetError as error:
+            log.warning("left out: %s", error)
 
 
 def _present(shown: list[tuple[int, PairRecord]], names: tuple[str, ...]) -> list[str]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +21,6 @@ from ..errors import ConfigError, DatasetError
 from ..files import (
     NO_JSON,
     TEMPORARY,
-    check_file,
     disk_errors,
     is_locked,
     locked,
@@ -32,6 +29,7 @@ from ..files import (
     whole_file,
     write_json,
 )
+from .parquet import ParquetFiles, pyarrow_modules, reading, schema_of
 from .record import CHECKS, COLUMNS, IMAGE_COLUMNS, OPTIONAL, PICTURES, SCORES, PairRecord
 
 __all__ = ["IMAGE_COLUMNS", "MANIFEST", "SCHEMA_VERSION", "SCORES", "PairRecord", "PairStore", "PairWriter"]
@@ -91,7 +89,7 @@ class PairWriter:
 
     def __enter__(self) -> PairWriter:
         """Lock the partition; raises DatasetError if it has a writer, or the folder holds another run's pairs."""
-        _pyarrow()
+        pyarrow_modules()
         with disk_errors(self.folder, "written", DatasetError):
             self.folder.mkdir(parents=True, exist_ok=True)
         with self._open:
@@ -207,7 +205,7 @@ class PairWriter:
             raise DatasetError(f"{self._data} has lost {lost[0]}; restore it from a copy, or write to a new folder")
         self._keys = store.keys()
         if store.shards:
-            self._columns = tuple(name for name in COLUMNS if name in _schema_of(store.shards[0]).names)
+            self._columns = tuple(name for name in COLUMNS if name in schema_of(store.shards[0]).names)
         shards = sorted(self._data.glob(f"train-{self._name}-*.parquet"))
         if not shards:
             return
@@ -230,9 +228,13 @@ class PairStore(Sequence[PairRecord]):
             raise DatasetError(f"{folder} is no folder; give the folder of a data set")
         inside = self.folder / DATA
         found = sorted((inside if inside.is_dir() else self.folder).glob("[!.]*.parquet"))
-        self.shards = list(found if shards is None else shards)
-        self._ends = list(accumulate(map(_row_count, self.shards)))
-        self._latest: tuple[Path, int, Any] | None = None
+        self._files = ParquetFiles(found if shards is None else shards)
+        self.shards = self._files.paths
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a writer of ours made the rows; the hub's have no keys."""
+        return not self.shards or "key" in schema_of(self.shards[0]).names
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -240,7 +242,7 @@ class PairStore(Sequence[PairRecord]):
         return read_manifest(self.folder)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._files)
 
     def __getitem__(self, index: Any) -> Any:
         """One pair, or a list for a slice; raises IndexError beyond the end."""
@@ -248,9 +250,8 @@ class PairStore(Sequence[PairRecord]):
             return [self[n] for n in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
-        index %= len(self)
-        shard = bisect_right(self._ends, index)
-        return self._read_row(shard, index - (self._ends[shard - 1] if shard else 0))
+        path, row, values = self._files.row(index % len(self))
+        return _record(values, path, row)
 
     def __iter__(self) -> Iterator[PairRecord]:
         for found in self.outcomes():
@@ -260,16 +261,8 @@ class PairStore(Sequence[PairRecord]):
 
     def outcomes(self) -> Iterator[PairRecord | DatasetError]:
         """Every row in order; in place of a row that is no pair, or of what a broken shard still had, what is wrong."""
-        _, parquet = _pyarrow()
-        for path in self.shards:
-            done = 0
-            try:
-                with _reading(path), parquet.ParquetFile(path) as file:
-                    for batch in file.iter_batches(ROWS_PER_GROUP, use_threads=False):
-                        yield from (_outcome(row, path, n) for n, row in enumerate(batch.to_pylist(), start=done + 1))
-                        done += batch.num_rows
-            except DatasetError as error:
-                yield error
+        for path, row, values in self._files.rows():
+            yield values if isinstance(values, DatasetError) else _outcome(values, path, row)
 
     def lost(self) -> list[str]:
         """The names of shards that must have been there, since later ones of their partition are."""
@@ -289,10 +282,10 @@ class PairStore(Sequence[PairRecord]):
             if name not in known:
                 raise ConfigError(f"column {name!r} cannot be listed; choose among {', '.join(known)}")
         wanted = list(names or known)
-        _, parquet = _pyarrow()
+        _, parquet = pyarrow_modules()
         result: dict[str, list[Any]] = {name: [] for name in wanted}
         for path in self.shards:
-            with _reading(path), parquet.ParquetFile(path) as file:
+            with reading(path), parquet.ParquetFile(path) as file:
                 table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
             for name in wanted:
                 there = name in table.column_names
@@ -302,38 +295,6 @@ class PairStore(Sequence[PairRecord]):
     def keys(self) -> set[str]:
         """The keys of all pairs."""
         return set(self.columns("key")["key"]) - {None, ""}
-
-    def _read_row(self, shard: int, row: int) -> PairRecord:
-        """The row group that was read last is kept, for those who read in order or in blocks."""
-        path = self.shards[shard]
-        latest = self._latest
-        if latest is None or latest[0] != path or not 0 <= row - latest[1] < latest[2].num_rows:
-            latest = self._latest = (path, *_read_group(path, row))
-        return _record(latest[2].slice(row - latest[1], 1).to_pylist()[0], path, row + 1)
-
-
-def _row_count(path: Path) -> int:
-    _, parquet = _pyarrow()
-    check_file(path, DatasetError)
-    with _reading(path):
-        return parquet.read_metadata(path).num_rows
-
-
-def _schema_of(path: Path) -> Any:
-    _, parquet = _pyarrow()
-    with _reading(path):
-        return parquet.read_schema(path)
-
-
-def _read_group(path: Path, row: int) -> tuple[int, Any]:
-    """The row group that holds a row, and the number of its first row."""
-    _, parquet = _pyarrow()
-    with _reading(path), parquet.ParquetFile(path, memory_map=True) as file:
-        sizes = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
-        ends = list(accumulate(sizes))
-        group = bisect_right(ends, row)
-        # One thread, so that a process forked from this one may read too.
-        return (ends[group - 1] if group else 0), file.read_row_group(group, use_threads=False)
 
 
 def _outcome(row: dict[str, Any], path: Path, number: int) -> PairRecord | DatasetError:
@@ -409,7 +370,7 @@ def _difference(theirs: Any, mine: Any, name: str) -> str:
 
 
 def _write_shard(stream: Any, records: Sequence[PairRecord], names: Sequence[str] = COLUMNS) -> None:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow_modules()
     columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in records] for name in names}
     for name in AS_JSON:
         if name in names:
@@ -443,23 +404,3 @@ def _schema(arrow: Any, names: Sequence[str]) -> Any:
     }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return arrow.schema(list(types.items()), metadata=metadata)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Arrow's errors are OSError for broken files, and ValueError for broken content."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        advice = "restore it from a copy, or delete it and run the same command again"
-        raise DatasetError(f"{path} is no whole Parquet file ({reason}); {advice}") from error
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("data sets need pyarrow, which is missing; pip install pyarrow") from error
-    return pyarrow, pyarrow.parquet

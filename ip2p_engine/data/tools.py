@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import json
 import logging
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from PIL import Image
 
 from ..errors import ConfigError, DatasetError
 from ..files import TEMPORARY
-from .layouts import is_original, read_original, read_triplets, write_original
+from .export import write_original
 from .ledger import pair_key, read_candidates
+from .reading import ForeignPairs, Pairs, Reading, open_pairs
 from .record import OPTIONAL, SCORES, PairRecord
 from .store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 
@@ -26,6 +29,8 @@ __all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info",
 
 OnProgress = Callable[[int, int], None]
 MAX_FAULTS = 100
+MOST_FAULTS = 1000
+FREE = ("limit", "download", "pictures_from")
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +65,7 @@ class DatasetInfo:
 
 def info(folder: Path | str) -> DatasetInfo:
     """What is in a data set, without reading all pictures. Raises DatasetError."""
-    pairs = PairStore(folder)
+    pairs = open_pairs(folder)
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *SCORES)
     texts = set(zip(*(columns[name] for name in ("original_prompt", "edit_prompt", "edited_prompt")), strict=True))
     sizes = Counter(_size(pairs, n) for n in range(0, len(pairs), max(1, len(pairs) // 10)))
@@ -77,7 +82,7 @@ def info(folder: Path | str) -> DatasetInfo:
     )
 
 
-def _size(pairs: PairStore, row: int) -> str:
+def _size(pairs: Pairs, row: int) -> str:
     try:
         with Image.open(io.BytesIO(pairs[row].original_image)) as picture:
             return f"{picture.width}x{picture.height} {picture.format}"
@@ -108,17 +113,17 @@ class Verdict:
         return not self.faults
 
 
-def verify(folder: Path | str, *, on_progress: OnProgress | None = None) -> Verdict:
+def verify(folder: Path | str, reading: Reading | None = None, *, on_progress: OnProgress | None = None) -> Verdict:
     """Read everything: every shard whole, every picture decodes, pairs match in size, keys once, scores in range.
 
     Raises DatasetError only where there is no data set at all, or a shard's footer is broken.
     """
     # The ledger first: a writer at work brings pictures to the disk before their line.
     named, faults = _named_by_ledger(Path(folder))
-    pairs, digests = PairStore(folder), []
+    pairs, digests = open_pairs(folder, reading), []
     if (Path(folder) / MANIFEST).exists():
         faults += _caught(lambda: pairs.manifest)
-    else:
+    elif isinstance(pairs, PairStore) and pairs.is_ours:
         faults.append(f"{folder} has no {MANIFEST}; import it to give it one")
     faults += [f"{path} is left of a killed writer; it goes when writing goes on" for path in _leftovers(Path(folder))]
     faults += [f"{name} is lost; restore it from a copy" for name in pairs.lost()]
@@ -193,48 +198,58 @@ def _digest(pair: PairRecord) -> tuple[str, bytes]:
 
 
 def import_dataset(
-    source: Path | str, out: Path | str, *, rows_per_shard: int = ROWS_PER_SHARD, on_progress: OnProgress | None = None
+    source: Path | str,
+    out: Path | str,
+    reading: Reading | None = None,
+    *,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    on_progress: OnProgress | None = None,
+    on_fault: Callable[[str], None] | None = None,
 ) -> int:
-    """Bring a foreign data set into a store: the original layout, a CSV or JSON Lines file, or Parquet of the hub.
+    """Bring a data set of any known layout into a store (``reading.open_pairs``), or a part of it.
 
-    What the store has already is skipped, so a stopped import goes on. Returns the number of new pairs.
-    Raises DatasetError.
+    ``on_fault`` hears of every row that cannot be used, which is passed over. What the store has already is skipped, so
+    a stopped import goes on. Returns the number of new pairs. Raises DatasetError, also where no row can be used.
     """
-    source = Path(source)
-    layout, pairs = _reader(source)
-    manifest = {"config": {"imported": str(source), "layout": layout}}
-    count = 0
+    reading = reading or Reading()
+    pairs = open_pairs(source, reading, streaming=True)
+    manifest = {"config": {"imported": str(source), "layout": _format_name(pairs), **_chosen(reading)}}
+    count, seen, faults, said = 0, set[str](), 0, ""
     with PairWriter(out, manifest=manifest, rows_per_shard=rows_per_shard) as writer:
         done = writer.done_keys()
-        for pair in pairs:
+        for number, pair in enumerate(map(_keyed, pairs.outcomes(), itertools.count())):
+            if isinstance(pair, PairRecord) and pair.key in seen:
+                pair = DatasetError(f"{source}, row {number + 1}: another row has its key {pair.key!r}")
+            if isinstance(pair, DatasetError):
+                faults, said = faults + 1, str(pair)
+                (on_fault or log.warning)(said)
+                if faults == number + 1 >= MOST_FAULTS:
+                    raise DatasetError(f"none of the first {faults} rows of {source} can be used; the last: {said}")
+                continue
+            seen.add(pair.key)
             if pair.key not in done:
                 writer.write(pair)
                 count += 1
             if on_progress is not None:
                 on_progress(count, count)
+    if faults and not seen:
+        raise DatasetError(f"no row of {source} can be used; the last: {said}")
     return count
 
 
-def _reader(source: Path) -> tuple[str, Iterator[PairRecord]]:
-    if source.is_dir() and is_original(source):
-        return "original", read_original(source)
-    if source.is_file() and source.suffix.lower() in (".csv", ".jsonl"):
-        return "triplets", read_triplets(source)
-    if source.is_dir() and any(source.rglob("*.parquet")):
-        return "parquet", _with_keys(_parquet_folder(source))
-    kinds = "a folder of the original layout (0000000/prompt.json), a .csv or .jsonl file, or a folder of Parquet files"
-    raise DatasetError(f"{source} is no known layout; give {kinds}")
+def _format_name(pairs: Pairs) -> str:
+    """As manifests of 0.1 have it."""
+    return pairs.table.kind if isinstance(pairs, ForeignPairs) else "parquet"
 
 
-def _parquet_folder(source: Path) -> PairStore:
-    """The pairs of a folder; some of the hub's keep their files deeper, such as in default/train."""
-    pairs = PairStore(source)
-    return pairs if pairs.shards else PairStore(source, shards=sorted(source.rglob("[!.]*.parquet")))
+def _chosen(reading: Reading) -> dict[str, Any]:
+    """What of a reading makes other pairs; a limit only makes more or fewer."""
+    values = {name: value for name, value in asdict(reading).items() if value and name not in FREE}
+    return {"reading": json.loads(json.dumps(values, default=str))} if values else {}
 
 
-def _with_keys(pairs: PairStore) -> Iterator[PairRecord]:
-    for number, pair in enumerate(pairs):
-        yield pair if pair.key else replace(pair, key=f"row/{number}")
+def _keyed(pair: PairRecord | DatasetError, number: int) -> PairRecord | DatasetError:
+    return replace(pair, key=f"row/{number}") if isinstance(pair, PairRecord) and not pair.key else pair
 
 
 def export_dataset(folder: Path | str, out: Path | str, *, layout: str = "original") -> int:

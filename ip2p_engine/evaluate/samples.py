@@ -10,7 +10,8 @@ from typing import overload
 from PIL import Image
 
 from ..captions.edits import in_test_split
-from ..data.store import PairRecord, PairStore
+from ..data.reading import open_pairs
+from ..data.record import PairRecord
 from ..errors import ConfigError, DatasetError
 from ..images import fit, open_image, plan_size
 
@@ -46,7 +47,7 @@ class StoreSamples(Sequence[Sample]):
             raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
         if count is not None and count < 1:
             raise ConfigError(f"{count} samples were asked for; give a whole number of at least 1")
-        self._store, self._seed = PairStore(folder), seed
+        self._store, self._seed = open_pairs(folder), seed
         columns = self._store.columns("original_prompt", "edited_prompt")
         captions = columns["original_prompt"]
         rows = [n for n, text in enumerate(captions) if split == "all" or in_test_split(text or "")]

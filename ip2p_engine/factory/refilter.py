@@ -14,7 +14,9 @@ from PIL import Image
 from ..clip.filter import MEASURES, FilterConfig, FilterReport, PairScores, filter_candidates
 from ..clip.similarity import ClipSimilarity, rounded
 from ..data.ledger import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
-from ..data.store import IMAGE_COLUMNS, MANIFEST, PairRecord, PairStore, PairWriter
+from ..data.reading import Pairs, open_pairs
+from ..data.record import IMAGE_COLUMNS, PairRecord
+from ..data.store import MANIFEST, PairWriter
 from ..errors import DatasetError
 from ..images import open_image
 
@@ -63,7 +65,7 @@ def refilter(
     ``clip``; without a ledger, a caption pair is what has the same texts. A stopped call goes on. Raises DatasetError
     for pairs without scores, and for an ``out`` that holds something else.
     """
-    pairs = PairStore(folder)
+    pairs = open_pairs(folder)
     by_ledger = scores is None and has_candidates(folder)
     judged = _by_ledger(pairs, config) if by_ledger else _by_rows(pairs, scores, config)
     there = set(_names(pairs))
@@ -77,13 +79,13 @@ def refilter(
     return RefilterReport(filtered=judged.report, missing=tuple(sorted(judged.wanted - there)))
 
 
-def clip_of(pairs: PairStore) -> str:
+def clip_of(pairs: Pairs) -> str:
     """The CLIP that took the scores of a data set; empty where its manifest does not say. Raises DatasetError."""
     config = _config_of(pairs)
     return _rescored_by(config) or _part(config, "factory").get("clip", "")
 
 
-def _config_of(pairs: PairStore) -> dict[str, Any]:
+def _config_of(pairs: Pairs) -> dict[str, Any]:
     return dict(_part(pairs.manifest, "config")) if (pairs.folder / MANIFEST).exists() else {}
 
 
@@ -98,15 +100,13 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-def rescored(
-    pairs: PairStore, scorer: ClipSimilarity, *, on_progress: OnProgress | None = None
-) -> dict[str, PairScores]:
+def rescored(pairs: Pairs, scorer: ClipSimilarity, *, on_progress: OnProgress | None = None) -> dict[str, PairScores]:
     """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
     found: dict[str, PairScores] = {}
     bare = sum(not (text or "").strip() for text in pairs.columns("original_prompt")["original_prompt"])
     if bare:
         log.warning("%d of %d pairs have no captions; of their scores only sim_image means anything", bare, len(pairs))
-    for batch in _batches(enumerate(pairs)):
+    for batch in _batches(_numbered(pairs)):
         before, after = ([_opened(pair, n, name) for n, pair in batch] for name in IMAGE_COLUMNS)
         captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
         scores = scorer.score(before, after, captions, edited)
@@ -127,7 +127,7 @@ class _Judged:
     """The caption pairs that the ledger had; a writer at work may add more."""
 
 
-def _by_ledger(pairs: PairStore, config: FilterConfig) -> _Judged:
+def _by_ledger(pairs: Pairs, config: FilterConfig) -> _Judged:
     """Line by line: the ledger of a large data set does not fit into memory."""
     wanted: set[str] = set()
     captions, total = set(), filter_candidates([], config).report
@@ -139,7 +139,7 @@ def _by_ledger(pairs: PairStore, config: FilterConfig) -> _Judged:
     return _Judged(report=total, wanted=wanted, captions=captions)
 
 
-def _by_rows(pairs: PairStore, scores: Mapping[str, PairScores] | None, config: FilterConfig) -> _Judged:
+def _by_rows(pairs: Pairs, scores: Mapping[str, PairScores] | None, config: FilterConfig) -> _Judged:
     if not len(pairs):
         raise DatasetError(f"{pairs.folder} has no pairs to filter; give the folder of a data set")
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
@@ -153,7 +153,7 @@ def _by_rows(pairs: PairStore, scores: Mapping[str, PairScores] | None, config: 
     return _Judged(report=_sum((result.report for _, result in results), config), wanted=wanted)
 
 
-def _score_of(pairs: PairStore, columns: Mapping[str, list[Any]], number: int) -> PairScores:
+def _score_of(pairs: Pairs, columns: Mapping[str, list[Any]], number: int) -> PairScores:
     values = {name: columns[name][number] for name in MEASURES}
     if None in values.values():
         raise DatasetError(f"pair {number + 1} of {pairs.folder} has no scores; take them with --clip NAME")
@@ -161,14 +161,14 @@ def _score_of(pairs: PairStore, columns: Mapping[str, list[Any]], number: int) -
 
 
 def _copy(
-    pairs: PairStore,
+    pairs: Pairs,
     wanted: set[str],
     scores: Mapping[str, PairScores],
     writer: PairWriter,
     on_progress: OnProgress | None,
 ) -> None:
     done = writer.done_keys()
-    for number, pair in enumerate(pairs):
+    for number, pair in _numbered(pairs):
         name = _name(pair.key, number)
         if name in wanted and name not in done:
             writer.write(_with_scores(replace(pair, key=name), scores.get(name)))
@@ -176,13 +176,20 @@ def _copy(
             on_progress(number + 1, len(pairs))
 
 
+def _numbered(pairs: Pairs) -> Iterator[tuple[int, PairRecord]]:
+    """(number, pair); what cannot be used is named and passed over."""
+    for number, pair in enumerate(pairs.outcomes()):
+        if isinstance(pair, DatasetError):
+            log.warning("left out: %s", pair)
+        else:
+            yield number, pair
+
+
 def _with_scores(pair: PairRecord, scores: PairScores | None) -> PairRecord:
     return pair if scores is None else replace(pair, **asdict(scores))
 
 
-def _copy_lines(
-    pairs: PairStore, captions: set[int], config: FilterConfig, there: set[str], writer: PairWriter
-) -> None:
+def _copy_lines(pairs: Pairs, captions: set[int], config: FilterConfig, there: set[str], writer: PairWriter) -> None:
     """The ledger goes along, so that the new data set can be filtered again; the pictures first, as always."""
     if not captions:
         return
@@ -198,7 +205,7 @@ def _pictured(row: CaptionCandidates, there: set[str]) -> tuple[int, ...]:
     return tuple(seed for seed in row.kept if pair_key(row.caption, seed) in there)
 
 
-def _names(pairs: PairStore) -> list[str]:
+def _names(pairs: Pairs) -> list[str]:
     return [_name(key, number) for number, key in enumerate(pairs.columns("key")["key"])]
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .config import PRESETS, TrainConfig, preset
     from .loop import train
     from .progress import Progress, TrainResult
+    from .sources import Example, Rows
 
-__all__ = ["PRESETS", "Progress", "TrainConfig", "TrainResult", "preset", "train"]
+__all__ = ["PRESETS", "Example", "Progress", "Rows", "TrainConfig", "TrainResult", "preset", "train"]
 
 HOMES = {
     "PRESETS": "config",
@@ -22,6 +23,8 @@ HOMES = {
     "preset": "config",
     "Progress": "progress",
     "TrainResult": "progress",
+    "Rows": "sources",
+    "Example": "sources",
 }
 
 

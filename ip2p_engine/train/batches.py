@@ -19,7 +19,7 @@ from .order import Order, Place
 from .randomness import Draws, draw, stream
 from .sources import Example, open_pair
 
-__all__ = ["Batch", "PictureReader", "Reader", "Sample", "Share", "batches", "outlive_signals"]
+__all__ = ["Batch", "PictureReader", "Reader", "Sample", "Share", "batches", "drawn_instruction", "outlive_signals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ class PictureReader:
         self._source, self._config = source, config
 
     def read(self, candidate: Any, place: Place) -> Sample:
-        pair = open_pair(candidate if isinstance(candidate, Example) else self._source[candidate % len(self._source)])
+        example = candidate if isinstance(candidate, Example) else self._source[candidate % len(self._source)]
+        pair = open_pair(example, drawn_instruction(example, self._config.seed, place.step, place.position))
         generator = stream(self._config.seed, "crop", place.step, place.position)
         crop = draw_crop(pair.original.size, place.size, self._config, generator)
         pixels = crop_pair((pair.original, pair.edited), crop)
@@ -106,6 +107,13 @@ class PictureReader:
 
     def latent_shape(self, place: Place) -> tuple[int, int, int]:
         return (4, place.size[1] // 8, place.size[0] // 8)
+
+
+def drawn_instruction(example: Example, *seed: Any) -> int:
+    """Which of an example's instructions is taken; it follows from the example's place."""
+    if not isinstance(example.instruction, tuple):
+        return 0
+    return int(torch.randint(2**31, (), generator=stream(seed[0], "instruction", *seed[1:])))
 
 
 def batches(reader: Reader, order: Order, config: TrainConfig, share: Share, first: int) -> Iterator[Batch]:

@@ -63,7 +63,7 @@ TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
     "resize": (2, (int,), "two whole numbers of pixels"),
     "betas": (2, (int, float), "two numbers from 0 to below 1"),
 }
-FLAGS = ("hold_out_test", "streaming", "buckets", "gradient_checkpointing", "compile", "cache")
+FLAGS = ("hold_out_test", "inverses", "streaming", "buckets", "gradient_checkpointing", "compile", "cache")
 
 # A config's field is never None: what is not given is filled in when it is made.
 NOT_GIVEN: Any = None
@@ -74,9 +74,18 @@ class TrainConfig:
     """A run; the defaults are the paper's recipe (Brooks et al. 2023, section 3.2 and appendix A)."""
 
     columns: tuple[str, str, str] = ("original_image", "edit_prompt", "edited_image")
-    """Names of picture, instruction and edited picture in a foreign data set; a dot reaches into a JSON column."""
+    """Names of picture, instruction and edited picture in a foreign data set; a dot reaches into a JSON column.
+    The default goes by the names that the field uses (docs/datasets.md)."""
     split: str = "train"
-    """Of a hub data set."""
+    """Of a foreign data set; where there is one alone it is that one."""
+    limit: int | None = None
+    """Train on so many rows at most, of those that ``where`` lets through."""
+    where: str | None = None
+    """Train on rows that meet a condition on their columns, such as ``o_score >= 8 and edit_type != 'style'``."""
+    inverses: bool = False
+    """Rows with an instruction that leads back are two pairs."""
+    pictures_from: str | None = None
+    """The folder that paths in a table are relative to, and may not leave; None: the table's own."""
     hold_out_test: bool = False
     """Leave out the test split of a store, on which ``ip2p evaluate`` measures (``captions.edits.in_test_split``)."""
     streaming: bool = False
@@ -168,7 +177,7 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 words = ", ".join(str(word) for word in known)
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {words}")
-        for name, least in (("micro_batch", 1), ("lora_alpha", 0)):
+        for name, least in (("micro_batch", 1), ("limit", 1), ("lora_alpha", 0)):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), least, None)
         self._check_together()

@@ -21,7 +21,7 @@ from ..networks.conditioning import TextEmbedding, encode_text
 from ..networks.digest import digest_of_network
 from ..networks.model import Model
 from .augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
-from .batches import Batch, Sample, Share, outlive_signals
+from .batches import Batch, Sample, Share, drawn_instruction, outlive_signals
 from .config import TrainConfig
 from .order import Place
 from .randomness import stream
@@ -195,7 +195,8 @@ class _Crops(Dataset):
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         try:
             example = self._source[row]
-            pair, size = open_pair(example), self._shapes[nearest_shape(size_of(example), self._shapes)]
+            pair = open_pair(example, drawn_instruction(example, self._config.seed, row))
+            size = self._shapes[nearest_shape(size_of(example), self._shapes)]
         except DatasetError as error:
             return row, str(error)
         draws = (stream(self._config.seed, "cached crop", row, n) for n in range(self._config.variants))

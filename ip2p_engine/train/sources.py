@@ -1,10 +1,10 @@
-"""Where training pairs come from: our store, the original layout, or whatever the ``datasets`` library opens."""
+"""Where training pairs come from: any layout that ``data.reading`` knows, or rows that someone hands over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +12,13 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..captions.edits import in_test_split
-from ..data.layouts import is_original, listing, named
-from ..data.store import PairRecord, PairStore
+from ..data.formats import HubTable, library_errors, open_hub
+from ..data.layouts import is_picture
+from ..data.reading import STORE_COLUMNS, Example, ForeignPairs, Reading, Rows, open_pairs, store_identity
+from ..data.record import PairRecord
+from ..data.store import PairStore
+from ..data.tables import ListTable
 from ..errors import ConfigError, DatasetError, IP2PError
-from ..files import digest_of_files, read_json
 from ..images import Size, open_image, upright_size
 from .config import TrainConfig
 
@@ -33,18 +36,12 @@ __all__ = [
 ]
 
 SAME_ASPECT = 0.02
-STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
+SAMPLED = 16
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One pair as it is stored: pictures encoded or decoded, not yet looked at."""
-
-    name: str
-    original: Any
-    instruction: Any
-    edited: Any
+TAKEN = (
+    "a data set's folder, file or name, PairRecords, (before, after, instruction) in tuples or objects, a data set of "
+    "torch or of the datasets library, or Rows"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +54,6 @@ class Pair:
     edited: Image.Image
 
 
-class Rows(Protocol):
-    """Pairs that are read by number."""
-
-    identity: str
-    """What the rows are: equal for equal data, wherever it lies."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int, /) -> Example:
-        """Raises DatasetError, naming the row, where it cannot be read."""
-        ...
-
-
 class Stream(Protocol):
     """Pairs that are read in their own order, shuffled within a buffer."""
 
@@ -78,12 +62,13 @@ class Stream(Protocol):
     def epoch(self, seed: int) -> Iterator[Example]: ...
 
 
-def open_source(data: str | Path | Sequence[PairRecord] | Rows, config: TrainConfig) -> Any:
-    """Open a store, an original data set, or a hub data set, folder or file with the config's three columns.
+def open_source(data: Any, config: TrainConfig) -> Any:
+    """Open a data set of any known layout, or take rows that are handed over.
 
-    Pairs may also be given as a sequence. Returns Rows, or with ``config.streaming`` a Stream. Raises DatasetError
-    where there is nothing to train on, and ConfigError if a test split is to be held out that nothing names, or what
-    is read by number is to be streamed.
+    These may be PairRecords, tuples (before, after, instruction), objects with the field's column names, a Dataset of
+    torch with such items, one of the ``datasets`` library, or ``Rows``. Returns Rows, or with ``config.streaming`` a
+    Stream. Raises DatasetError where there is nothing to train on, and ConfigError if a test split is to be held out
+    that nothing names, what is read by number is to be streamed, or the data are something else.
     """
     source = _opened(data, config)
     if config.streaming and hasattr(source, "__len__"):
@@ -102,7 +87,7 @@ def name_of(data: Any) -> str:
 
 def measured_rows(source: Rows | Stream) -> list[int]:
     """Rows of the test split, on which ``ip2p evaluate`` measures; none where there are no captions to tell."""
-    if not isinstance(source, _StoreRows):
+    if not isinstance(source, _StoreRows | _ForeignRows):
         return []
     return [row for row, caption in enumerate(source.captions()) if in_test_split(caption)]
 
@@ -115,27 +100,32 @@ def _held_out(source: Rows | Stream, data: Any) -> Rows:
     return Chosen(source, [row for row, caption in enumerate(captions) if not in_test_split(caption)])
 
 
-def open_pair(example: Example) -> Pair:
-    """Decode and check an example; raises DatasetError, naming it, for what cannot be trained on."""
-    if not isinstance(example.instruction, str):
-        raise DatasetError(f"{example.name}: the instruction is {type(example.instruction).__name__}; give a text")
-    if not example.instruction.strip():
+def open_pair(example: Example, draw: int = 0) -> Pair:
+    """Decode and check an example; of several instructions ``draw`` picks one.
+
+    Raises DatasetError, naming the example, for what cannot be trained on.
+    """
+    said = example.instruction
+    said = said[draw % len(said)] if isinstance(said, tuple) and said else said
+    if not isinstance(said, str):
+        raise DatasetError(f"{example.name}: the instruction is {type(said).__name__}; give a text")
+    if not said.strip():
         raise DatasetError(f"{example.name}: the instruction is empty; give a text")
     try:
-        original, edited = open_image(_encoded(example.original)), open_image(_encoded(example.edited))
+        original, edited = (open_image(_decoded(picture)) for picture in (example.original, example.edited))
     except IP2PError as error:
         raise DatasetError(f"{example.name}: {error}") from error
     aspects = [picture.width / picture.height for picture in (original, edited)]
     if abs(aspects[0] / aspects[1] - 1) > SAME_ASPECT:
         sizes = f"{original.width} x {original.height} and {edited.width} x {edited.height}"
         raise DatasetError(f"{example.name}: the pictures are {sizes}; give pairs of one aspect")
-    return Pair(name=example.name, original=original, instruction=example.instruction, edited=edited)
+    return Pair(name=example.name, original=original, instruction=said, edited=edited)
 
 
 def size_of(example: Example) -> Size:
     """Of the picture before the edit, by its header; raises DatasetError, naming the example."""
     try:
-        return upright_size(_encoded(example.original))
+        return upright_size(_decoded(example.original))
     except IP2PError as error:
         raise DatasetError(f"{example.name}: {error}") from error
 
@@ -143,34 +133,32 @@ def size_of(example: Example) -> Size:
 def _opened(data: Any, config: TrainConfig) -> Any:
     if isinstance(data, PairStore):
         data = data.folder
-    if not isinstance(data, str | Path):
-        return data if hasattr(data, "identity") else _StoreRows(data, _identity(data))
-    path = Path(data).expanduser()
-    if path.is_dir() and is_original(path):
-        return _OriginalRows(path)
-    if config.columns == STORE_COLUMNS and _is_store(path):
-        store = PairStore(path)
-        return _StoreRows(store, repr([(shard.name, shard.stat().st_size) for shard in store.shards]))
-    return _from_hub(path if path.exists() else str(data), config)
+    if isinstance(data, str | Path):
+        return _stream(data, config) if _is_streamed(data, config) else _rows_of(open_pairs(data, _reading(config)))
+    if isinstance(data, ForeignPairs):
+        return _rows_of(data)
+    if hasattr(data, "identity") and hasattr(data, "__getitem__"):
+        return data
+    if hasattr(data, "column_names"):  # the datasets library's
+        return _from_library(data, config)
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, bytes | Mapping):
+        raise ConfigError(f"data is {type(data).__name__}; give {TAKEN}")
+    if len(data) and isinstance(data[0], PairRecord):
+        return _StoreRows(data, _identity(data))
+    if len(data) and isinstance(data[0], Mapping):
+        table = ListTable(data, f"the {type(data).__name__}", None)
+        return _ForeignRows(ForeignPairs(Path(), table, _reading(config)))
+    return _Handed(data)
 
 
-def _is_store(path: Path) -> bool:
-    """Parquet at the store's place, with the store's columns; or none yet, and the store's manifest."""
-    if not path.is_dir():
-        return False
-    store = PairStore(path)
-    if not store.shards:
-        return _has_manifest(store)
-    import pyarrow.parquet
-
-    return set(STORE_COLUMNS) <= set(pyarrow.parquet.read_schema(store.shards[0]).names)
+def _reading(config: TrainConfig) -> Reading:
+    columns = None if config.columns == STORE_COLUMNS else config.columns
+    names = ("limit", "where", "inverses", "pictures_from")
+    return Reading(columns=columns, split=config.split, **{name: getattr(config, name) for name in names})
 
 
-def _has_manifest(store: PairStore) -> bool:
-    try:
-        return bool(store.manifest)
-    except DatasetError:
-        return False
+def _rows_of(pairs: Any) -> Any:
+    return _StoreRows(pairs, store_identity(pairs)) if isinstance(pairs, PairStore) else _ForeignRows(pairs)
 
 
 def _identity(pairs: Sequence[PairRecord]) -> str:
@@ -189,14 +177,138 @@ class _StoreRows:
 
     def __getitem__(self, row: int) -> Example:
         pair = self._pairs[row]
+        said = (pair.edit_prompt, *pair.paraphrases) if pair.paraphrases else pair.edit_prompt
         name = f"pair {pair.key or row}"
-        return Example(name=name, original=pair.original_image, instruction=pair.edit_prompt, edited=pair.edited_image)
+        return Example(name=name, original=pair.original_image, instruction=said, edited=pair.edited_image)
 
     def captions(self) -> list[str]:
         """Of the pictures before the edit; empty where unknown."""
         if isinstance(self._pairs, PairStore):
             return [caption or "" for caption in self._pairs.columns("original_prompt")["original_prompt"]]
         return [pair.original_prompt for pair in self._pairs]
+
+
+class _ForeignRows:
+    """A foreign layout's; pictures are opened when a row is trained on."""
+
+    def __init__(self, pairs: ForeignPairs) -> None:
+        self._pairs = pairs
+
+    @cached_property
+    def identity(self) -> str:
+        return _sampled_identity(self) if self._pairs.table.home is None else self._pairs.identity
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, row: int) -> Example:
+        return self._pairs.example(row)
+
+    def captions(self) -> list[str]:
+        return [caption or "" for caption in self._pairs.columns("original_prompt")["original_prompt"]]
+
+
+class _Handed:
+    """Tuples (before, after, instruction) that others' code hands over."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self._refuse_other()
+        self.identity = _sampled_identity(self)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Example:
+        try:
+            item = self._rows[row]
+        except Exception as error:  # someone else's code
+            raise DatasetError(f"row {row}: it cannot be read ({error!r:.200}); leave it out") from error
+        before, after, said = self._parts(item, row)
+        said = tuple(said) if isinstance(said, list) else said
+        return Example(name=f"row {row}", original=before, instruction=said, edited=after)
+
+    def _parts(self, item: Any, row: int) -> tuple[Any, Any, Any]:
+        if not isinstance(item, tuple | list) or len(item) != 3:
+            raise DatasetError(
+                f"row {row}: it is {type(item).__name__}; give (before, after, instruction) or an object"
+            )
+        before, after, said = item
+        if isinstance(after, str) and not is_picture(after) and not (isinstance(said, str) and not is_picture(said)):
+            after, said = said, after  # in the order of our columns
+        return before, after, said
+
+    def _refuse_other(self) -> None:
+        """Rows of another form would only be left out one by one."""
+        try:
+            if len(self):
+                self[0]
+        except DatasetError as error:
+            raise ConfigError(f"data is {type(self._rows).__name__} and {error}; data may be {TAKEN}") from error
+
+
+def _from_library(data: Any, config: TrainConfig) -> Any:
+    pairs = ForeignPairs(Path(), HubTable(data, f"the {type(data).__name__}"), _reading(config))
+    if hasattr(data, "__len__") and not config.streaming:
+        return _ForeignRows(pairs)
+    if hasattr(data, "__len__"):
+        data = data.to_iterable_dataset()
+    return _HubStream(HubTable(data, pairs.table.place).dataset, pairs, config)
+
+
+def _is_streamed(data: str | Path, config: TrainConfig) -> bool:
+    """Folders that only we read are not."""
+    if not config.streaming:
+        return False
+    pairs = open_pairs(data, _reading(config), streaming=True)
+    return isinstance(pairs, ForeignPairs) and pairs.table.kind in ("hub", "parquet", "triplets", "tar")
+
+
+def _stream(data: str | Path, config: TrainConfig) -> _HubStream:
+    """Whatever the ``datasets`` library opens, in its own order."""
+    pairs = open_pairs(data, _reading(config), streaming=True)
+    if config.where or config.limit or config.inverses:
+        raise ConfigError("a stream is read as it is; import the part with where, limit or inverses first")
+    path = Path(data).expanduser()
+    if isinstance(pairs, ForeignPairs) and isinstance(pairs.table, HubTable):
+        found = pairs.table.dataset
+        found = found.to_iterable_dataset() if hasattr(found, "to_iterable_dataset") else found
+    elif path.is_file():
+        found = open_hub(BUILDERS[path.suffix.lower()], config.split, streaming=True, data_files=str(path))
+    else:
+        found = open_hub(str(path), config.split, streaming=True)
+    return _HubStream(HubTable(found, str(path)).dataset, pairs, config)
+
+
+class _HubStream:
+    def __init__(self, rows: Any, pairs: Any, config: TrainConfig) -> None:
+        self._rows, self._pairs, self.identity = rows, pairs, pairs.identity
+        self._buffer = config.shuffle_buffer
+
+    def epoch(self, seed: int) -> Iterator[Example]:
+        shuffled = self._rows.shuffle(seed=seed, buffer_size=self._buffer)
+        with library_errors("the stream broke off", "check the data set and run the same command again"):
+            # Plain iteration would give each of DataLoader's workers other shards; iter() gives all of them everything.
+            for number, batch in enumerate(shuffled.iter(batch_size=1)):
+                row = {name: values[0] for name, values in batch.items()}
+                name = f"row {number} of the stream"
+                try:
+                    yield self._pairs.example_of(row, name)
+                except DatasetError as error:
+                    wrong = error.__cause__ or error
+                    yield Example(name=name, original=wrong, instruction="?", edited=wrong)
+
+
+def _sampled_identity(rows: Any) -> str:
+    """Of some rows, since others' code may take long for each."""
+    content = blake2b(f"{len(rows)}".encode(), digest_size=16)
+    for row in range(0, len(rows), -(-len(rows) // SAMPLED) or 1):
+        try:
+            example = rows[row]
+            content.update(repr(example.instruction).encode() + open_image(_decoded(example.edited)).tobytes())
+        except IP2PError:
+            content.update(b"broken")
+    return content.hexdigest()
 
 
 class Chosen:
@@ -213,147 +325,29 @@ class Chosen:
         return self._rows[self._numbers[row]]
 
 
-class _OriginalRows:
-    """The authors' folders; each pair of a caption is a row of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._places = [(name, seed) for name, seeds in listing(folder) for seed in seeds]
-        files = [f"{name}/prompt.json" for name in dict.fromkeys(name for name, _ in self._places)]
-        files += [f"{name}/{seed}_1.jpg" for name, seed in self._places]
-        self.identity = f"{len(self._places)} pairs {digest_of_files(folder, files)}"
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, row: int) -> Example:
-        name, seed = self._places[row]
-        place = self._folder / name
-        instruction = named(read_json(place / "prompt.json", DatasetError), "edit_prompt", place / "prompt.json")
-        before, after = (str(place / f"{seed}_{n}.jpg") for n in (0, 1))
-        return Example(name=f"{name}/{seed}", original=before, instruction=instruction, edited=after)
-
-
-def _from_hub(data: Path | str, config: TrainConfig) -> Any:
-    datasets = _datasets()
-    options: dict[str, Any] = {"split": config.split, "streaming": config.streaming}
-    with _library_errors(f"{data} cannot be opened as a data set", "check its name and layout"):
-        if isinstance(data, Path) and data.is_file():
-            kind = BUILDERS.get(data.suffix.lower())
-            if kind is None:
-                raise DatasetError(f"{data} ends in {data.suffix!r}; give {', '.join(BUILDERS)} or a folder")
-            found = datasets.load_dataset(kind, data_files=str(data), **options)
-        elif isinstance(data, Path) and (data / "state.json").is_file():
-            found = datasets.load_from_disk(str(data))
-        else:
-            found = datasets.load_dataset(str(data), **options)
-    _check_columns(found, data, config)
-    identity = _hub_identity(found, data)
-    if config.streaming:
-        found = found.to_iterable_dataset() if hasattr(found, "to_iterable_dataset") else found
-    home = data.parent if isinstance(data, Path) and data.is_file() else Path(str(data))
-    rows = _HubStream if config.streaming else _HubRows
-    return rows(_undecoded(found, datasets), config, home, identity)
-
-
-@contextmanager
-def _library_errors(what: str, advice: str) -> Iterator[None]:
-    """The datasets library raises many classes, of other libraries too."""
-    try:
-        yield
-    except IP2PError:
-        raise
-    except Exception as error:
-        raise DatasetError(f"{what} ({' '.join(str(error).split())[:300]}); {advice}") from error
-
-
-def _hub_identity(found: Any, data: Path | str) -> str:
-    """Of files what is in them; the library's fingerprint tells what was saved by it or came from the hub."""
-    if isinstance(data, Path) and not (data / "state.json").is_file():
-        if data.is_file():
-            return f"{data.name} {digest_of_files(data.parent, [data.name])}"
-        inside = (path.relative_to(data) for path in data.rglob("*") if path.is_file())
-        names = sorted(path.as_posix() for path in inside if not any(part.startswith(".") for part in path.parts))
-        return f"{len(names)} files {digest_of_files(data, names)}"
-    name = "" if isinstance(data, Path) else f"{data} "
-    return f"{name}{getattr(found, '_fingerprint', '')}"
-
-
-def _check_columns(found: Any, data: Any, config: TrainConfig) -> None:
-    names = found.column_names
-    for column in config.columns:
-        if names is not None and not {column, column.partition(".")[0]} & set(names):
-            raise DatasetError(f"{data} has the columns {', '.join(names)} and no {column!r}; name three with columns")
-
-
-def _undecoded(found: Any, datasets: Any) -> Any:
-    """Pictures stay encoded, so that a broken one breaks only its own row."""
-    for name, feature in (found.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            found = found.cast_column(name, datasets.Image(decode=False))
-    return found
-
-
-class _HubRows:
-    def __init__(self, rows: Any, config: TrainConfig, home: Path, identity: str) -> None:
-        self._rows, self._columns, self._home, self.identity = rows, config.columns, home, identity
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> Example:
-        with _library_errors(f"row {row} cannot be read", "restore it, or leave it out"):
-            return _example(self._rows[row], self._columns, self._home, f"row {row}")
-
-
-class _HubStream:
-    def __init__(self, rows: Any, config: TrainConfig, home: Path, identity: str) -> None:
-        self._rows, self._columns, self._home, self.identity = rows, config.columns, home, identity
-        self._buffer = config.shuffle_buffer
-
-    def epoch(self, seed: int) -> Iterator[Example]:
-        shuffled = self._rows.shuffle(seed=seed, buffer_size=self._buffer)
-        with _library_errors("the stream broke off", "check the data set and run the same command again"):
-            # Plain iteration would give each of DataLoader's workers other shards; iter() gives all of them everything.
-            for number, batch in enumerate(shuffled.iter(batch_size=1)):
-                row = {name: values[0] for name, values in batch.items()}
-                yield _example(row, self._columns, self._home, f"row {number} of the stream")
-
-
-def _example(row: dict[str, Any], columns: tuple[str, str, str], home: Path, name: str) -> Example:
-    original, instruction, edited = (_cell(row, column) for column in columns)
-    return Example(name=name, original=_placed(original, home), instruction=instruction, edited=_placed(edited, home))
-
-
-def _cell(row: Any, column: str) -> Any:
-    value: Any = row
-    for part in [column] if column in row else column.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _placed(picture: Any, home: Path) -> Any:
-    """A path beside the data set as a path from here; all else as it is."""
-    try:
-        return str(home / picture) if isinstance(picture, str) and (home / picture).is_file() else picture
-    except OSError:  # no name that a file could have
-        return picture
-
-
-def _encoded(value: Any) -> Any:
-    """What open_image takes, of the forms that data sets have pictures in."""
-    if isinstance(value, dict):
+def _decoded(value: Any) -> Any:
+    """What open_image takes, of the forms that pictures are handed over in; raises what came in place of one."""
+    if isinstance(value, DatasetError):
+        raise value
+    if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if value is None:
         raise DatasetError("a picture is missing")
-    return value
+    if isinstance(value, str | Path | bytes | Image.Image):
+        return value
+    return _from_array(value)
 
 
-def _datasets() -> Any:
+def _from_array(value: Any) -> Image.Image:
+    """Of numpy's and torch's: (height, width, 3) or (3, height, width), whole numbers to 255 or floats from 0 to 1."""
+    import numpy as np
+
     try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(
-            "foreign data sets need the datasets library, which is missing; pip install datasets"
-        ) from error
-    return datasets
+        pixels = np.asarray(value)
+        if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] != 3:
+            pixels = pixels.transpose(1, 2, 0)
+        if np.issubdtype(pixels.dtype, np.floating):
+            pixels = (pixels.clip(0, 1) * 255).round()
+        return Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DatasetError(f"a picture is {type(value).__name__}; give a path, bytes, pixels or a picture") from error

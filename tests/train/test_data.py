@@ -161,7 +161,7 @@ def test_a_column_that_is_missing_is_named(folder):
 
 
 def test_no_data_set(tmp_path):
-    with pytest.raises(DatasetError, match="cannot be opened as a data set"):
+    with pytest.raises(DatasetError, match="is no known layout; give a folder of"):
         open_source(tmp_path, TrainConfig())
     (tmp_path / "notes.md").write_text("?")
     with pytest.raises(DatasetError, match="ends in '.md'"):
@@ -441,3 +441,81 @@ class Numbered:
 def test_validation_is_spread_over_the_data(count, broken, rows):
     chosen = ValidationSet(Numbered(broken), replace(SMALL, validation_count=count))
     assert "".join(pair.name for pair in chosen.pairs) == rows
+
+
+# Rows that are handed over
+
+
+class Handed(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self._rows = rows
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, row):
+        return self._rows[row]
+
+
+@pytest.fixture
+def handed(records):
+    """The same pairs as other programs hold them."""
+    import datasets
+
+    pictures = [tuple(Image.open(io.BytesIO(data)) for data in (r.original_image, r.edited_image)) for r in records]
+    tuples = [(*two, record.edit_prompt) for two, record in zip(pictures, records, strict=True)]
+    objects = [{"input_image": before, "edit": said, "output_image": after} for before, after, said in tuples]
+    tensors = [(*(torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in t[:2]), t[2]) for t in tuples]
+    return {
+        "tuples": tuples,
+        "our order": [(before, said, after) for before, after, said in tuples],
+        "objects": objects,
+        "torch": Handed(tuples),
+        "torch of objects": Handed(objects),
+        "tensors": Handed(tensors),
+        "arrays": [tuple(np.array(p) for p in t[:2]) + (t[2],) for t in tuples],
+        "datasets": datasets.Dataset.from_list(objects),
+    }
+
+
+KINDS = ("tuples", "our order", "objects", "torch", "torch of objects", "tensors", "arrays", "datasets")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_other_programs_hold_is_trained_on(handed, store, kind):
+    source = open_source(handed[kind], TrainConfig())
+    assert texts(source) == texts(open_source(store, TrainConfig()))
+    assert source.identity == open_source(handed[kind], TrainConfig()).identity
+    assert len(seen(source, SMALL)) == 6
+
+
+@pytest.mark.parametrize("data", [7, object(), {"a": 1}, b"pairs", iter([]), [1, 2], [("a", "b")], [{"x": 1}]])
+def test_anything_else_is_one_sentence(data):
+    with pytest.raises((ConfigError, DatasetError)) as said:
+        open_source(data, TrainConfig())
+    assert "\n" not in str(said.value)
+    assert "give" in str(said.value) or "name picture, instruction" in str(said.value)
+
+
+def test_a_broken_row_of_theirs_is_one_broken_row(handed):
+    class Fails(Handed):
+        def __getitem__(self, row):
+            if row == 3:
+                raise RuntimeError("no disk")
+            return super().__getitem__(row)
+
+    source = open_source(Fails(handed["tuples"]), TrainConfig())
+    with pytest.raises(DatasetError, match=r"row 3: it cannot be read \(RuntimeError\('no disk'\)\)"):
+        source[3]
+    assert [broken for batch in seen(source) for broken in batch.broken]
+
+
+def test_one_of_several_instructions_is_drawn_from_the_seed(handed):
+    said = ["make it snow", "let it snow", "snow, please"]
+    rows = [(before, after, said) for before, after, _ in handed["tuples"]]
+    source = open_source(rows, SMALL)
+    drawn = [batch.instructions for batch in seen(source)]
+    assert drawn == [batch.instructions for batch in seen(source)]
+    assert {one for batch in drawn for one in batch} == set(said)
+    assert drawn != [batch.instructions for batch in seen(source, replace(SMALL, seed=1))]
+    assert drawn[4:] == [batch.instructions for batch in seen(source, first=4)]

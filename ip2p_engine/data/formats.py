@@ -1,0 +1,229 @@
+"""Which table a path, a pattern or a name on the hub is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DatasetError, IP2PError
+from ..files import read_json
+from .tables import (
+    TEXT,
+    CsvTable,
+    FolderTable,
+    LinesTable,
+    ListTable,
+    OriginalTable,
+    ParquetTable,
+    Table,
+    TarTable,
+    is_original,
+)
+
+__all__ = ["HubTable", "datasets_library", "library_errors", "open_hub", "open_table", "split_of", "undecoded"]
+
+SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
+NUMBERED = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
+HUB_NAME = re.compile(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*")
+METADATA = ("metadata.jsonl", "metadata.csv")
+MOST_FILES = 100_000
+KINDS = (
+    "a folder of the original layout (0000000/prompt.json), of Parquet files or tars, of two folders of pictures or "
+    "with metadata.jsonl; a .csv, .tsv, .json, .jsonl, .parquet or .tar file; a pattern such as {000..031}.tar; or a "
+    "name on the hub"
+)
+
+
+def open_table(
+    source: str | Path, columns: Sequence[str] | None, split: str | None, *, streaming: bool = False
+) -> tuple[Table, Sequence[str] | None]:
+    """(table, its columns of picture, instruction and edited picture where its format says them).
+
+    Raises DatasetError for what is none, for several splits of which none was chosen, and for one that is not there.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path, columns, split)
+    if path.exists():
+        return _file(path), None
+    if "{" in path.name or "*" in path.name:
+        return _pattern(path), None
+    if HUB_NAME.fullmatch(str(source)) and not path.suffix:
+        return HubTable(open_hub(str(source), split, streaming=streaming), str(source)), None
+    raise DatasetError(f"{source} is no known layout; give {KINDS}")
+
+
+def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tuple[Table, Sequence[str] | None]:
+    if is_original(path):
+        return OriginalTable(path), ("original_image", "edit_prompt", "edited_image")
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return HubTable(_saved(path, split), str(path)), None
+    if columns and all((path / name).is_dir() for name in (columns[0], columns[2])):
+        return FolderTable(path, columns[0], columns[1], columns[2]), columns
+    for ending, table in (("parquet", ParquetTable), ("tar", TarTable)):
+        if found := [one for one in sorted(path.rglob(f"[!.]*.{ending}")) if _is_visible(one, path)]:
+            return table(path, _of_split(found, path, split)), None
+    if lists := [one for name in METADATA for one in sorted(path.rglob(name)) if _is_visible(one, path)]:
+        return _file(_of_split(lists, path, split)[0]), None
+    if names := FolderTable.found_in(path):
+        named = (names[0], columns[1] if columns else TEXT, names[1])
+        return FolderTable(path, *named), named
+    lists = [one for one in sorted(path.iterdir()) if one.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json")]
+    if len(lists) == 1:
+        return _file(lists[0]), None
+    raise DatasetError(f"{path} is no known layout; give {KINDS}")
+
+
+def _file(path: Path) -> Table:
+    ending = path.suffix.lower()
+    if ending in (".csv", ".tsv"):
+        return CsvTable(path)
+    if ending == ".parquet":
+        return ParquetTable(path.parent, [path])
+    if ending == ".tar":
+        return TarTable(path.parent, [path])
+    if ending == ".json" and _is_list(path):
+        rows = read_json(path, DatasetError)
+        return ListTable(rows if isinstance(rows, list) else [rows], str(path), path.parent)
+    if ending in (".jsonl", ".ndjson", ".json"):
+        return LinesTable(path)
+    raise DatasetError(f"{path} ends in {ending!r}; give {KINDS}")
+
+
+def _is_list(path: Path) -> bool:
+    from ..files import check_file
+
+    check_file(path, DatasetError)
+    with path.open("rb") as stream:
+        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _pattern(path: Path) -> Table:
+    """Braces as in a shell, {000..031} and {a,b}, and then ``*``."""
+    parts = [list(_alternatives(part)) for part in re.split(r"(\{[^{}]*\})", path.name)]
+    names = ["".join(one) for _, one in zip(range(MOST_FILES), product(*parts), strict=False)]
+    found = [one for name in names for one in (sorted(path.parent.glob(name)) if "*" in name else [path.parent / name])]
+    if not found or not all(one.is_file() for one in found):
+        missing = next((one for one in found if not one.is_file()), path)
+        raise DatasetError(f"{missing} does not exist; correct the pattern {path.name}")
+    endings = {one.suffix.lower() for one in found}
+    if endings == {".tar"}:
+        return TarTable(path.parent, found)
+    if endings == {".parquet"}:
+        return ParquetTable(path.parent, found)
+    raise DatasetError(f"{path.name} names files that end in {', '.join(sorted(endings))}; give .tar or .parquet")
+
+
+def _alternatives(part: str) -> Iterator[str]:
+    span = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
+    if span and int(span[2]) - int(span[1]) < MOST_FILES:
+        yield from (f"{n:0{len(span[1])}d}" for n in range(int(span[1]), int(span[2]) + 1))
+    elif part.startswith("{") and part.endswith("}"):
+        yield from part[1:-1].split(",")
+    else:
+        yield part
+
+
+def _is_visible(path: Path, home: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(home).parts)
+
+
+def split_of(path: Path, home: Path) -> str:
+    """The split of a file: NAME-00000-of-00004.parquet, a usual NAME.parquet or folder; else train."""
+    numbered = NUMBERED.fullmatch(path.stem)
+    if numbered:
+        return numbered["split"]
+    names = [path.stem, *reversed(path.relative_to(home).parent.parts)]
+    return next((name for name in names if name in SPLIT_NAMES), "train")
+
+
+def _of_split(paths: Sequence[Path], home: Path, split: str | None) -> list[Path]:
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        splits.setdefault(split_of(path, home), []).append(path)
+    return splits[_chosen_split(split, list(splits), str(home))]
+
+
+def _chosen_split(split: str | None, there: Sequence[str], place: str) -> str:
+    """train is what nobody chose: where there is one split alone it is that one."""
+    if split in there:
+        return str(split)
+    if split in (None, "train"):
+        if "train" in there:
+            return "train"
+        if len(there) == 1:
+            return there[0]
+    raise DatasetError(f"{place} has the splits {', '.join(there)}, not {split or 'train'}; choose one with split")
+
+
+class HubTable:
+    """Rows that the ``datasets`` library reads; a streamed one has no length and no rows by number."""
+
+    kind = "hub"
+
+    def __init__(self, rows: Any, place: str) -> None:
+        self.dataset, self.place = undecoded(rows), place
+        self.home = Path(place) if Path(place).is_dir() else Path()
+        self.names = list(rows.column_names or ())
+        self.identity = f"{'' if Path(place).exists() else f'{place} '}{getattr(rows, '_fingerprint', '')}"
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        with library_errors(f"row {number} cannot be read", "restore it, or leave it out"):
+            return self.dataset[number]
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | DatasetError]:
+        with library_errors(f"{self.place} broke off", "check the data set and run the same command again"):
+            yield from self.dataset
+
+
+def open_hub(name: str, split: str | None, *, streaming: bool = False, **more: Any) -> Any:
+    """A data set of the ``datasets`` library, with the split asked for, train, or the only one there is."""
+    datasets = datasets_library()
+    name = name.removeprefix("hf://datasets/")
+    with library_errors(f"{name} cannot be opened as a data set", "check its name and layout"):
+        found = datasets.load_dataset(name, streaming=streaming, **more)
+        return found[_chosen_split(split, list(found), name)]
+
+
+def _saved(path: Path, split: str | None) -> Any:
+    with library_errors(f"{path} cannot be opened as a data set", "check its name and layout"):
+        found = datasets_library().load_from_disk(str(path))
+    return found[_chosen_split(split, list(found), str(path))] if isinstance(found, dict) else found
+
+
+def undecoded(rows: Any) -> Any:
+    """Pictures stay encoded, so that a broken one breaks only its own row."""
+    datasets = datasets_library()
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+@contextmanager
+def library_errors(what: str, advice: str) -> Iterator[None]:
+    """The datasets library raises many classes, of other libraries too."""
+    try:
+        yield
+    except (IP2PError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise DatasetError(f"{what} ({' '.join(str(error).split())[:300]}); {advice}") from error
+
+
+def datasets_library() -> Any:
+    """The ``datasets`` module; raises ConfigError where it is missing."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            "data sets of the hub need the datasets library, which is missing; pip install datasets"
+        ) from error
+    return datasets

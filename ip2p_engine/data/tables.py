@@ -1,0 +1,430 @@
+"""Files of rows, whatever their format: Parquet, JSON Lines, CSV, tars, folders; read by number or in order.
+
+A row is {column: value}. Pictures stay as they are kept: bytes, the hub's {"bytes", "path"}, or a path.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tarfile
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from ..errors import DatasetError
+from ..files import NO_JSON, check_file, disk_errors, json_lines, read_json
+from .layouts import SUFFIXES
+from .parquet import ParquetFiles
+
+__all__ = [
+    "CsvTable",
+    "FolderTable",
+    "LinesTable",
+    "ListTable",
+    "OriginalTable",
+    "ParquetTable",
+    "Table",
+    "TarTable",
+    "is_original",
+]
+
+LONGEST_LINE, LARGEST_MEMBER, SAMPLE, MOST_BROKEN = 2**26, 2**30, 20, 1000
+BEFORE = ("control", "source", "before", "input", "original", "conditioning", "src")
+AFTER = ("target", "edited", "after", "output", "images", "image", "img", "train")
+TEXT, FILE_NAME = "txt", "_file_name"
+Row = dict[str, Any]
+
+
+class Table(Protocol):
+    """Rows that are read by number or in order; one that cannot be read is a DatasetError in its place."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def home(self) -> Path | None:
+        """Paths in the rows are relative to it, and stay below it; None where they may lie anywhere."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row: ...
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]: ...
+
+
+class ParquetTable:
+    """Parquet files of one schema."""
+
+    kind = "parquet"
+
+    def __init__(self, home: Path, paths: Sequence[Path]) -> None:
+        self.home, self.place = home, str(home)
+        self._files, self.paths = ParquetFiles(paths), list(paths)
+        self.names = self._files.names()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        return self._files.row(number, columns)[2]
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        for *_, values in self._files.rows(columns):
+            yield values
+
+
+class ListTable:
+    """Rows that are there already; without a home they are the caller's own, and their paths may lie anywhere."""
+
+    kind = "triplets"
+
+    def __init__(self, rows: Any, place: str, home: Path | None) -> None:
+        self._rows, self.place, self.home = rows, place, home
+        self.names = _names_of(self.rows())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        try:
+            row = self._rows[number]
+        except Exception as error:  # it may be anybody's code
+            raise DatasetError(f"it cannot be read ({error!r:.200}); leave it out") from error
+        if not isinstance(row, Mapping):
+            raise DatasetError(f"it is {str(row)[:60]!r}; give one object a row")
+        return _without_suffix(row)
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        return _each(self)
+
+
+class _TextTable:
+    """Rows at known places of a text file; only the places are kept in memory."""
+
+    kind = "triplets"
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.place, self.home = path, str(path), path.parent
+        self._header: list[str] = []
+        check_file(path, DatasetError)
+        with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
+            self._starts = array("Q", self._index(stream))
+        self.names: Sequence[str] = self._header or _names_of(self.rows())
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        with disk_errors(self.path, "read", DatasetError), self.path.open("rb") as stream:
+            stream.seek(self._starts[number])
+            return _without_suffix(self._parsed(stream))
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        return _each(self)
+
+    def _index(self, stream: BinaryIO) -> Iterator[int]:
+        raise NotImplementedError
+
+    def _parsed(self, stream: BinaryIO) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+
+class LinesTable(_TextTable):
+    """JSON Lines."""
+
+    def _index(self, stream: BinaryIO) -> Iterator[int]:
+        start = 0
+        while line := stream.readline(LONGEST_LINE):
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                yield start
+            start += len(line)
+
+    def _parsed(self, stream: BinaryIO) -> Mapping[str, Any]:
+        line = stream.readline(LONGEST_LINE)
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except NO_JSON as error:
+            raise DatasetError(f"it is not JSON ({error}); correct or remove the line") from error
+        if not isinstance(row, dict):
+            raise DatasetError(f"it is {str(row)[:60]!r}; give one JSON object a line")
+        return row
+
+
+class CsvTable(_TextTable):
+    """CSV with commas, semicolons or tabs, whichever the first line has most of."""
+
+    def _index(self, stream: BinaryIO) -> Iterator[int]:
+        first = stream.readline(LONGEST_LINE).decode("utf-8-sig", "replace")
+        self._comma = max(",;\t", key=first.count)
+        stream.seek(0)
+        reader = csv.reader(self._lines(stream), delimiter=self._comma)
+        self._header = [name.removesuffix(FILE_NAME) for name in next(reader, [])]
+        start = stream.tell()
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:  # said when the row is read
+                row = ["broken"]
+            if row:
+                yield start
+            start = stream.tell()
+
+    def _parsed(self, stream: BinaryIO) -> Mapping[str, Any]:
+        try:
+            values = next(csv.reader(self._lines(stream), delimiter=self._comma))
+        except csv.Error as error:
+            raise DatasetError(f"it is not CSV ({error}); correct or remove it") from error
+        return dict(zip(self._header, values, strict=False))
+
+    def _lines(self, stream: BinaryIO) -> Iterator[str]:
+        """Read when they are asked for, so that the stream stands behind the row that was made of them."""
+        while line := stream.readline(LONGEST_LINE):
+            try:
+                yield line.decode("utf-8-sig" if stream.tell() == len(line) else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DatasetError(f"{self.path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+class TarTable:
+    """WebDataset: members of one stem that follow each other are a row, what comes after the stem names the column."""
+
+    kind = "tar"
+
+    def __init__(self, home: Path, paths: Sequence[Path]) -> None:
+        self.home, self.paths, self.place = home, list(paths), str(home if len(paths) > 1 else paths[0])
+        self.names: list[str] = []
+        # Of rows the first member and the file; of members the column, the place and the size.
+        self._first, self._file = array("Q"), array("I")
+        self._column, self._start, self._size = array("I"), array("Q"), array("Q")
+        for number, path in enumerate(self.paths):
+            check_file(path, DatasetError)
+            self._index(number, path)
+
+    def _index(self, number: int, path: Path) -> None:
+        columns = {name: n for n, name in enumerate(self.names)}
+        stem = None
+        with disk_errors(path, "read", DatasetError), _tar_errors(path), tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # or it would keep every member in memory
+                folder, _, name = member.name.rpartition("/")
+                if not member.isreg() or name.startswith("."):
+                    continue
+                head, _, column = name.partition(".")
+                if stem != (stem := (folder, head)):
+                    self._first.append(len(self._column))
+                    self._file.append(number)
+                self._column.append(columns.setdefault(column.lower(), len(columns)))
+                self._start.append(member.offset_data)
+                self._size.append(member.size)
+        self.names = list(columns)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        last = self._first[number + 1] if number + 1 < len(self) else len(self._column)
+        path, found = self.paths[self._file[number]], {}
+        with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
+            for member in range(self._first[number], last):
+                name = self.names[self._column[member]]
+                if columns is None or any(one == name or one.startswith(f"{name}.") for one in columns):
+                    found[name] = _member(stream, name, self._start[member], self._size[member])
+        return found
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        return _each(self, columns)
+
+
+@contextmanager
+def _tar_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except tarfile.TarError as error:
+        raise DatasetError(f"{path} is no whole tar ({error}); decompress or restore it") from error
+
+
+def _member(stream: BinaryIO, name: str, start: int, size: int) -> Any:
+    is_text = name.endswith(("json", "txt", "caption", "text"))
+    if size > (LONGEST_LINE if is_text else LARGEST_MEMBER):
+        raise DatasetError(f"its {name} has {size:,} bytes; leave it out")
+    stream.seek(start)
+    data = stream.read(size)
+    if not is_text:
+        return data
+    try:
+        return json.loads(data) if name.endswith("json") else data.decode("utf-8-sig").strip()
+    except NO_JSON as error:
+        raise DatasetError(f"its {name} cannot be read ({error}); correct it") from error
+
+
+class FolderTable:
+    """Two folders of pictures with equal names, of any format; a text beside the picture after is the instruction."""
+
+    kind = "folders"
+
+    def __init__(self, home: Path, before: str, text: str, after: str) -> None:
+        self.home, self.place, self.names = home, str(home), [before, text, after]
+        self._before, self._after = _pictures(home / before), _pictures(home / after)
+        self._stems = sorted(self._after)
+
+    def __len__(self) -> int:
+        return len(self._stems)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        stem = self._stems[number]
+        before, text, after = self.names
+        note = self.home / after / f"{stem}.{text}"
+        said = None
+        if note.is_file():
+            with disk_errors(note, "read", DatasetError):
+                said = note.read_text(encoding="utf-8-sig", errors="replace").strip()
+        picture = self._before.get(stem)
+        return {
+            before: picture and f"{before}/{picture}",
+            text: said,
+            after: f"{after}/{self._after[stem]}",
+            "key": f"{after}/{stem}",
+        }
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        return _each(self)
+
+    @classmethod
+    def found_in(cls, home: Path) -> tuple[str, str] | None:
+        """(folder before, folder after) by their names, or of two the one without texts and the one with; or None."""
+        inside = sorted(path.name for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
+        with_pictures = [name for name in inside if next(iter(_pictures(home / name)), None) is not None]
+        before = next((name for name in BEFORE if name in with_pictures), None)
+        after = next((name for name in AFTER if name in with_pictures), None)
+        if before and after:
+            return before, after
+        texts = [name for name in with_pictures if next((home / name).glob(f"*.{TEXT}"), None) is not None]
+        if len(with_pictures) != 2 or len(texts) != 1:
+            return None
+        return next(name for name in with_pictures if name not in texts), texts[0]
+
+
+def _pictures(folder: Path) -> dict[str, str]:
+    """{stem: name within the folder} of its pictures."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            name = path.relative_to(folder).as_posix()
+            found.setdefault(name.removesuffix(path.suffix), name)
+    return found
+
+
+class OriginalTable:
+    """The original repository's folders: ``0000012/prompt.json``, ``{seed}_0.jpg`` before, ``{seed}_1.jpg`` after.
+
+    ``prompt.json`` has input (or caption), edit and output; ``metadata.jsonl``, if there, a line of scores a seed;
+    above them ``seeds.json``, [[folder, [seed, ...]], ...], or else what files are there counts.
+    """
+
+    kind = "original"
+    TEXTS = {
+        "original_prompt": ("original_prompt", "caption", "input", "original_caption"),
+        "edit_prompt": ("edit_prompt", "instruction", "edit"),
+        "edited_prompt": ("edited_prompt", "edited_caption", "output"),
+    }
+    NUMBERS = {
+        "p2p_threshold": "p",
+        "cfg_scale": "cfg",
+        "clip_sim_0": "sim_0",
+        "clip_sim_1": "sim_1",
+        "clip_sim_image": "sim_image",
+        "clip_sim_dir": "sim_direction",
+    }
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.place = home, str(home)
+        self.names = ["original_image", "edited_image", *self.TEXTS, "seed", "key", *self.NUMBERS.values()]
+        self.places = [(name, seed) for name, seeds in _listing(home) for seed in seeds]
+        self._about: tuple[str, dict[str, str], dict[str, Any]] = ("", {}, {})
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        name, seed = self.places[number]
+        if self._about[0] != name:
+            self._about = (name, self._prompt(name), self._metadata(name))
+        _, texts, metadata = self._about
+        scores = metadata.get(seed, {})
+        pictures = {"original_image": f"{name}/{seed}_0.jpg", "edited_image": f"{name}/{seed}_1.jpg"}
+        numbers = {ours: scores.get(theirs) for theirs, ours in self.NUMBERS.items()}
+        return {**pictures, **texts, **numbers, "seed": int(seed), "key": f"{name}/{seed}"}
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        return _each(self)
+
+    def _prompt(self, name: str) -> dict[str, str]:
+        path = self.home / name / "prompt.json"
+        row, found = read_json(path, DatasetError), {}
+        if not isinstance(row, Mapping):
+            raise DatasetError(f"{path} is not a JSON object; give one with input, edit and output")
+        for column, names in self.TEXTS.items():
+            texts = [row[one] for one in names if isinstance(row.get(one), str)]
+            if not texts:
+                raise DatasetError(f"{path} has no {' or '.join(names)}, only {', '.join(map(str, row))}; add it")
+            found[column] = texts[0]
+        return found
+
+    def _metadata(self, name: str) -> dict[str, Any]:
+        path = self.home / name / "metadata.jsonl"
+        return {str(row.get("seed")): row for row in json_lines(path, DatasetError)} if path.exists() else {}
+
+
+def is_original(folder: Path) -> bool:
+    """Whether a folder is laid out as the original repository's."""
+    return (folder / "seeds.json").exists() or any(folder.glob("*/prompt.json"))
+
+
+def _listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, seeds) as seeds.json lists them, or else as the files are there."""
+    path = folder / "seeds.json"
+    if not path.exists():
+        for prompt in sorted(folder.glob("*/prompt.json")):
+            seeds = sorted(before.name.removesuffix("_0.jpg") for before in prompt.parent.glob("*_0.jpg"))
+            yield prompt.parent.name, [seed for seed in seeds if seed.isdecimal()]
+        return
+    rows = read_json(path, DatasetError)
+    try:
+        found = [(str(name), [str(int(seed)) for seed in seeds]) for name, seeds in rows]
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is no list of [folder, [seeds]]; remove it to go by the files") from error
+    for name, _ in found:
+        if Path(name).name != name:
+            raise DatasetError(f"{path} names {name!r}, which is no folder beside it; correct it")
+    yield from found
+
+
+def _each(table: Table, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+    for number in range(len(table)):
+        try:
+            yield table.row(number, columns)
+        except DatasetError as error:
+            yield error
+
+
+def _names_of(rows: Iterator[Row | DatasetError]) -> list[str]:
+    """Of the first rows that can be read."""
+    good = (row for row in islice(rows, MOST_BROKEN) if not isinstance(row, DatasetError))
+    return list(dict.fromkeys(name for row in islice(good, SAMPLE) for name in row))
+
+
+def _without_suffix(row: Mapping[str, Any]) -> Row:
+    """The hub's folders of pictures call a column of paths ``NAME_file_name``."""
+    return {str(name).removesuffix(FILE_NAME): one for name, one in row.items()}

@@ -1,0 +1,441 @@
+"""Every published layout is read as it is: by its columns, in its format, with what it carries beyond pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ip2p_engine.data.layouts import LAYOUTS
+from ip2p_engine.data.reading import ForeignPairs, Reading, open_pairs
+from ip2p_engine.data.sheet import sheet
+from ip2p_engine.data.store import PairStore, PairWriter
+from ip2p_engine.data.tools import import_dataset, info, verify
+from ip2p_engine.data.where import Where
+from ip2p_engine.errors import ConfigError, DatasetError
+
+
+def encoded(colour, kind="PNG", size=(32, 32)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+RED, BLUE, MASK = encoded("red"), encoded("blue"), encoded("white")
+EDIT, BACK = "make it blue", "make it red"
+MAGIC = {"img_id": "7", "turn_index": 2, "source_img": RED, "mask_img": MASK, "instruction": EDIT, "target_img": BLUE}
+HQ = {
+    "input": "a red",
+    "input_image": RED,
+    "edit": EDIT,
+    "inverse_edit": BACK,
+    "output": "a blue",
+    "output_image": BLUE,
+}
+ULTRA = {"clip_sim_source": 0.3, "clip_sim_dir": 0.25, "ssim": 0.5, "source_caption": "a", "target_caption": "b"}
+ULTRA |= {"edit_prompt": EDIT, "source_image": RED, "edited_image": BLUE, "mask_image": None, "idx": 4}
+OMNI = {
+    "task": "swap",
+    "src_img": RED,
+    "edited_img": BLUE,
+    "edited_prompt_list": [EDIT, "turn it blue"],
+    "o_score": 8.5,
+}
+ANY = {"edit_instruction": EDIT, "edit_type": "colour", "image_file": RED, "edited_file": BLUE, "visual_input": None}
+PIPE = {"img_id": "1", "source_img": RED, "target_img": BLUE, "Instruction_VLM-LLM": EDIT, "Instruction_Class": "blue"}
+PIPE |= {"Instruction_Ref_Dataset": "blue one"}
+BROOKS = {"original_prompt": "a", "original_image": RED, "edit_prompt": EDIT, "edited_prompt": "b"}
+FIELD = {
+    "timbrooks": {**BROOKS, "edited_image": BLUE},
+    "small": {"input_image": RED, "edit_prompt": EDIT, "edited_image": BLUE},
+    "magicbrush": MAGIC,
+    "hq-edit": HQ,
+    "ultraedit": ULTRA,
+    "omniedit": OMNI,
+    "anyedit": ANY,
+    "pipe": PIPE,
+    "unknown": {"before_image": RED, "prompt": EDIT, "after_image": BLUE},
+    "plain bytes": {"src": 1, "source": RED, "target": BLUE, "edit": EDIT},
+}
+CARRIED = {
+    "magicbrush": {"mask": MASK, "session": "7"},
+    "hq-edit": {"original_prompt": "a red", "edited_prompt": "a blue"},
+    "ultraedit": {"sim_0": 0.3, "sim_direction": 0.25, "scores": {"ssim": 0.5}, "original_prompt": "a", "mask": None},
+    "omniedit": {"kind": "swap", "paraphrases": ("turn it blue",), "scores": {"o_score": 8.5}},
+    "anyedit": {"kind": "colour"},
+    "pipe": {"paraphrases": ("blue", "blue one"), "session": None},
+}
+
+
+def parquet(folder, *rows, name="train-00000-of-00001.parquet", images=True):
+    """As the hub has it: pictures as {"bytes", "path"}."""
+
+    def value(one):
+        return {"bytes": one, "path": None} if isinstance(one, bytes) and images else one
+
+    kinds = {name: [value(row[name]) for row in rows] for name in rows[0]}
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    empty = {name for name, values in kinds.items() if all(one is None for one in values)}
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    columns = {name: pa.array(values, struct if name in empty else None) for name, values in kinds.items()}
+    pq.write_table(pa.table(columns), folder / "data" / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_published_columns_are_known(tmp_path, name):
+    folder = parquet(tmp_path / "set", FIELD[name], FIELD[name], images=name != "plain bytes")
+    pairs = open_pairs(folder)
+    assert len(pairs) == 2
+    first = pairs[0]
+    assert (first.original_image, first.edit_prompt, first.edited_image) == (RED, EDIT, BLUE)
+    for column, value in CARRIED.get(name, {}).items():
+        assert getattr(first, column) == value
+    assert verify(folder).faults == ()
+    assert sheet(folder, tmp_path / "sheet.html") == 2
+    assert import_dataset(folder, tmp_path / "store") == 2
+    again = PairStore(tmp_path / "store")[1]
+    assert replace(again, key="") == replace(first, key="")
+    assert verify(tmp_path / "store").sound
+    assert import_dataset(folder, tmp_path / "store") == 0
+
+
+def test_each_layout_of_the_table_is_itself():
+    """None is hidden by an earlier one's columns."""
+    for number, layout in enumerate(LAYOUTS):
+        names = [
+            layout.before.partition(".")[0]
+            if "." in layout.before and layout.name.startswith("chat")
+            else layout.before
+        ]
+        names += [one.partition(".")[0] if one.startswith(("conv", "json")) else one for one in layout.instructions]
+        names += [layout.after.partition(".")[0] if layout.name.startswith("chat") else layout.after]
+        assert [one.name for one in LAYOUTS[:number] if one.fits(names)] == []
+
+
+def files(folder, **pictures):
+    for name, data in pictures.items():
+        path = folder / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+CHAT = {"image": ["s/1.png", "t/1.png"], "conversations": [{"from": "human", "value": f"<image>\n{EDIT}"}]}
+OUTPUT = {"output_image": "t/1.png"}
+LISTS = {
+    "seed": {"source_image": "s/1.png", "target_image": "t/1.png", "instruction": EDIT},
+    "musubi": {"image_path": "t/1.png", "control_path": "s/1.png", "caption": EDIT},
+    "numbered": {"image_path": "t/1.png", "control_path_0": "s/1.png", "caption": EDIT},
+    "pico": {
+        "open_image_input_url": "https://a.b/c.jpg",
+        "text": EDIT,
+        "output_image": "t/1.png",
+        "local_input_image": "s/1.png",
+    },
+    "chat": CHAT,
+    "list of one": {"source_image": ["s/1.png"], "target_image": ["t/1.png"], "instruction": [EDIT]},
+    "imagefolder": {"original_image_file_name": "s/1.png", "edited_image_file_name": "t/1.png", "edit_prompt": EDIT},
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_lists_with_pictures_beside_them(tmp_path, name, ending):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    path = lines(tmp_path / f"metadata.{ending}", LISTS[name], LISTS[name])
+    if ending == "json":
+        path.write_text(json.dumps([LISTS[name]] * 2))
+    pair = open_pairs(path)[1]
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+    assert open_pairs(tmp_path)[0].edit_prompt == EDIT
+    assert import_dataset(path, tmp_path / "store") == 2
+
+
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
+def test_csv_with_any_comma(tmp_path, comma):
+    files(tmp_path, a_dot_png=RED, b_dot_png=BLUE)
+    rows = (["source", "target", "edit", "seed"], ["a.png", "b.png", '"one, two; three\nlines"', "12.0"], [], ["a.png"])
+    text = "\r\n".join(comma.join(row) for row in rows) + comma.join(["", "b.png", EDIT, "\r\n"])
+    (tmp_path / "l.csv").write_text("\ufeff" + text, newline="")
+    pairs = open_pairs(tmp_path / "l.csv")
+    assert [pair.edit_prompt for pair in pairs] == ["one, two; three\nlines", EDIT]
+    assert [pairs[1].seed, pairs[0].seed] == [None, 12]
+
+
+def write_tar(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, row in enumerate(rows):
+            for suffix, data in row.items():
+                member = tarfile.TarInfo(f"x/{number}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_tars_alone_in_folders_and_by_pattern(tmp_path):
+    row = {"source.jpg": encoded("red", "JPEG"), "json": json.dumps({"edit": EDIT}).encode(), "target.jpg": BLUE}
+    for number in range(3):
+        write_tar(tmp_path / "tars" / f"{number:03d}.tar", row, row)
+    for source, count in (
+        (tmp_path / "tars" / "000.tar", 2),
+        (tmp_path / "tars", 6),
+        (tmp_path / "tars" / "{000..001}.tar", 4),
+    ):
+        pairs = open_pairs(source)
+        assert len(pairs) == count == len(list(pairs))
+        assert (pairs[-1].original_image, pairs[-1].edit_prompt, pairs[-1].edited_image) == (
+            row["source.jpg"],
+            EDIT,
+            BLUE,
+        )
+    with pytest.raises(DatasetError, match="003.tar does not exist; correct the pattern"):
+        open_pairs(tmp_path / "tars" / "{000..003}.tar")
+    broken = tmp_path / "tars" / "000.tar"
+    broken.write_bytes(b"?" * 2000)
+    with pytest.raises(DatasetError, match="000.tar is no whole tar"):
+        open_pairs(broken)
+
+
+def test_a_row_of_a_tar_without_its_text_is_named(tmp_path):
+    whole = {"source.jpg": RED, "json": json.dumps({"edit": EDIT}).encode(), "target.jpg": BLUE}
+    path = write_tar(tmp_path / "a.tar", whole, {name: whole[name] for name in ("source.jpg", "target.jpg")})
+    faults = []
+    assert import_dataset(path, tmp_path / "store", on_fault=faults.append) == 1
+    assert faults == [f"{path}, row 2: its json.edit is None; give a text"]
+
+
+@pytest.mark.parametrize("names", [("control", "target"), ("source", "images"), ("x", "y")])
+def test_two_folders_of_equal_names(tmp_path, names):
+    before, after = (tmp_path / name for name in names)
+    for number in range(3):
+        files(before, **{f"{number}_dot_png": RED})
+        files(after, **{f"{number}_dot_jpg": encoded("blue", "JPEG"), f"{number}_dot_txt": f" {EDIT}\n".encode()})
+    (before / "1.png").unlink()
+    pairs = open_pairs(tmp_path)
+    assert (len(pairs), pairs[2].edit_prompt, pairs[2].original_image) == (3, EDIT, RED)
+    faults = []
+    assert import_dataset(tmp_path, tmp_path.parent / f"{names[0]}-store", on_fault=faults.append) == 2
+    assert "row 2: its" in faults[0] and "a picture is missing" in faults[0]
+
+
+def test_two_folders_can_be_named(tmp_path):
+    files(tmp_path, one__a_dot_png=RED, two__a_dot_png=BLUE, two__a_dot_caption=EDIT.encode(), three__a_dot_png=RED)
+    pair = open_pairs(tmp_path, Reading(columns=("one", "caption", "two")))[0]
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+def test_splits_side_by_side(tmp_path):
+    parquet(tmp_path, MAGIC, MAGIC)
+    parquet(tmp_path, {**MAGIC, "instruction": "dev"}, name="dev-00000-of-00001.parquet")
+    assert len(open_pairs(tmp_path)) == 2
+    assert [pair.edit_prompt for pair in open_pairs(tmp_path, Reading(split="dev"))] == ["dev"]
+    with pytest.raises(DatasetError, match="has the splits dev, train, not test; choose one with split"):
+        open_pairs(tmp_path, Reading(split="test"))
+    free = parquet(tmp_path / "ultra", ULTRA, name="FreeForm_0-00000-of-00001.parquet")
+    assert len(open_pairs(free, Reading(split="train"))) == 1
+    parquet(free, ULTRA, name="FreeForm_1-00000-of-00001.parquet")
+    with pytest.raises(DatasetError, match="has the splits FreeForm_0, FreeForm_1, not train"):
+        open_pairs(free)
+
+
+def test_parts_are_chosen(tmp_path):
+    rows = [{**OMNI, "o_score": float(n), "task": "swap" if n % 2 else "style"} for n in range(10)]
+    folder = parquet(tmp_path / "set", *rows)
+    reading = Reading(where="o_score >= 3 and task != 'style'", limit=3)
+    pairs = open_pairs(folder, reading)
+    assert [pair.scores["o_score"] for pair in pairs] == [3, 5, 7] == [pairs[n].scores["o_score"] for n in range(3)]
+    assert pairs.columns("kind") == {"kind": ["swap"] * 3}
+    assert import_dataset(folder, tmp_path / "store", reading) == 3
+    chosen = open_pairs(tmp_path / "store", Reading(where="o_score > 3 and kind in ('swap', 'x')"))
+    assert [pair.scores["o_score"] for pair in chosen] == [5, 7]
+    assert chosen.identity != open_pairs(tmp_path / "store", Reading(limit=2)).identity
+    with pytest.raises(ConfigError, match="--where asks for 'size', and .* has task, src_img"):
+        open_pairs(folder, Reading(where="size > 3"))
+    with pytest.raises(ConfigError, match="limit is 0"):
+        Reading(limit=0)
+
+
+def test_edits_that_lead_back_are_pairs_of_their_own(tmp_path):
+    folder = parquet(tmp_path / "set", HQ, {**HQ, "inverse_edit": None}, HQ)
+    pairs = open_pairs(folder, Reading(inverses=True))
+    assert [pair.edit_prompt for pair in pairs] == [EDIT, BACK, EDIT, EDIT, BACK]
+    back = pairs[1]
+    assert (back.original_image, back.edited_image, back.original_prompt) == (BLUE, RED, "a blue")
+    assert back.key == "row/0/inverse"
+    assert import_dataset(folder, tmp_path / "store", Reading(inverses=True)) == 5
+    with pytest.raises(ConfigError, match="no instructions that lead back"):
+        open_pairs(parquet(tmp_path / "magic", MAGIC), Reading(inverses=True))
+
+
+def test_rows_of_another_task_and_broken_ones_are_passed_over(tmp_path):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE, note_dot_txt=b"no picture")
+    good = {"source_image": "s/1.png", "target_image": "t/1.png", "instruction": EDIT}
+    bad = [{"source_image": "note.txt"}, {"instruction": " "}, {"target_image": "none.png"}, {"instruction": 7}]
+    bad += [{"source_image": ["s/1.png", "s/1.png"]}, {"instruction": "half \ud800"}, {"source_image": "t"}]
+    path = lines(tmp_path / "l.jsonl", good, *({**good, **one} for one in bad), good)
+    with path.open("a") as stream:
+        stream.write("{torn\n[1]\n")
+    faults = []
+    assert import_dataset(path, tmp_path / "store", on_fault=faults.append) == 2
+    assert len(faults) == len(bad) + 2
+    assert all(fault.startswith(f"{path}, row ") for fault in faults)
+    assert [pair.key for pair in PairStore(tmp_path / "store")] == ["l/0", "l/8"]
+    visual = parquet(tmp_path / "any", {**ANY, "visual_input": RED}, {**ANY, "visual_input": None})
+    assert import_dataset(visual, tmp_path / "other", on_fault=faults.append) == 1
+    assert "row 1: it has a visual_input, so it is of another task" in faults[-1]
+
+
+def test_a_file_in_which_nothing_can_be_used_is_an_error(tmp_path):
+    path = lines(tmp_path / "l.jsonl", {"source_image": "a.png", "target_image": "b.png", "instruction": EDIT})
+    with pytest.raises(DatasetError, match="no row of .*l.jsonl can be used; the last: .*a.png cannot be read"):
+        import_dataset(path, tmp_path / "store")
+
+
+@pytest.mark.parametrize("where", ["../secret.png", "{home}/secret.png", "link.png"])
+def test_paths_reach_only_below_their_folder(tmp_path, where):
+    files(tmp_path, secret_dot_png=RED, set__a_dot_png=BLUE)
+    os.symlink(tmp_path / "secret.png", tmp_path / "set" / "link.png")
+    row = {"source": where.format(home=tmp_path), "target": "a.png", "edit": EDIT}
+    path = lines(tmp_path / "set" / "l.jsonl", row)
+    with pytest.raises(DatasetError, match="lies outside .*; allow its folder with pictures_from"):
+        open_pairs(path)[0]
+    with pytest.raises(DatasetError, match="lies outside"):
+        open_pairs(path).example(0)
+    inside = {"source": str(tmp_path / "secret.png"), "target": "set/a.png", "edit": EDIT}
+    allowed = open_pairs(lines(path, inside), Reading(pictures_from=tmp_path))
+    assert allowed[0].original_image == RED
+
+
+def test_addresses_are_fetched_when_asked(tmp_path):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(RED)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files(tmp_path, t_dot_png=BLUE)
+    row = {
+        "open_image_input_url": f"http://127.0.0.1:{server.server_port}/a.png",
+        "text": EDIT,
+        "output_image": "t.png",
+    }
+    path = lines(tmp_path / "l.jsonl", row)
+    with pytest.raises(DatasetError, match="is an address; fetch pictures with download"):
+        open_pairs(path)[0]
+    assert open_pairs(path, Reading(download=True))[0].original_image == RED
+    server.shutdown()
+    local = lines(tmp_path / "m.jsonl", {**row, "open_image_input_url": "file:///etc/hostname"})
+    with pytest.raises(DatasetError, match="is an address"):
+        open_pairs(local, Reading(download=True))[0]
+
+
+def test_the_licence_is_carried(tmp_path):
+    folder = parquet(tmp_path / "set", MAGIC)
+    assert open_pairs(folder)[0].licence is None
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\ntags: []\n---\n# MagicBrush\nlicense: other\n")
+    assert open_pairs(folder)[0].licence == "cc-by-4.0"
+    assert open_pairs(folder, Reading(licence="mine"))[0].licence == "mine"
+    assert open_pairs(parquet(tmp_path / "own", {**MAGIC, "license": "MIT"}))[0].licence == "MIT"
+
+
+def test_columns_that_nothing_is_known_of_are_named(tmp_path):
+    folder = parquet(tmp_path, {"x": RED, "y": EDIT, "z": BLUE})
+    with pytest.raises(DatasetError, match="has the columns x, y, z, of which none is known for the picture before"):
+        open_pairs(folder)
+    assert open_pairs(folder, Reading(columns=("x", "y", "z")))[0].edited_image == BLUE
+    with pytest.raises(DatasetError, match="has the columns x, y, z and no 'w'; name three"):
+        open_pairs(folder, Reading(columns=("x", "y", "w")))
+
+
+def test_the_libraries_own_folders_are_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    parquet(tmp_path / "set", MAGIC, MAGIC)
+    saved = datasets.Dataset.from_parquet(str(tmp_path / "set" / "data" / "*.parquet"), cache_dir=str(tmp_path / "c"))
+    saved.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"dev": saved}).save_to_disk(str(tmp_path / "two"))
+    for name in ("one", "two"):
+        pairs = open_pairs(tmp_path / name)
+        assert isinstance(pairs, ForeignPairs)
+        assert (len(pairs), pairs[1].mask) == (2, MASK)
+
+
+def test_info_of_a_foreign_set(tmp_path):
+    found = info(parquet(tmp_path, ULTRA, ULTRA))
+    assert (found.pairs, found.shards, found.captions) == (2, 1, 1)
+    assert found.picture_sizes == {"32x32 PNG": 2}
+    assert found.scores["sim_0"]["median"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "met"),
+    [
+        ("a >= 8", {"a": 8}, True),
+        ("a > 8", {"a": 8}, False),
+        ("a < 8 or b = 'x'", {"a": 9, "b": "x"}, True),
+        ("not (a < 8 or b = 'x')", {"a": 9, "b": "x"}, False),
+        ("a != 1", {"a": None}, False),
+        ("a == null", {"a": None}, True),
+        ("a != null", {"a": 0}, True),
+        ("a < 'z'", {"a": 1}, False),
+        ("a in (1, 'x')", {"a": "x"}, True),
+        ("a not in (1, 'x')", {"a": 2}, True),
+        ('json.a-b = "it\'s"', {"json.a-b": "it's"}, True),
+        ("a = -1.5e1", {"a": -15}, True),
+        ("a == true", {"a": True}, True),
+        ("a > 1 and b > 1 or c > 1", {"a": 0, "b": 2, "c": 2}, True),
+    ],
+)
+def test_conditions(text, row, met):
+    assert Where(text)(row) is met
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "a ==",
+        "a == b",
+        "a == 1 b == 2",
+        "(a == 1",
+        "__import__('os')",
+        "(" * 100,
+        "a === 1",
+        "a not 5",
+        "and = 1",
+    ]
+    + ["a == 1 or", "a in 5", "a in ()", "a == 'open", "x" * 3000, "a == 1; b", "a.b() == 1", "1 == a"],
+)
+def test_what_is_no_condition_is_refused(text):
+    with pytest.raises(ConfigError, match="--where"):
+        Where(text)
+
+
+def test_a_stores_rows_of_0_1_are_read(tmp_path):
+    """The hub's first set and a store are the same columns; a store may be a part."""
+    folder = parquet(tmp_path, FIELD["timbrooks"])
+    assert isinstance(open_pairs(folder), PairStore)
+    with PairWriter(tmp_path / "own", manifest={}) as writer:
+        writer.write(replace(open_pairs(folder)[0], key="a"))
+    assert open_pairs(tmp_path / "own", Reading(limit=5))[0].key == "a"
