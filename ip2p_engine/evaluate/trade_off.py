@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.store import PairStore
+from ..data.reading import Pairs, open_pairs
 from ..errors import ConfigError, DatasetError
 from ..hooks import Hooks
 from ..images import save_image
@@ -122,7 +122,7 @@ def make_arms(filtered: Path, unfiltered: Path | None, shares: Sequence[float]) 
     return arms + ([Arm(name="without the filter", folder="unfiltered", data=unfiltered)] if unfiltered else [])
 
 
-def subset(pairs: PairStore, share: float) -> list[int]:
+def subset(pairs: Pairs, share: float) -> list[int]:
     """Rows of a share of the pairs outside the test split, at least one; a smaller share's are among a larger one's.
 
     Pairs are ordered by a hash of their key, so the choice does not depend on shards. Raises DatasetError for none.
@@ -146,7 +146,7 @@ def train_arm(
     hooks: Hooks | None = None,
 ) -> Path | None:
     """Train one arm, or go on where it stopped; returns its averaged checkpoint, None if it was asked to stop."""
-    rows = subset(PairStore(arm.data), arm.share)
+    rows = subset(open_pairs(arm.data), arm.share)
     config = replace(config, hold_out_test=False)  # subset leaves it out
     result = train(
         config,

@@ -129,7 +129,7 @@ def test_the_scenes_command(tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["curve", "--checkpoint", "a=embedded", "a=embedded"], "name each"),
-        (["curve", "absent"], "absent is no folder"),
+        (["curve", "absent"], "absent is no known layout"),
         (["curve", "--n", "0"], "--n is 0"),
         (["curve", "data", "--strength", "0.5"], "--strength is SDEdit's"),
         (["scenes", "--auto", "--text-cfg", "4"], "--auto sweeps a grid of its own"),

@@ -315,7 +315,7 @@ def test_an_arm_reads_pairs_when_they_are_asked_for(store, tmp_path, monkeypatch
 
     given = {}
     monkeypatch.setattr(ablation, "train", lambda config, *, data, **more: given.update(data=data) or Unfinished)
-    monkeypatch.setattr(PairStore, "_read_row", never)
+    monkeypatch.setattr(PairStore, "__getitem__", never)
     (arm,) = make_arms(store.folder, None, (0.1,))
     assert train_arm(arm, TrainConfig(hold_out_test=True), "embedded-sd", tmp_path) is None
     monkeypatch.undo()
