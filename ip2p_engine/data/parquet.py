@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, first_line
 from ..files import check_file
+from .pages import NoPlainValues, places_of
 
 __all__ = ["ParquetFiles", "pyarrow_modules", "reading"]
 
 AT_ONCE, BUFFER = 100, 2**20
+MOST_BYTES = 2**28  # of the columns without pictures that are kept
 
 
 class ParquetFiles:
@@ -27,6 +30,10 @@ class ParquetFiles:
         self.paths = list(paths)
         self._ends = list(accumulate(map(_row_count, self.paths)))
         self._latest: tuple[Path, int, Any] | None = None
+        self._known: dict[Path, _File | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_latest": None, "_known": {}}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -39,12 +46,22 @@ class ParquetFiles:
         """(file, row in it from 1, values) of a row from 0."""
         place = bisect_right(self._ends, number)
         path, row = self.paths[place], number - (self._ends[place - 1] if place else 0)
+        if (file := self._file(path)) is not None:
+            return path, row + 1, file.row(row, columns)
         latest = self._latest
         # The row group that was read last is kept, for those who read in order or in blocks.
         if latest is None or latest[0] != path or not 0 <= row - latest[1] < latest[2].num_rows:
             latest = self._latest = (path, *_read_group(path, row))
         values = latest[2].slice(row - latest[1], 1).to_pylist()[0]
         return path, row + 1, values if columns is None else {name: values.get(name) for name in columns}
+
+    def _file(self, path: Path) -> _File | None:
+        """None where the pictures lie compressed, and rows can only be read by groups."""
+        if path not in self._known:
+            if sum(file.bytes for file in self._known.values() if file is not None) > MOST_BYTES:
+                self._known = {}
+            self._known[path] = _File.open(path)
+        return self._known[path]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[Path, int, dict[str, Any] | DatasetError]]:
         """(file, row in it from 1, values) in order; what is left of a broken file is one row with what is wrong."""
@@ -60,6 +77,66 @@ class ParquetFiles:
                         done += batch.num_rows
             except DatasetError as error:
                 yield path, done + 1, error
+
+
+class _File:
+    """One file whose pictures are read alone; the other columns lie in memory."""
+
+    def __init__(self, path: Path, texts: Any, ends: list[int], pictures: dict[str, list[Any]]) -> None:
+        self._path, self._texts, self._ends, self._chunks = path, texts, ends, pictures
+        self._places: dict[tuple[str, int], Any] = {}
+        self.bytes = texts.nbytes
+
+    @classmethod
+    def open(cls, path: Path) -> _File | None:
+        _, parquet = pyarrow_modules()
+        with reading(path), parquet.ParquetFile(path, memory_map=True) as file:
+            leaves = {file.schema.column(n).path: n for n in range(len(file.schema.names))}
+            names = [name for name in file.schema_arrow.names if f"{name}.bytes" in leaves]
+            if not names:
+                return None
+            groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+            pictures, texts = {}, [name for name in file.schema_arrow.names if name not in names]
+            texts += [f"{name}.path" for name in names if f"{name}.path" in leaves]
+            for name in names:
+                column = leaves[f"{name}.bytes"]
+                chunks = [group.column(column) for group in groups]
+                if any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
+                    return None
+                pictures[name] = [(chunk, file.schema.column(column).max_definition_level) for chunk in chunks]
+            # One thread, so that a process forked from this one may read too.
+            table = file.read(columns=texts, use_threads=False).combine_chunks()
+            return cls(path, table, list(accumulate(group.num_rows for group in groups)), pictures)
+
+    def row(self, row: int, columns: Sequence[str] | None) -> dict[str, Any]:
+        """Raises DatasetError where the file has gone or changed."""
+        values = {name: self._texts[name][row].as_py() for name in self._texts.column_names}
+        group = bisect_right(self._ends, row)
+        within = row - (self._ends[group - 1] if group else 0)
+        try:
+            with self._path.open("rb", buffering=0) as stream:
+                for name in self._chunks if columns is None else [one for one in self._chunks if one in columns]:
+                    data = self._picture(stream, name, group, within)
+                    values[name] = {**(values.get(name) or {}), "bytes": data} if data or values.get(name) else None
+        except NoPlainValues:
+            start, table = _read_group(self._path, row)
+            values = table.slice(row - start, 1).to_pylist()[0]
+        except (OSError, struct.error, LookupError, RecursionError, ValueError) as error:
+            raise DatasetError(f"{self._path} cannot be read ({first_line(error)}); restore it from a copy") from error
+        return values if columns is None else {name: values.get(name) for name in columns}
+
+    def _picture(self, stream: Any, name: str, group: int, within: int) -> bytes | None:
+        if (name, group) not in self._places:
+            chunk, most = self._chunks[name][group]
+            self._places[name, group] = places_of(stream, chunk, most_levels=most)
+        place, length = self._places[name, group][2 * within : 2 * within + 2]
+        if length < 0:
+            return None
+        stream.seek(place)
+        data = stream.read(length)
+        if len(data) != length:
+            raise DatasetError(f"{self._path} is shorter than it was; restore it from a copy")
+        return data
 
 
 def _row_count(path: Path) -> int:

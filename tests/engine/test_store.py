@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ip2p_engine.data import store
+from ip2p_engine.data import parquet, store
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.files import locked
@@ -387,6 +388,45 @@ def test_450_000_rows_open_in_half_a_second_and_200_megabytes(tmp_path):
     assert megabytes <= 200
 
 
+OLD = ("original_image", "edited_image", "edit_prompt", "original_prompt", "edited_prompt", "seed", "p", "cfg")
+OLD += ("sim_0", "sim_1", "sim_image", "sim_direction", "key")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compression": "NONE"}, {"compression": "SNAPPY"}, {"data_page_size": 200, "write_batch_size": 3}]
+    + [{"row_group_size": 7}, {"data_page_version": "2.0"}, {"use_dictionary": True, "compression": "NONE"}],
+    ids=["ours", "plain", "compressed", "many pages", "many groups", "second pages", "dictionary"],
+)
+def test_a_row_alone_is_the_row_among_others(tmp_path, options):
+    """However the file was written, by whatever version; some rows have masks."""
+    rows = [record(n, mask=picture(n) if n % 3 else None, original_image=os.urandom(50 * n)) for n in range(60)]
+    with writer(tmp_path, rows_per_shard=100) as open_writer:
+        open_writer.write(*rows)
+    path = PairStore(tmp_path).shards[0]
+    if options:
+        plain = {"compression": "NONE", "use_dictionary": False}
+        pq.write_table(pq.read_table(path), path, **{**plain, **options})
+    pairs = PairStore(tmp_path)
+    assert [pairs[n] for n in random.Random(0).sample(range(60), 60)] == random.Random(0).sample(rows, 60)
+    assert list(pairs) == rows
+
+
+def test_a_row_alone_reads_its_own_bytes(tmp_path, monkeypatch):
+    """Not the hundred rows of its group, of a store of 0.1 too."""
+    with writer(tmp_path, rows_per_shard=300) as open_writer:
+        for n in range(300):
+            open_writer.write(record(n, original_image=os.urandom(5000)))
+    path = PairStore(tmp_path).shards[0]
+    pq.write_table(pq.read_table(path).select(OLD), path, row_group_size=100, compression="NONE", use_dictionary=False)
+    monkeypatch.setattr(parquet, "_read_group", lambda *arguments: pytest.fail("a group was read"))
+    pairs = PairStore(tmp_path)
+    assert len({pairs[n].original_image for n in (250, 3, 120, 299, 0, 3)}) == 5
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DatasetError, match="restore it from a copy"):
+        pairs[299]
+
+
 MORE = {"mask": picture(7), "kind": "style", "scores": {"o_score": 9.0}, "session": "a", "licence": "MIT"}
 
 
@@ -399,10 +439,6 @@ def test_masks_kinds_scores_and_licences_are_carried(tmp_path):
         "scores": [{"o_score": 9.0}, None],
         "kind": ["style", None],
     }
-
-
-OLD = ("original_image", "edited_image", "edit_prompt", "original_prompt", "edited_prompt", "seed", "p", "cfg")
-OLD += ("sim_0", "sim_1", "sim_image", "sim_direction", "key")
 
 
 def test_a_store_of_the_first_columns_is_gone_on_with(tmp_path, caplog):
