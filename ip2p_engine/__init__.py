@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .clip.filter import FilterConfig, PairScores, filter_candidates
     from .clip.similarity import ClipSimilarity
     from .data.store import PairRecord, PairStore, PairWriter
-    from .diffusion.guidance import DualGuidance
+    from .diffusion.guidance import Branches, DualGuidance
     from .diffusion.sampling import SAMPLERS, Step
     from .edit import EditConfig, EditResult, InstructPix2Pix
     from .evaluate.measure import measure
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "BranchDenoiser": "networks.denoiser",
+    "Branches": "diffusion.guidance",
     "ClipSimilarity": "clip.similarity",
     "DualGuidance": "diffusion.guidance",
     "EditConfig": "edit",
@@ -67,6 +68,7 @@ HOMES = {
 __all__ = [
     "SAMPLERS",
     "BranchDenoiser",
+    "Branches",
     "CaptionError",
     "CheckpointError",
     "ClipSimilarity",

@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from ..data.store import PairRecord
 from ..errors import ConfigError
 from ..files import digest_of_text, public_name
 from ..networks.digest import digest_of_weights
@@ -28,12 +27,22 @@ from .order import make_order
 from .progress import TrainResult
 from .results import export
 from .run_folder import RunFolder
-from .sources import Rows, measured_rows, name_of, open_source
+from .sources import measured_rows, name_of, open_source
 from .validation import ValidationSet
 
 __all__ = ["Data", "Run", "begin"]
 
-Data = str | Path | Sequence[PairRecord] | Rows
+
+class Examples(Protocol):
+    """Anything with a length that gives examples by number: a list, a torch Dataset, a Dataset of the hub's library."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Data = str | Path | Examples
+"""What ``train/sources.open_source`` opens."""
 MAX_NAMED = 100
 MEASURED_ROWS = (
     "%s: %d of %d pairs are of the test split, on which ip2p evaluate measures, and are trained on; to measure on what "
