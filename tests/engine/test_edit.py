@@ -17,6 +17,7 @@ from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
 from ip2p_engine.networks.conditioning import Conditioning, encode_text
 from ip2p_engine.networks.denoiser import BranchDenoiser, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator
 from ip2p_engine.scenes.world import Scene, render
 
 HEART = Scene(shape="heart", colour="red", background="sky", size="large")
@@ -406,3 +407,22 @@ def test_the_embedded_model_edits_scenes_as_promised(editor):
     result = examine(editor, count=110, seed=7)
     assert result.overall.success >= 0.91
     assert result.overall.background_psnr >= 30
+
+
+@pytest.mark.slow
+def test_pairs_and_edits_in_four_threads(editor):
+    """Pairs of one text-to-image model in every mode beside edits, each equal to the one made alone."""
+    model = load_model("embedded-sd", device="cpu")
+    modes = ({"mode": "self"}, {"mode": "replace"}, {"mode": "refine", "local_blend": True})
+    generators = [PairGenerator(model, PairConfig(steps=3, edited_prompt_start=0.4, **mode)) for mode in modes]
+
+    def make(job):
+        if job % 2:
+            return editor.edit(render(HEART), "make it snow", seeds=job, config=QUICK)[0].latent
+        captions = ("a large red heart on a sky background", "a large blue heart on a sky background")
+        return generators[job // 2 % 3].generate(*captions, seeds=job)[0].latents
+
+    alone = [make(job) for job in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(make, range(12)), strict=True):
+            assert (one - other).abs().max() < 1e-4
