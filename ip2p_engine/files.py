@@ -43,6 +43,7 @@ __all__ = [
     "reason_of",
     "remove",
     "sha256_of",
+    "short_text",
     "text_lines",
     "whole_file",
     "whole_folder",
@@ -53,6 +54,7 @@ __all__ = [
 TEMPORARY, NEW, OLD = ".part", "new", "old"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <stdio.h>
 SAMPLED_FILES, END = 1000, 65536
+MAX_SETTINGS = 1 << 20  # bytes
 # What json.loads raises; brackets within brackets end in the second.
 NO_JSON = (ValueError, RecursionError)
 Error = type[IP2PError]
@@ -224,6 +226,15 @@ def read_json(path: Path, error: Error) -> Any:
         return json.loads(text)
     except NO_JSON as cause:
         raise error(f"{path} is not JSON ({cause}); restore it from a copy or make it again") from cause
+
+
+def short_text(path: Path, error: Error) -> str:
+    """A file of settings; the largest of a published model has a few kB."""
+    check_file(path, error)
+    size = path.stat().st_size
+    if size > MAX_SETTINGS:
+        raise error(f"{path} has {size:,} bytes, too many for settings; get the folder again")
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager

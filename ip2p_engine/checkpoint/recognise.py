@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..files import NO_JSON
+from ..files import NO_JSON, short_text
 from .keys import (
     UNET_MARKS,
     few,
@@ -52,7 +52,6 @@ MINIATURE = {
     "diffusers": "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
 }
 MINIATURE_WIDTH, MINIATURE_CONTEXT = 64, 96
-MAX_SETTINGS = 1 << 20  # bytes
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 INDEX = ".safetensors.index.json"
@@ -436,7 +435,7 @@ def _folder_autoencoder(folder: Path, read: Reader, spec: ModelSpec) -> Part | N
 def _folder_spec(folder: Path, unet: Mapping[str, Any], choice: str, prediction: str | None) -> ModelSpec:
     """The saved spec, or one from diffusers' own settings."""
     path = folder / CONFIG_FILE
-    saved, _ = parse_config(_short_text(path) if path.is_file() else None, str(folder))
+    saved, _ = parse_config(short_text(path, CheckpointError) if path.is_file() else None, str(folder))
     if saved is not None:
         spec = replace(saved, in_channels=unet["in_channels"], prediction=prediction or saved.prediction)
         return spec if choice == "only" else replace(spec, weights=choice)
@@ -479,13 +478,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(_short_text(path)))
+        return dict(json.loads(short_text(path, CheckpointError)))
     except (*NO_JSON, TypeError) as error:
         raise CheckpointError(f"{path} is not a JSON object ({error}); get the folder again") from error
-
-
-def _short_text(path: Path) -> str:
-    """A settings file; the largest of a published pipeline has 3 kB."""
-    if path.stat().st_size > MAX_SETTINGS:
-        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, too many for settings; get the folder again")
-    return path.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,17 +14,16 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
 from ..devices import usable_device
 from ..errors import CheckpointError, ImageError, first_line
-from ..files import read_json
+from ..files import read_json, short_text
 from ..images import Picture, open_image
 from ..tokenizer import tokenize
-from .filter import PairScores
+from .filter import FilterConfig, PairScores
 
 __all__ = [
     "DEFAULT_CLIP",
@@ -41,6 +40,7 @@ EMBEDDED_CLIP = Path(__file__).parent.parent / "scenes" / "embedded" / "clip"
 REMEMBERED_CAPTIONS = 4096
 IMAGES_AT_ONCE = 64
 DECIMALS = 6
+TENSORS_A_LAYER = 8  # at least, of a transformer
 
 
 def unit_pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -190,7 +190,11 @@ def own_thresholds(source: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = read_json(path, CheckpointError)
-    return dict(found.get("thresholds", {})) if isinstance(found, dict) else {}
+    said = found.get("thresholds", {}) if isinstance(found, dict) else {}
+    known = {field.name for field in fields(FilterConfig)}
+    if not isinstance(said, dict) or not said.keys() <= known:
+        raise CheckpointError(f"{path} has thresholds that are none; give numbers under {', '.join(sorted(known))}")
+    return said
 
 
 def _size_order(images: Sequence[Image.Image]) -> list[int]:
@@ -208,19 +212,41 @@ def _by_size(images: Sequence[Image.Image]) -> list[Tensor]:
 
 def _from_folder(folder: Path) -> ClipSimilarity:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        preprocess = config["preprocess_cfg"]
-        shape = {name: config[name] for name in ("embed_dim", "vision_cfg", "text_cfg")}
-        network = open_clip.CLIP(**shape, quick_gelu=config.get("quick_gelu", False))
+        config = json.loads(short_text(folder / "config.json", CheckpointError))
+        mean, std = (_three_numbers(config["preprocess_cfg"][name]) for name in ("mean", "std"))
         state = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+        shape = {name: config[name] for name in ("embed_dim", "vision_cfg", "text_cfg")}
+        _check_shape(shape, state)
+        network = open_clip.CLIP(**shape, quick_gelu=bool(config.get("quick_gelu")))
         network.load_state_dict(state)
-        size = config["vision_cfg"]["image_size"]
-        return ClipSimilarity(network, size=size, mean=preprocess["mean"], std=preprocess["std"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        return ClipSimilarity(network, size=config["vision_cfg"]["image_size"], mean=mean, std=std)
+    except Exception as error:  # nearly every class, by what is wrong with the folder
         raise CheckpointError(
             f"{folder} is no CLIP that can be loaded ({type(error).__name__}: {first_line(error)}); "
             f"give a folder with config.json and model.safetensors, or an open_clip name such as {DEFAULT_CLIP}"
         ) from error
+
+
+def _three_numbers(values: Any) -> list[float]:
+    if not isinstance(values, list) or len(values) != 3 or not all(0 <= float(value) < 10 for value in values):
+        raise ValueError("its preprocess_cfg has no three numbers")
+    return [float(value) for value in values]
+
+
+def _check_shape(shape: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Raises ValueError unless a network of this shape has just these tensors; nothing large is made to find out."""
+    layers = 0
+    for part in ("vision_cfg", "text_cfg"):
+        if borrowed := [name for name in shape[part] if name.startswith(("hf_", "timm_"))]:
+            raise ValueError(f"{borrowed[0]} would fetch another network")
+        own = shape[part]["layers"]
+        layers += sum(own) if isinstance(own, list) else own
+    if not 0 < layers * TENSORS_A_LAYER <= len(state):
+        raise ValueError(f"it has {layers:,} layers and {len(state):,} tensors")
+    with torch.device("meta"):
+        expected = open_clip.CLIP(**shape).state_dict()
+    if {name: value.shape for name, value in expected.items()} != {name: value.shape for name, value in state.items()}:
+        raise ValueError("its tensors are not those of its configuration")
 
 
 def _from_open_clip(name: str) -> ClipSimilarity:

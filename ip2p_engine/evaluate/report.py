@@ -56,7 +56,7 @@ def write_report(folder: Path, out: Path) -> Path:
     with disk_errors(out, "written", DatasetError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as stream:
-            stream.write(page.encode())
+            stream.write(page.encode(errors="backslashreplace"))  # halves of letters
     return out
 
 

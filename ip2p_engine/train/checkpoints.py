@@ -6,7 +6,9 @@ Data order, noise, crops and the learning rate follow from (seed, step), so the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,10 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
         for left in folder.glob(f".*{TEMPORARY}"):
             remove(left)
         with whole_file(path) as stream:
-            torch.save({"step": step, **state}, stream)
+            try:
+                torch.save({"step": step, **state}, stream)
+            except RuntimeError as error:  # torch's own way to say that the disk refused
+                raise OSError(str(error.__context__ or first_line(error))) from error
         for old in _all(folder)[:-keep]:
             old.unlink()
     return path
@@ -62,10 +67,25 @@ def step_of(path: Path | None) -> int:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What was saved, mapped rather than read; loading runs no code. Raises CheckpointError for a damaged file."""
-    try:
+    with _whole(path):
+        with zipfile.ZipFile(path) as archive:
+            if spoiled := archive.testzip():  # torch takes flipped bits as they are
+                raise ValueError(f"{spoiled} is not as it was written")
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: saved[name] for name in PARTS}
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        found = {name: saved[name] for name in PARTS}
+        if found["step"] != step_of(path) or not all(isinstance(row, str) for row in found["broken"]):
+            raise ValueError("it is of another step")
+        return found
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever a damaged checkpoint makes torch and us raise, as one sentence."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # nearly every class
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
             f"{path} cannot be read ({reason}); delete it and run the same command again, the one before it goes on"
@@ -102,7 +122,11 @@ class State:
 
     @torch.no_grad()
     def load(self, saved: Mapping[str, Any], where: str) -> None:
-        """Go on from a checkpoint; raises CheckpointError if it is another network's."""
+        """Go on from a checkpoint; raises CheckpointError if it is another network's, or damaged."""
+        with _whole(Path(where)):
+            self._load(saved, where)
+
+    def _load(self, saved: Mapping[str, Any], where: str) -> None:
         if saved["trained"].keys() != self.parameters.keys():
             raise CheckpointError(f"{where} holds other weights than this run trains; use the base that it began with")
         for name, parameter in self.parameters.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DatasetError, Interrupted
+from ..errors import DatasetError, Interrupted, first_line
 from ..files import disk_errors, read_json, whole_file, write_json
 from ..networks.conditioning import TextEmbedding, encode_text
 from ..networks.digest import digest_of_network
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 ROWS_PER_SHARD, PAIRS_AT_ONCE = 500, 16
-KEY_FILE, BROKEN, TEXT_OF = "cache.json", "broken", "text_of"
+KEY_FILE, BROKEN, TEXT_OF, DIGEST = "cache.json", "broken", "text_of", "digest"
 LATENTS = ("mean", "std", "condition")
 SETTINGS = ("columns", "resolution", "resize", "flip", "buckets", "precision", "seed")
 
@@ -178,11 +179,23 @@ class _Shard:
 
     @classmethod
     def open(cls, path: Path) -> _Shard:
-        file = safe_open(path, framework="pt")
-        about = file.metadata()
-        return cls(
-            file=file, names=set(file.keys()), broken=json.loads(about[BROKEN]), text_of=json.loads(about[TEXT_OF])
-        )
+        """Raises DatasetError for a file that is not as it was written; those of 0.1 carry no digest."""
+        try:
+            file = safe_open(path, framework="pt")
+            about, names = file.metadata(), set(file.keys())
+            broken, text_of = json.loads(about[BROKEN]), json.loads(about[TEXT_OF])
+            if about.get(DIGEST) not in (None, _digest({name: file.get_tensor(name) for name in names})):
+                raise ValueError("its numbers have changed")
+        except Exception as error:  # nearly every class, by where the damage is
+            raise DatasetError(f"{path} is damaged ({first_line(error)}); delete it, it is made again") from error
+        return cls(file=file, names=names, broken=broken, text_of=text_of)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    content = blake2b(digest_size=16)
+    for name in sorted(tensors):
+        content.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 class _Crops(Dataset):
@@ -227,7 +240,7 @@ def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config
         tensors[f"tokens.{number}"] = embedded.tokens[0].to(kept).cpu()
         if embedded.pooled is not None:
             tensors[f"pooled.{number}"] = embedded.pooled[0].to(kept).cpu()
-    about = {BROKEN: json.dumps(broken), TEXT_OF: json.dumps(text_of)}
+    about = {BROKEN: json.dumps(broken), TEXT_OF: json.dumps(text_of), DIGEST: _digest(tensors)}
     with disk_errors(path, "written", DatasetError), whole_file(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, about))
 
@@ -254,6 +267,8 @@ def _agree(folder: Path, key: Mapping[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, key)
     theirs = read_json(path, DatasetError)
+    if not isinstance(theirs, dict):
+        raise DatasetError(f"{path} is no cache's; delete the folder")
     changed = [name for name in sorted(key) if theirs.get(name) != key[name]]
     if changed:
         name = changed[0]

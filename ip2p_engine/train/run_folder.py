@@ -92,7 +92,11 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged steps; a last line that a killed writer left half done is left out."""
-        return list(json_lines(self._rows_file, ConfigError, growing=True)) if self._rows_file.exists() else []
+        rows = list(json_lines(self._rows_file, ConfigError, growing=True)) if self._rows_file.exists() else []
+        for number, row in enumerate(rows, start=1):
+            if type(row.get("step")) is not int or type(row.get("loss")) not in (int, float):
+                raise ConfigError(f"{self._rows_file}, row {number}, has no step and loss; remove the line")
+        return rows
 
     def take_up(self, state: State) -> tuple[int, dict[str, None]]:
         """(steps that are done, rows that were broken) of the last checkpoint, whose state is loaded."""
@@ -167,7 +171,18 @@ class RunFolder:
     def _saved(self) -> Any:
         """What run.json says; None where there is none yet."""
         path = self.path / RUN
-        return read_json(path, ConfigError) if path.exists() else None
+        if not path.exists():
+            return None
+        about = read_json(path, ConfigError)
+        kinds = {"config": dict, "spec": dict, "changes": list}
+        sound = isinstance(about, dict) and all(
+            isinstance(about.get(name, kind()), kind) for name, kind in kinds.items()
+        )
+        if not sound or not all(
+            isinstance(one, dict) and type(one.get("after_step")) is int for one in about.get("changes", [])
+        ):
+            raise ConfigError(f"{path} is no training run's; restore it from a copy, or train in a new folder")
+        return about
 
 
 def curve(losses: Sequence[float]) -> Image.Image:

@@ -1,0 +1,266 @@
+"""The campaign: sound inputs are spoiled in many ways, and every command has to end in one sentence.
+
+    python tests/robustness/fuzz.py [--cases 3000] [--seed 0] [--only NAME ...] [--engine CHECKOUT] [--lines FILE]
+
+One warm process forks for each case, which gets 20 seconds and 1 GB beyond what the process had. Prints a table by
+generator and the causes found, and writes a JSON line a case; exit code 1 where a promise was broken: no traceback, no
+hang, no memory beyond, no file outside the case's folder, no code of a stranger's, no script in a page, no file of this
+machine in a result, no control character on the terminal. Not for Windows, which cannot fork.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SECONDS, BYTES = 20.0, 1 << 30
+REFUSED, FINE = (2,), (0, 1, 130)
+SECRET = "hidden-words-of-this-machine"
+FAULTS = ("traceback", "hang", "memory", "crash", "code", "outside", "leak", "script", "control", "leftover")
+FRAME = re.compile(r'File "[^"]*(ip2p_engine/[^"]+)", line \d+, in (\w+)')
+
+
+def main() -> int:
+    options = _options()
+    sys.path[:0] = [str(options.engine), str(HERE)]
+    root = Path(tempfile.mkdtemp(prefix="fuzz"))
+    try:
+        warm_up(root)
+        from hostile_inputs import GENERATORS
+
+        names = options.only or sorted(GENERATORS)
+        results = list(_campaign(root, options, names))
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    sys.stdout.write(_table(results, names))
+    return int(any(result["faults"] for result in results))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--engine", type=Path, default=HERE.parents[1])
+    parser.add_argument("--lines", type=Path, help="a JSON line a case")
+    parser.add_argument("--keep-going", type=float, default=1e9, metavar="S", help="stop after so many seconds")
+    return parser.parse_args()
+
+
+def warm_up(root: Path) -> None:
+    """Everything imported and every sound input made, those in a process of its own so that no thread is left here."""
+    os.environ.update(HF_HUB_OFFLINE="1", IP2P_CACHE=str(root / "cache"), HOME=str(root / "home"), OMP_NUM_THREADS="1")
+    import torch
+
+    torch.set_num_threads(1)
+    import ip2p_engine
+    from ip2p_engine.cli import main as command
+
+    for module in pkgutil.walk_packages(ip2p_engine.__path__, "ip2p_engine."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("home", "work", "seeds"):
+        (root / name).mkdir()
+    from seeds import make_seeds
+
+    process = os.fork()
+    if not process:
+        for stream in (1, 2):
+            os.dup2(os.open(root / "seeds.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        leave(lambda: make_seeds(root / "seeds", command, Path(ip2p_engine.__file__).parents[1]) or 0)
+    if os.waitpid(process, 0)[1]:
+        raise SystemExit((root / "seeds.log").read_text())
+
+
+def leave(work: Any) -> None:
+    """Run in a fork, and end it without what the parent would do at its end."""
+    code = 70
+    try:
+        code = work()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 70
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _campaign(root: Path, options: argparse.Namespace, names: list[str]) -> Iterator[dict[str, Any]]:
+    started = time.monotonic()
+    lines = options.lines.open("w") if options.lines else None
+    for number in range(options.cases):
+        if time.monotonic() - started > options.keep_going:
+            break
+        result = _case(root, names[number % len(names)], options.seed * 1_000_003 + number)
+        if lines:
+            lines.write(json.dumps(result) + "\n")
+            lines.flush()
+        yield result
+    if lines:
+        lines.close()
+
+
+def _case(root: Path, name: str, number: int) -> dict[str, Any]:
+    """One case; what stands under ``root`` but outside its folder must be the same afterwards."""
+    from hostile_inputs import GENERATORS, Case
+
+    level = root / "work"
+    place = level / "case"
+    place.mkdir()
+    (level / "secret.txt").write_text(SECRET)
+    (place / "secret.txt").write_text(SECRET)
+    case = Case(place=place, seeds=root / "seeds", rng=random.Random(f"{name} {number}"))
+    arguments = [str(one) for one in GENERATORS[name](case)]
+    before = _outside(root)
+    hidden = _hidden(place)
+    ended = _forked(root, place, arguments)
+    out, error = ((root / one).read_text(errors="replace") for one in ("out.txt", "err.txt"))
+    faults = list(_faults(ended, out, error))
+    if (level / "canary").exists():
+        faults.append("code")
+    if _outside(root) != before:
+        faults.append("outside")
+    faults += _in_results(place, arguments)
+    if ended["code"] in REFUSED and _hidden(place) - hidden:
+        faults.append("leftover")
+    frames = FRAME.findall(error)
+    what = error.strip().splitlines()[-1][:300] if error.strip() else ""
+    cause = f"{what.partition(':')[0][:60]} in {'/'.join(frames[-1])}" if "traceback" in faults and frames else ""
+    for one in sorted(root.iterdir()):
+        if one.name not in ("seeds", "home", "seeds.log", "work"):
+            shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink()
+    shutil.rmtree(level)
+    level.mkdir()
+    return {
+        "generator": name,
+        "case": number,
+        "arguments": arguments,
+        **ended,
+        "faults": faults,
+        "cause": cause,
+        "said": what,
+    }
+
+
+def _forked(root: Path, place: Path, arguments: list[str]) -> dict[str, Any]:
+    """Run a command in a fork; it is ended when its time or its memory is over."""
+    from ip2p_engine.cli import main as command
+
+    started, before = time.monotonic(), _resident(os.getpid())
+    process = os.fork()
+    if not process:
+        os.setsid()
+        os.chdir(place)
+        for stream, name in ((1, "out.txt"), (2, "err.txt")):
+            os.dup2(os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        leave(lambda: command(arguments))
+    most, why = 0, ""
+    while True:
+        done, status, _ = os.wait4(process, os.WNOHANG)
+        if done:
+            break
+        most = max(most, _resident(process) - before)
+        why = "hang" if time.monotonic() - started > SECONDS else "memory" if most > BYTES else ""
+        if why:
+            os.killpg(process, signal.SIGKILL)
+            os.wait4(process, 0)
+            return {"code": None, "why": why, "seconds": round(time.monotonic() - started, 2), "megabytes": most >> 20}
+        time.sleep(0.01)
+    code = os.waitstatus_to_exitcode(status)
+    return {"code": code, "why": "", "seconds": round(time.monotonic() - started, 2), "megabytes": most >> 20}
+
+
+def _resident(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+
+def _faults(ended: dict[str, Any], out: str, error: str) -> Iterator[str]:
+    if ended["why"]:
+        yield ended["why"]
+    elif "Traceback (most recent call last)" in error:
+        yield "traceback"
+    elif ended["code"] not in (*REFUSED, *FINE):
+        yield "crash"
+    if "\x1b" in out or "\x1b" in error.replace("\x1b[A", ""):  # the bars' own way up
+        yield "control"
+
+
+def _outside(root: Path) -> list[str]:
+    """Names that a case must not add: beside its folder, beside the inputs, and in the home."""
+    known = ("seeds", "out.txt", "err.txt", "cache")
+    return sorted(
+        str(path)
+        for folder in (root, root / "work", root / "home")
+        for path in folder.iterdir()
+        if path.name not in known
+    )
+
+
+def _hidden(place: Path) -> set[str]:
+    """Names of unfinished work, which a command that ends by itself must not leave."""
+    found = (path for path in place.rglob(".*") if not path.name.endswith(".lock"))
+    return {str(path) for path in found if path.name.endswith((".part", ".tmp", ".old", ".new"))}
+
+
+def _in_results(place: Path, arguments: list[str]) -> Iterator[str]:
+    import base64
+
+    pages = [path for path in place.rglob("*.html") if path.is_file() and path.stat().st_mtime]
+    texts = [path.read_text(errors="replace") for path in pages]
+    secret = base64.b64encode(SECRET.encode())[:20].decode()
+    if any(SECRET in text or secret in text for text in texts):
+        yield "leak"
+    if any("<script>alert" in text for text in texts):
+        yield "script"
+
+
+def _table(results: list[dict[str, Any]], names: list[str]) -> str:
+    rows = [("generator", "cases", "done", "refused", *FAULTS, "slowest s", "most MB")]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        groups[result["generator"]].append(result)
+    for name, group in [*((name, groups[name]) for name in names if name in groups), ("all", results)]:
+        found = Counter(fault for result in group for fault in result["faults"])
+        sound = [result for result in group if not result["faults"]]
+        refused = sum(result["code"] in REFUSED for result in sound)
+        slow, large = (max(result[key] for result in group) for key in ("seconds", "megabytes"))
+        counts = [str(found[fault]) for fault in FAULTS]
+        rows.append(
+            (name, str(len(group)), str(len(sound) - refused), str(refused), *counts, f"{slow:.1f}", str(large))
+        )
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
+    causes = Counter(result["cause"] for result in results if result["cause"])
+    return (
+        "\n".join([*lines, "", f"{len(causes)} causes", *(f"{n} x {cause}" for cause, n in causes.most_common())])
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
