@@ -410,11 +410,11 @@ def walk(
     if len(seeds) != len(condition.image):
         got = f"{len(seeds)} seeds for a condition of {len(condition.image)} rows"
         raise ConfigError(f"{got}; give one seed for each row")
-    noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together)
+    noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together, sigmas=sigmas.tolist())
     blank = torch.zeros(len(seeds), 4, *condition.image.shape[-2:], device=condition.image.device)
     x = noise.draw(blank) * float(sigmas[0])
     x = x if start is None else x + start.to(x)
-    z = sample(sampler, guidance(branches), x, sigmas, condition, noise=noise.draw, hooks=hooks)
+    z = sample(sampler, guidance(branches), x, sigmas, condition, noise=noise.ahead(len(sigmas) - 1), hooks=hooks)
     return z, branches.evaluations
 
 

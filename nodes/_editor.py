@@ -64,7 +64,7 @@ class NativeEditor:
         return guider.sample(
             noise.draw(source),
             source,
-            EngineSampler(self.sampler, sigmas, noise.draw),
+            EngineSampler(self.sampler, sigmas, noise.ahead(self.steps)),
             sigmas.float(),
             denoise_mask=mask,
             callback=show,

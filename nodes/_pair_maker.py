@@ -25,7 +25,7 @@ from .conditioning import size_values
 
 __all__ = ["NativePairs", "require_text_to_image"]
 
-STEP = "ip2p_pair_step"
+STEP, ROWS = "ip2p_pair_step", "ip2p_pair_rows"
 TEXT = 0  # the index of the positive condition in ComfyUI's cond_or_uncond
 TOKENS = 77
 
@@ -45,18 +45,33 @@ class PairGuider(comfy.samplers.CFGGuider):
 
     def __init__(self, model: Any, scales: Sequence[float], plan: PairPlan) -> None:
         super().__init__(model)
-        self._scales, self._plan = scales, plan
+        self._scale = torch.tensor(scales).repeat_interleave(2).view(-1, 1, 1, 1)
+        self._plan, self._rows = plan, _Rows()
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006
         """The guided clean latents of [source, edited, source, edited, ...]."""
         now = self._plan.step(model_options["transformer_options"][SIGMA])
         positive, negative = self.conds["source" if now.early else "positive"], self.conds["negative"]
-        told = with_options(model_options, {STEP: now})
+        told = with_options(model_options, {STEP: now, ROWS: self._rows})
         c, u = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, told)
-        scale = torch.tensor(self._scales, dtype=x.dtype, device=x.device).repeat_interleave(2).view(-1, 1, 1, 1)
+        self._scale = self._scale.to(x)
         return comfy.samplers.cfg_function(
-            self.inner_model, c, u, scale, x, timestep, model_options, cond=positive, uncond=negative
+            self.inner_model, c, u, self._scale, x, timestep, model_options, cond=positive, uncond=negative
         )
+
+
+class _Rows:
+    """Which row's queries and keys each row uses, brought to the device once for all layers and steps."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple, Tensor] = {}
+
+    def of(self, active: tuple[bool, ...], halves: int, device: torch.device) -> Tensor:
+        """The rows of ``sharing_rows``, on the device."""
+        key = (active, halves, device)
+        if key not in self._known:
+            self._known[key] = torch.tensor(sharing_rows(active, halves), device=device)
+        return self._known[key]
 
 
 def _share(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,8 +80,8 @@ def _share(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -
     if not any(active):
         return n, context, value
     # ComfyUI may evaluate the two conditions together or apart.
-    query, key = share_self_attention(n, context, sharing_rows(active, len(options["cond_or_uncond"])))
-    return query, key, value
+    rows = options[ROWS].of(active, len(options["cond_or_uncond"]), n.device)
+    return *share_self_attention(n, context, rows), value
 
 
 def _cross_attention(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
@@ -133,6 +148,7 @@ class NativePairs:
         guider = PairGuider(clone, [w for _, w in drawn], plan)
         guider.inner_set_conds(self._conditions(jobs))
         noise = SampleNoise([job.seed for job in jobs])
+        draw = noise.ahead(config.steps)
         start = noise.draw(torch.zeros(len(jobs), 4, height // 8, width // 8)).repeat_interleave(2, dim=0)
         return guider.sample(
             start,
@@ -140,7 +156,7 @@ class NativePairs:
             EngineSampler(
                 config.sampler,
                 sigmas,
-                lambda like: noise.draw(like[::2]).repeat_interleave(2, dim=0),
+                lambda like: draw(like[::2]).repeat_interleave(2, dim=0),
                 cross.after_step(config.blend_start * config.steps),
             ),
             sigmas.float(),

@@ -6,7 +6,7 @@ for rounding, since networks add up in another order there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +31,23 @@ class SampleNoise:
 
     def draw(self, like: Tensor) -> Tensor:
         """Noise of the shape, device and dtype of ``like`` (B, ...), with B = number of seeds; drawn in float32."""
-        rows = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(like)
+        return self._rows(like).to(like)
+
+    def ahead(self, steps: int) -> Callable[[Tensor], Tensor]:
+        """``draw`` for a walk of so many steps: the first call brings the noise of all of them to the device."""
+        drawn: list[Tensor] = []
+
+        def next_of(like: Tensor) -> Tensor:
+            if like.device.type == "cpu":
+                return self.draw(like)
+            if not drawn:
+                drawn.extend(torch.stack([self._rows(like) for _ in range(steps)]).to(like).unbind()[::-1])
+            return drawn.pop()
+
+        return next_of
+
+    def _rows(self, like: Tensor) -> Tensor:
+        return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in self._generators])
 
 
 def check_seed(seed: int) -> int:

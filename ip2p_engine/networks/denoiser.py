@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..devices import free_memory
-from .attention import AttentionCall, KeyValue, project_text
-from .conditioning import Conditioning, TextEmbedding
+from .attention import AttentionCall, project_text
+from .conditioning import Conditioning
 from .model import Model
 
-__all__ = ["ACTIVATIONS_PER_PIXEL", "BranchDenoiser", "denoised_from", "input_scale", "predict"]
+__all__ = ["ACTIVATIONS_PER_PIXEL", "BranchDenoiser", "Times", "denoised_from", "input_scale", "predict"]
 
 ACTIVATIONS_PER_PIXEL = 60
 WITH_TEXT, WITH_IMAGE = ("c", "t"), ("c", "i")
@@ -42,31 +42,58 @@ def denoised_from(prediction: str, x: Tensor, sigma: float, output: Tensor) -> T
 def predict(
     model: Model,
     inputs: Tensor,
-    sigma: float,
+    t: Tensor,
     call: AttentionCall,
     pooled: Tensor | None = None,
     size_ids: Tensor | None = None,
 ) -> Tensor:
-    """The UNet's output for inputs (B, C, h, w) that are scaled already; the one place where casts happen.
+    """The UNet's output for inputs (B, C, h, w) that are scaled already, at time t (1,); the one place of casts.
 
     ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. Returns the inputs' type.
     """
-    t = model.timestep(sigma).to(inputs.device).expand(len(inputs))
     added = None
     if size_ids is not None and pooled is not None:
         added = {"text_embeds": pooled.to(model.dtype), "time_ids": size_ids}
     told = {"call": call}
-    output = model.unet(inputs.to(model.dtype), t, None, added_cond_kwargs=added, cross_attention_kwargs=told)
+    rows = t.expand(len(inputs))
+    output = model.unet(inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told)
     return output.sample.to(inputs.dtype)
+
+
+class Times:
+    """The times t of a walk's noise levels, on the device before its first step, so that no step waits for them."""
+
+    def __init__(self, model: Model, sigmas: Sequence[float] = ()) -> None:
+        self._model, self._levels = model, [float(sigma) for sigma in sigmas if sigma > 0]
+        self._rows: dict[float, Tensor] = {}
+
+    def at(self, sigma: float, device: torch.device) -> Tensor:
+        """t of a noise level, (1,), float32; a level that was not announced is brought over alone."""
+        if not self._rows and self._levels:
+            every = torch.cat([self._model.timestep(level) for level in self._levels]).to(device)
+            self._rows = dict(zip(self._levels, every.split(1), strict=True))
+        row = self._rows.get(sigma)
+        return self._model.timestep(sigma).to(device) if row is None else row
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Branches that go through the network together, and what they are told, ready for a whole walk."""
+
+    names: tuple[str, ...]
+    call: AttentionCall
+    image: Tensor
+    pooled: Tensor | None
+    size_ids: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """Texts projected for a walk: for some branches together, or for each alone."""
+    """A condition's branches, as a walk asks for them."""
 
     cond: Conditioning
     names: tuple[str, ...]
-    groups: dict[tuple[str, ...], list[KeyValue]]
+    groups: list[_Group]
 
 
 class BranchDenoiser:
@@ -75,11 +102,15 @@ class BranchDenoiser:
     What it keeps between calls is its own: two of one model can be nested, or run in two threads.
     """
 
-    def __init__(self, model: Model, *, together: bool | None = None) -> None:
-        """``together``: all branches in one batch, or one after another; None decides by free memory."""
+    def __init__(self, model: Model, *, together: bool | None = None, sigmas: Sequence[float] = ()) -> None:
+        """``together``: all branches in one batch, or one after another; None decides by free memory.
+
+        ``sigmas``: noise levels that will be asked for, if they are known; others are answered too.
+        """
         self.evaluations = 0
         """Evaluations of the network so far, per sample."""
         self._model, self._together = model, together
+        self._times = Times(model, sigmas)
         self._prepared: _Prepared | None = None
 
     def __call__(self, x: Tensor, sigma: float, cond: Conditioning, names: Sequence[str]) -> dict[str, Tensor]:
@@ -89,44 +120,41 @@ class BranchDenoiser:
         if prepared is None or prepared.cond is not cond or prepared.names != wanted:
             prepared = self._prepared = self._prepare(cond, x, wanted)
         self.evaluations += len(wanted)
-        parts = [self._evaluate(group, keys, x, sigma, cond) for group, keys in prepared.groups.items()]
+        parts = [self._evaluate(group, x, sigma) for group in prepared.groups]
         return dict(zip(wanted, (branch for part in parts for branch in part), strict=True))
 
     def _prepare(self, cond: Conditioning, x: Tensor, names: tuple[str, ...]) -> _Prepared:
-        """Project the texts once for the whole walk."""
+        """Project the texts, and lay everything out, once for the whole walk."""
         together = self._together
         if together is None:
             together = _activation_bytes(self._model, x) * len(names) < 0.6 * free_memory(x.device)
         groups = [names] if together else [(name,) for name in names]
-        contexts = [torch.cat([_text_of(name, cond).tokens for name in group]) for group in groups]
-        unet, dtype = self._model.unet, self._model.dtype
-        keys = [project_text(unet, context.to(dtype)) for context in contexts]
-        return _Prepared(cond, names, dict(zip(groups, keys, strict=True)))
+        return _Prepared(cond, names, [self._group(group, cond, x.dtype) for group in groups])
 
-    def _evaluate(
-        self, names: tuple[str, ...], keys: list[KeyValue], x: Tensor, sigma: float, cond: Conditioning
-    ) -> tuple[Tensor, ...]:
-        """The clean latents of some branches, stacked along the batch for the network."""
-        noisy = (x * input_scale(sigma)).repeat(len(names), 1, 1, 1)
-        image = torch.cat([cond.image if name in WITH_IMAGE else torch.zeros_like(cond.image) for name in names])
-        pooled = [_text_of(name, cond).pooled for name in names]
-        output = predict(
-            self._model,
-            torch.cat([noisy, image.to(noisy.dtype)], dim=1),
-            sigma,
-            AttentionCall(texts=keys),
-            torch.cat([row for row in pooled if row is not None]) if cond.size_ids is not None else None,
+    def _group(self, names: tuple[str, ...], cond: Conditioning, dtype: torch.dtype) -> _Group:
+        null = cond.null_text.rows([0] * len(cond.image))
+        texts = [cond.text if name in WITH_TEXT else null for name in names]
+        blank = torch.zeros_like(cond.image)
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        context = torch.cat([text.tokens for text in texts]).to(self._model.dtype)
+        return _Group(
+            names,
+            AttentionCall(texts=project_text(self._model.unet, context)),
+            torch.cat([cond.image if name in WITH_IMAGE else blank for name in names]).to(dtype),
+            torch.cat(pooled) if pooled else None,
             None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),
         )
-        denoised = denoised_from(self._model.spec.prediction, x, sigma, output.unflatten(0, (len(names), -1)))
-        return denoised.unbind()
+
+    def _evaluate(self, group: _Group, x: Tensor, sigma: float) -> tuple[Tensor, ...]:
+        """The clean latents of some branches, stacked along the batch for the network."""
+        noisy = (x * input_scale(sigma)).repeat(len(group.names), 1, 1, 1)
+        inputs, t = torch.cat([noisy, group.image], dim=1), self._times.at(sigma, x.device)
+        output = predict(self._model, inputs, t, group.call, group.pooled, group.size_ids)
+        output = output.unflatten(0, (len(group.names), -1))
+        return denoised_from(self._model.spec.prediction, x, sigma, output).unbind()
 
 
 def _activation_bytes(model: Model, x: Tensor) -> int:
     """A generous estimate of one branch's peak activations: so many copies of the widest feature map."""
     width = model.unet.config.block_out_channels[0]
     return x.shape[0] * x.shape[-1] * x.shape[-2] * width * ACTIVATIONS_PER_PIXEL * model.dtype.itemsize
-
-
-def _text_of(branch: str, cond: Conditioning) -> TextEmbedding:
-    return cond.text if branch in WITH_TEXT else cond.null_text.rows([0] * len(cond.image))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..networks.attention import AttentionCall, KeyValue, Sharing, attend, project_text
 from ..networks.conditioning import TextEmbedding
-from ..networks.denoiser import denoised_from, input_scale, predict
+from ..networks.denoiser import Times, denoised_from, input_scale, predict
 from ..networks.model import Model
 from .cross_attention import CrossControl
 from .plan import PairPlan, sharing_rows
@@ -48,6 +48,27 @@ class PairConditioning:
         return [0] * len(block) + block
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What a batch of the network is told, for all pictures or for the sources alone."""
+
+    keys: list[KeyValue]
+    pooled: Tensor | None
+    size_ids: Tensor | None
+    scale: Tensor
+    """w of each picture, (B, 1, 1, 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A condition laid out for a walk, on the device before its first step."""
+
+    cond: PairConditioning
+    plan: PairPlan
+    sharing: dict[tuple[bool, ...], Sharing | None]
+    batches: dict[str, _Batch]
+
+
 class PairDenoiser:
     """A text-to-image UNet on pairs, with the paper's self-attention sharing and single-scale guidance.
 
@@ -60,24 +81,26 @@ class PairDenoiser:
         """Evaluations of the network so far, per pair."""
         self._model, self._cross = model, cross or CrossControl()
         self._sigmas = [float(sigma) for sigma in sigmas]
-        self._prepared: tuple[PairConditioning, PairPlan, dict[str, list[KeyValue]]] | None = None
+        self._times = Times(model, self._sigmas)
+        self._prepared: _Prepared | None = None
 
     def __call__(self, x: Tensor, sigma: float, cond: PairConditioning) -> Tensor:
         prepared = self._prepared
-        if prepared is None or prepared[0] is not cond:
-            prepared = self._prepared = self._prepare(cond)
-        _, plan, keys = prepared
-        now = plan.step(sigma)
+        if prepared is None or prepared.cond is not cond:
+            prepared = self._prepared = self._prepare(cond, x)
+        now = prepared.plan.step(sigma)
         # Until the edited caption starts, both pictures of a pair are one: it is computed once.
         if now.early:
-            call = AttentionCall(texts=keys[SOURCES])
-            return self._guided(SOURCES, call, x[::2], sigma, cond).repeat_interleave(2, dim=0)
-        sharing = Sharing.of(sharing_rows(now.active), x.device)
-        call = AttentionCall(texts=keys[PAIRS], sharing=sharing, mix=now.mix or attend)
-        return self._guided(PAIRS, call, x, sigma, cond)
+            call = AttentionCall(texts=prepared.batches[SOURCES].keys)
+            self.evaluations += 2
+            return self._guided(prepared.batches[SOURCES], call, x[::2], sigma).repeat_interleave(2, dim=0)
+        batch, sharing = prepared.batches[PAIRS], prepared.sharing[now.active]
+        call = AttentionCall(texts=batch.keys, sharing=sharing, mix=now.mix or attend)
+        self.evaluations += 4
+        return self._guided(batch, call, x, sigma)
 
-    def _prepare(self, cond: PairConditioning) -> tuple[PairConditioning, PairPlan, dict[str, list[KeyValue]]]:
-        """Project the texts once for the whole walk."""
+    def _prepare(self, cond: PairConditioning, x: Tensor) -> _Prepared:
+        """Project the texts, and lay everything out, once for the whole walk."""
         plan = PairPlan(
             sigmas=self._sigmas,
             p2p_thresholds=cond.p2p_thresholds,
@@ -85,18 +108,24 @@ class PairDenoiser:
             cross_steps=cond.cross_steps,
             cross=self._cross,
         )
-        context = cond.texts.tokens.to(self._model.dtype)
+        patterns = {plan.step(sigma).active for sigma in self._sigmas[:-1]}
+        sharing = {active: Sharing.of(sharing_rows(active), x.device) for active in patterns}
         names = (PAIRS, SOURCES) if cond.edited_prompt_start > 0 else (PAIRS,)
-        return cond, plan, {name: project_text(self._model.unet, context, cond.rows(name)) for name in names}
+        return _Prepared(cond, plan, sharing, {name: self._batch(name, cond, x) for name in names})
 
-    def _guided(self, name: str, call: AttentionCall, x: Tensor, sigma: float, cond: PairConditioning) -> Tensor:
-        """u + w (c - u) for all pictures or for the sources, as the clean latent."""
-        rows, pairs = cond.rows(name), len(cond.cfg)
-        inputs = (x * input_scale(sigma)).repeat(2, 1, 1, 1)
+    def _batch(self, name: str, cond: PairConditioning, x: Tensor) -> _Batch:
+        rows = cond.rows(name)
         size_ids = None if cond.size_ids is None else cond.size_ids.expand(len(rows), -1)
-        output = predict(self._model, inputs, sigma, call, cond.texts.rows(rows).pooled, size_ids)
-        self.evaluations += len(inputs) // pairs
+        keys = project_text(self._model.unet, cond.texts.tokens.to(self._model.dtype), rows)
+        pictures = len(rows) // 2 // len(cond.cfg)
+        scale = torch.tensor(cond.cfg, dtype=x.dtype, device=x.device).repeat_interleave(pictures)
+        return _Batch(keys, cond.texts.rows(rows).pooled, size_ids, scale[:, None, None, None])
+
+    def _guided(self, batch: _Batch, call: AttentionCall, x: Tensor, sigma: float) -> Tensor:
+        """u + w (c - u) for all pictures or for the sources, as the clean latent."""
+        inputs = (x * input_scale(sigma)).repeat(2, 1, 1, 1)
+        t = self._times.at(sigma, x.device)
+        output = predict(self._model, inputs, t, call, batch.pooled, batch.size_ids)
         empty, text = output.chunk(2)
-        scale = torch.tensor(cond.cfg, dtype=x.dtype, device=x.device).repeat_interleave(len(x) // pairs)
-        guided = empty + scale[:, None, None, None] * (text - empty)
+        guided = empty + batch.scale * (text - empty)
         return denoised_from(self._model.spec.prediction, x, sigma, guided)

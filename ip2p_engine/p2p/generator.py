@@ -275,7 +275,8 @@ class PairGenerator:
         cross: CrossControl,
     ) -> tuple[Tensor, Tensor]:
         """(x after the steps from span[0] up to span[1], the clean latents that the last of them predicted)."""
-        (first, last), steps, seen, chosen = span, self.config.steps, [x], list(rows)
+        (first, last), steps, seen = span, self.config.steps, [x]
+        draw, chosen = walk.noise.ahead(last - first), torch.tensor(rows, device=x.device)
 
         def on_step(step: int, _: int, x: Tensor, sigma: float, denoised: Tensor) -> None:
             seen[0] = denoised
@@ -288,7 +289,7 @@ class PairGenerator:
             x,
             walk.sigmas[first : last + 1],
             self._condition(jobs),
-            noise=lambda like: walk.noise.draw(like[::2])[chosen].repeat_interleave(2, dim=0),
+            noise=lambda like: draw(like[::2])[chosen].repeat_interleave(2, dim=0),
             after_step=cross.after_step(self.config.blend_start * steps - first),
             hooks=replace(walk.hooks, on_step=on_step),
         )

@@ -17,7 +17,7 @@ class PairStep:
 
     early: bool
     """Whether the edited picture still follows the source's caption, so that both are one."""
-    active: list[bool]
+    active: tuple[bool, ...]
     """Which pairs share their self-attention."""
     mix: CrossMix | None
     """What cross-attention does but attend; None for nothing."""
@@ -59,6 +59,6 @@ class PairPlan:
         """What happens at a noise level."""
         step, steps = step_of(sigma, self.sigmas), len(self.sigmas) - 1
         early = step < self.edited_prompt_start * steps
-        active = [p2p_active(step, steps, threshold) for threshold in self.p2p_thresholds]
+        active = tuple(p2p_active(step, steps, threshold) for threshold in self.p2p_thresholds)
         mix = None if early else self.cross.mix(editing=step < self.cross_steps * steps, watching=True)
         return PairStep(early, active, mix)
