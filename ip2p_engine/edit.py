@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,24 @@ from .diffusion.guidance import Denoiser, DualGuidance, Guidance, check_scale
 from .diffusion.noise import SampleNoise, check_seed
 from .diffusion.sampling import Sampler, named, sample, sampler_of
 from .diffusion.schedule import SCHEDULES, make_sigmas
-from .errors import ConfigError
-from .files import public_name
+from .errors import ConfigError, ImageError
+from .files import is_url, public_name
 from .hooks import Hooks
-from .images import Picture, fit, give_back, open_image, plan_size, to_images, to_tensor, upright_size
+from .images import (
+    FULL_SIZE,
+    Picture,
+    fit,
+    give_back,
+    open_image,
+    pixels_digest,
+    plan_size,
+    to_images,
+    to_tensor,
+    upright_size,
+)
 from .networks.conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
 from .networks.denoiser import BranchDenoiser
+from .networks.digest import digest_of_weights
 from .networks.model import Model, load_model
 from .version import __version__
 
@@ -84,8 +99,14 @@ class _Settled(EditConfig):
 class EditResult:
     """One edited picture and all that is needed to make it again."""
 
-    image: Image.Image
-    source: Image.Image
+    edited: Image.Image | None
+    """As the decoder gave it, at the size that was edited; None if nothing was."""
+    picture: Picture
+    """What was edited, as it came."""
+    size: tuple[int, int]
+    """Of ``image``: the source's, or what was edited at."""
+    profile: bytes | None = None
+    """The source's colour profile, in which the numbers are."""
     instruction: str
     seed: int
     evaluations: int
@@ -95,6 +116,21 @@ class EditResult:
     settings: dict[str, Any]
     index: int = 0
     """Its place among the results that were asked for."""
+
+    @property
+    def source(self) -> Image.Image:
+        """The picture that was edited, upright RGB; a file is opened again."""
+        return _opened(self.picture)
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The edited picture, at the source's size unless ``restore_size`` is off; made when first asked for."""
+        if self.edited is None:
+            return self.source.copy()
+        image = self.edited if self.size == self.edited.size else give_back(self.edited, self.size)
+        if self.profile:
+            image.info["icc_profile"] = self.profile
+        return image
 
 
 @dataclass(frozen=True)
@@ -114,6 +150,17 @@ class _Work:
     jobs: Sequence[_Job]
     pictures: Sequence[Picture]
     texts: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    """A picture at its working size, and what has to be known of the one that it was."""
+
+    picture: Picture
+    small: Image.Image | None
+    size: tuple[int, int]
+    profile: bytes | None
+    digest: str
 
 
 class InstructPix2Pix:
@@ -187,12 +234,33 @@ class InstructPix2Pix:
         """The results of ``edit`` as they are made, of which it holds one batch: memory does not grow with them.
 
         Pictures of one size are made together, so the order is not that of asking; ``index`` says the place. Files
-        are opened when their batch is made.
+        are opened beside the network, a batch ahead. One that cannot be opened is told to ``hooks.on_error`` with its
+        place among the pictures, and left out; without such a hook it raises ImageError.
         """
         pictures, texts = as_list(images, Picture), as_list(instructions, str)
         combinations = product(range(len(pictures)), range(len(texts)), as_list(seeds, int))
         jobs = [_Job(place, *combination) for place, combination in enumerate(combinations)]
         return self._run(_Work(jobs, pictures, texts), self._settle(config, overrides), hooks or Hooks())
+
+    def edits_each(
+        self,
+        images: Sequence[Picture],
+        instructions: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        config: EditConfig | None = None,
+        hooks: Hooks | None = None,
+        **overrides: Any,
+    ) -> Iterator[EditResult]:
+        """The n-th picture by the n-th instruction with the n-th seed, as they are made; otherwise as ``edits``."""
+        if not len(images) == len(instructions) == len(seeds):
+            raise ConfigError(
+                f"{len(images)} pictures, {len(instructions)} instructions and {len(seeds)} seeds do not pair up; "
+                "give as many of each, or use edit() for every combination"
+            )
+        first: dict[int, int] = {}  # a picture that is given again is opened once
+        jobs = [_Job(n, first.setdefault(id(images[n]), n), n, seed) for n, seed in enumerate(seeds)]
+        return self._run(_Work(jobs, images, instructions), self._settle(config, overrides), hooks or Hooks())
 
     def edit_each(
         self,
@@ -205,17 +273,8 @@ class InstructPix2Pix:
         **overrides: Any,
     ) -> list[EditResult]:
         """Edit the n-th picture by the n-th instruction with the n-th seed; otherwise as ``edit``."""
-        if not len(images) == len(instructions) == len(seeds):
-            raise ConfigError(
-                f"{len(images)} pictures, {len(instructions)} instructions and {len(seeds)} seeds do not pair up; "
-                "give as many of each, or use edit() for every combination"
-            )
-        work = _Work(
-            [_Job(n, n, n, seed) for n, seed in enumerate(seeds)],
-            [open_image(image) for image in images],
-            list(instructions),
-        )
-        made = self._run(work, self._settle(config, overrides), hooks or Hooks())
+        pictures = [open_image(image) for image in images]
+        made = self.edits_each(pictures, instructions, seeds=seeds, config=config, hooks=hooks, **overrides)
         return sorted(made, key=lambda result: result.index)
 
     def condition(
@@ -241,8 +300,10 @@ class InstructPix2Pix:
         sizes = sorted({plan_size(settled.size, *picture.size, settled.resolution) for picture in pictures})
         if len(sizes) > 1:
             raise ConfigError(f"the pictures come to {sizes[0]} and {sizes[1]}; give one size, or one at a time")
-        jobs = [_Job(n, n % len(pictures), n % len(texts), 0) for n in range(count)]
-        return self._condition(_Work(jobs, pictures, texts), sizes[0])
+        small = [fit(picture, sizes[0]) for picture in pictures]
+        return self._condition(
+            [small[n % len(small)] for n in range(count)], [texts[n % len(texts)] for n in range(count)]
+        )
 
     def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:
         """The network under guidance, denoiser(x, sigma, condition) -> denoised; ``overrides`` as for ``edit``."""
@@ -276,23 +337,24 @@ class InstructPix2Pix:
         return self._made(work, config, hooks)
 
     def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
-        finished = 0
-        for size, jobs in _batches(work, config):
-            rows = sorted({job.picture for job in jobs})
-            opened = {row: _opened(work.pictures[row]) for row in rows}
-            batch = _Work(
-                [replace(job, picture=rows.index(job.picture)) for job in jobs], list(opened.values()), work.texts
-            )
-            if size is None:
-                edited = [self._unchanged(opened[job.picture], job, config) for job in jobs]
-            else:
-                with enough_memory(len(jobs), size):
-                    edited = self._edit_batch(batch, size, config, hooks)
-            for result in edited:
-                finished += 1
-                hooks.result(result.index, result)
-                yield result
-            hooks.progress(finished, len(work.jobs))
+        finished, broken = 0, set[int]()
+        with _Opener(work) as opener:
+            batches = list(_batches(work, config, hooks))
+            for (size, jobs), following in zip(batches, [*batches[1:], None], strict=True):
+                fitted: dict[int, _Fitted] = {}
+                for row, future in opener.take(size, jobs, following).items():
+                    try:
+                        fitted[row] = future.result()
+                    except ImageError as error:
+                        if row not in broken:
+                            hooks.error(row, error)
+                        broken.add(row)
+                usable = [job for job in jobs if job.picture in fitted]
+                for result in self._edit_batch(usable, fitted, work.texts, size, config, hooks):
+                    finished += 1
+                    hooks.result(result.index, result)
+                    yield result
+                hooks.progress(finished, len(work.jobs))
 
     def _settle(self, config: EditConfig | None, overrides: dict[str, Any]) -> _Settled:
         """A config with its overrides, and what it leaves to the checkpoint's recommendation filled in."""
@@ -302,14 +364,37 @@ class InstructPix2Pix:
             values[name] = getattr(self.model.spec, name) if values[name] is None else values[name]
         return _Settled(**values)
 
-    @torch.inference_mode()
-    def _edit_batch(self, work: _Work, size: tuple[int, int], config: _Settled, hooks: Hooks) -> list[EditResult]:
-        """Edit a batch of one size."""
-        z, evaluations = self._walk(self._condition(work, size), [job.seed for job in work.jobs], config, hooks)
-        return [
-            self._result(job, work, image, latent, evaluations, size, config)
-            for job, image, latent in zip(work.jobs, self.pictures(z), z.cpu(), strict=True)
-        ]
+    def _edit_batch(
+        self,
+        jobs: Sequence[_Job],
+        fitted: dict[int, _Fitted],
+        texts: Sequence[str],
+        size: tuple[int, int] | None,
+        config: _Settled,
+        hooks: Hooks,
+    ) -> Iterator[EditResult]:
+        """The results of a batch of one size; size None: empty instructions, which give their pictures back."""
+        sources, words = [fitted[job.picture] for job in jobs], [texts[job.instruction] for job in jobs]
+        edited: Any = [(None, None)] * len(jobs)
+        evaluations = 0
+        if jobs and size is not None:
+            with enough_memory(len(jobs), size), torch.inference_mode():
+                condition = self._condition([source.small for source in sources], words)  # type: ignore[misc]
+                z, evaluations = self._walk(condition, [job.seed for job in jobs], config, hooks)
+                edited = list(zip(self.pictures(z), z.cpu(), strict=True))
+        for job, source, text, (picture, latent) in zip(jobs, sources, words, edited, strict=True):
+            yield EditResult(
+                edited=picture,
+                picture=source.picture,
+                size=size if size is not None and not config.restore_size else source.size,
+                profile=source.profile,
+                instruction=text if size is not None else "",
+                seed=job.seed,
+                latent=latent,
+                evaluations=evaluations,
+                settings=self._settings(text, job.seed, source, size or source.size, config),
+                index=job.place,
+            )
 
     def _walk(
         self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks
@@ -321,66 +406,37 @@ class InstructPix2Pix:
         )
 
     @torch.inference_mode()
-    def _condition(self, work: _Work, size: tuple[int, int]) -> Conditioning:
-        """Encode each picture and each text of the batch once, then lay them out as the jobs want them."""
-        used_pictures = sorted({job.picture for job in work.jobs})
-        used_texts = sorted({job.instruction for job in work.jobs})
-        pictures = [fit(_opened(work.pictures[row]), size) for row in used_pictures]
-        latents = [encode_image(self.model, to_tensor([picture])) for picture in pictures]
-        embedded = encode_text(self.model, [*(work.texts[row] for row in used_texts), ""])
+    def _condition(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Conditioning:
+        """A row for each fitted picture with its text; each is encoded once."""
+        different = {id(picture): picture for picture in pictures}
+        latents = {key: encode_image(self.model, to_tensor([picture])) for key, picture in different.items()}
+        words = sorted(set(texts))
+        embedded = encode_text(self.model, [*words, ""])
         return Conditioning(
-            text=embedded.rows([used_texts.index(job.instruction) for job in work.jobs]),
-            null_text=embedded.rows([len(used_texts)]),
-            image=torch.cat([latents[used_pictures.index(job.picture)] for job in work.jobs]),
-            size_ids=size_ids(self.model, [size] * len(work.jobs)),
+            text=embedded.rows([words.index(text) for text in texts]),
+            null_text=embedded.rows([len(words)]),
+            image=torch.cat([latents[id(picture)] for picture in pictures]),
+            size_ids=size_ids(self.model, [picture.size for picture in pictures]),
         )
 
-    def _result(
-        self,
-        job: _Job,
-        work: _Work,
-        image: Image.Image,
-        latent: Tensor,
-        evaluations: int,
-        size: tuple[int, int],
-        config: _Settled,
-    ) -> EditResult:
-        source, instruction = _opened(work.pictures[job.picture]), work.texts[job.instruction]
-        image = give_back(image, source.size) if config.restore_size else image
-        if "icc_profile" in source.info:  # the numbers stayed in the source's colour space
-            image.info["icc_profile"] = source.info["icc_profile"]
-        return EditResult(
-            image=image,
-            source=source,
-            instruction=instruction,
-            seed=job.seed,
-            latent=latent,
-            evaluations=evaluations,
-            settings=self._settings(instruction, job.seed, size, config),
-            index=job.place,
-        )
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of_weights(self.model)
 
-    def _unchanged(self, picture: Image.Image, job: _Job, config: _Settled) -> EditResult:
-        return EditResult(
-            image=picture.copy(),
-            source=picture,
-            instruction="",
-            seed=job.seed,
-            evaluations=0,
-            latent=None,
-            settings=self._settings("", job.seed, picture.size, config),
-            index=job.place,
-        )
-
-    def _settings(self, instruction: str, seed: int, size: tuple[int, int], config: _Settled) -> dict[str, Any]:
+    def _settings(
+        self, instruction: str, seed: int, source: _Fitted, size: tuple[int, int], config: _Settled
+    ) -> dict[str, Any]:
         values = asdict(config)
         return {
-            "instruction": instruction,
+            "instruction": instruction if instruction.strip() else "",
             "seed": seed,
             **{name: named(value) for name, value in values.items() if name not in HOW_FAST},
             "edited_at": list(size),
-            "checkpoint": self.name,
-            "base": self.base,
+            "source": _base_name(source.picture) if isinstance(source.picture, str | os.PathLike) else None,
+            "source_sha256": source.digest,
+            "checkpoint": _base_name(self.name),
+            "checkpoint_digest": self._digest,
+            "base": self.base and _base_name(self.base),
             "weights": self.model.spec.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
@@ -427,14 +483,73 @@ def _opened(picture: Picture) -> Image.Image:
     return picture if isinstance(picture, Image.Image) else open_image(picture)
 
 
-def _batches(work: _Work, config: _Settled) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:
+def _base_name(name: str | os.PathLike[str]) -> str:
+    """The last part of a path or an address, so that settings say nothing of the disk they were made on."""
+    text = str(name)
+    if is_url(text):
+        return public_name(text).rstrip("/").rpartition("/")[2]
+    return Path(text).name if Path(text).is_absolute() or os.path.lexists(text) else text
+
+
+def _fitted(picture: Picture, size: tuple[int, int] | None) -> _Fitted:
+    """A picture opened and fitted, of which only the small one is kept; size None: nothing is to be edited."""
+    with FULL_SIZE:
+        whole = _opened(picture)
+        return _Fitted(
+            picture=picture,
+            small=None if size is None else fit(whole, size),
+            size=whole.size,
+            profile=whole.info.get("icc_profile"),
+            digest=pixels_digest(whole),
+        )
+
+
+class _Opener:
+    """Opens and fits pictures in threads, one batch ahead of the network."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ip2p-open")
+        self._ahead: dict[tuple[int, Any], Future[_Fitted]] = {}
+
+    def __enter__(self) -> _Opener:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def take(
+        self,
+        size: tuple[int, int] | None,
+        jobs: Sequence[_Job],
+        following: tuple[tuple[int, int] | None, list[_Job]] | None,
+    ) -> dict[int, Future[_Fitted]]:
+        """A batch's pictures by row, and the following batch's are begun."""
+        now = {(job.picture, size) for job in jobs}
+        later = {(job.picture, following[0]) for job in following[1]} if following else set()
+        known = self._ahead
+        self._ahead = {key: known.get(key) or self._begin(*key) for key in sorted(now | later, key=str)}
+        return {row: future for (row, at), future in self._ahead.items() if (row, at) in now}
+
+    def _begin(self, row: int, size: tuple[int, int] | None) -> Future[_Fitted]:
+        return self._pool.submit(_fitted, self._work.pictures[row], size)
+
+
+def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:
     """Jobs of one size together, at most config.batch of them; size None: there is nothing to do."""
-    sizes = [picture.size if isinstance(picture, Image.Image) else upright_size(picture) for picture in work.pictures]
+    sizes: dict[int, tuple[int, int]] = {}
+    for row in sorted({job.picture for job in work.jobs}):
+        picture = work.pictures[row]
+        try:
+            sizes[row] = picture.size if isinstance(picture, Image.Image) else upright_size(picture)
+        except ImageError as error:
+            hooks.error(row, error)
     by_size: dict[tuple[int, int] | None, list[_Job]] = {None: []}
     for job in work.jobs:
-        busy = work.texts[job.instruction].strip()
-        size = plan_size(config.size, *sizes[job.picture], config.resolution) if busy else None
-        by_size.setdefault(size, []).append(job)
+        if job.picture in sizes:
+            busy = work.texts[job.instruction].strip()
+            size = plan_size(config.size, *sizes[job.picture], config.resolution) if busy else None
+            by_size.setdefault(size, []).append(job)
     for size, members in by_size.items():
         for start in range(0, len(members), config.batch):
             yield size, members[start : start + config.batch]

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b, sha256
 from itertools import count
@@ -49,6 +49,7 @@ __all__ = [
     "whole_folder",
     "whole_path",
     "write_json",
+    "write_new",
 ]
 
 TEMPORARY, NEW, OLD = ".part", "new", "old"
@@ -91,6 +92,41 @@ def whole_path(path: Path) -> Iterator[Path]:
         _sync(new)
         new.replace(path)
     _sync(path.parent)
+
+
+def write_new(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
+    """Write a whole file under ``path``, or under the first numbered name that is free; returns the name.
+
+    Nothing is replaced: of several processes that write one name, each gets its own. Raises OSError.
+    """
+    with _workplace(path) as place:
+        new = place / NEW
+        with new.open("wb") as stream:
+            write(stream)
+        _sync(new)
+        named = next(name for name in _numbered(path) if _give_name(new, name))
+    _sync(path.parent)
+    return named
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    yield from (path.with_stem(f"{path.stem}_{number}") for number in count(2))
+
+
+def _give_name(new: Path, name: Path) -> bool:
+    """Whether the file could be given a name that nothing had."""
+    try:
+        os.link(new, name)
+    except FileExistsError:
+        return False
+    except OSError:  # a disk without second names (FAT, some networks): the name is claimed, then filled
+        try:
+            name.open("xb").close()
+        except FileExistsError:
+            return False
+        new.replace(name)
+    return True
 
 
 @contextmanager

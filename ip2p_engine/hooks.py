@@ -24,6 +24,8 @@ class Hooks:
     """Called with (finished, all, note): edits, pairs, training steps, rows; the note is for people, often empty."""
     on_result: Callable[[int, Any], None] | None = None
     """Called with the place and the result of whatever has just been finished."""
+    on_error: Callable[[int, Exception], None] | None = None
+    """Called with the place and the error of what is broken and left out; where it is None the error is raised."""
     on_step: OnStep | None = None
     """Called with (i, n, x, sigma, denoised) once a sampling step, before x moves on."""
     should_stop: ShouldStop | None = None
@@ -38,3 +40,9 @@ class Hooks:
         """Hand on a result, if anybody wants it."""
         if self.on_result is not None:
             self.on_result(place, result)
+
+    def error(self, place: int, error: Exception) -> None:
+        """Say what is left out; raises the error if nobody wants to know."""
+        if self.on_error is None:
+            raise error
+        self.on_error(place, error)

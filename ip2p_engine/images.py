@@ -10,21 +10,25 @@ import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from .errors import ConfigError, ImageError
-from .files import whole_file
+from .files import whole_file, write_new
 
 if TYPE_CHECKING:  # pictures are opened, listed and saved without it
     from torch import Tensor
 
 __all__ = [
+    "FULL_SIZE",
+    "PNG_LEVEL",
     "MAX_SIDE",
     "Picture",
     "check_output",
@@ -33,7 +37,9 @@ __all__ = [
     "is_picture_name",
     "open_image",
     "paper_size",
+    "pixels_digest",
     "plan_size",
+    "read_exif",
     "read_settings",
     "save_image",
     "strip",
@@ -48,12 +54,23 @@ Picture = str | os.PathLike | bytes | Image.Image
 Size = tuple[int, int]
 MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
-READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", "HEIF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-SAVE_OPTIONS = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+}
+PNG_LEVEL = 1  # four times as fast as Pillow's 6, and a tenth larger
+# Names that mean pictures although Pillow may not know them: nobody wants a folder of such a name.
+PICTURE_SUFFIXES = (".avif", ".bmp", ".heic", ".heics", ".heif", ".hif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
+HEIC_MARKS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+# Full-size pictures that are opened or written at one time: memory does not grow with the threads that wait to.
+FULL_SIZE = BoundedSemaphore(max(2, min(4, (os.cpu_count() or 1) // 2)))
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 JPEG_SETTINGS = 65533  # bytes of EXIF
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+SUBFILE, REDUCED = 254, 1  # a TIFF's page that is a smaller copy
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: str = "the given data") -> Image.Image:
@@ -137,13 +154,22 @@ def _format_known(stream: BinaryIO, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first") from error
     except Exception as error:  # decoders raise nearly every class of exception on hostile data
+        stream.seek(0)
+        if "HEIF" not in _readable() and stream.read(12)[8:] in HEIC_MARKS:
+            raise ImageError(
+                f"{name} is HEIC, as phones write it; pip install pillow-heif (or 'instruct-pix2pix[heic]')"
+            ) from error
         raise ImageError(f"{name} is not a picture in a known format; give one of {', '.join(_readable())}") from error
 
 
 @lru_cache(maxsize=1)
 def _readable() -> tuple[str, ...]:
-    """Those of READABLE that this Pillow knows: AVIF came with 11.3, and an unknown name is a KeyError to it."""
+    """Those of READABLE that this Pillow knows: an unknown name is a KeyError to it; HEIF comes with pillow-heif."""
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in READABLE if name in Image.OPEN)
 
 
@@ -170,9 +196,20 @@ def _check_shape(picture: Image.Image, name: str) -> None:
     if long > MAX_ASPECT * short:
         raise ImageError(f"{size}, a strip longer than {MAX_ASPECT} : 1; crop it first")
     frames = getattr(picture, "n_frames", 1)
-    # The further frames of an MPO, which phones write, are previews of one photograph.
-    if frames > 1 and picture.format != "MPO":
+    # The further frames of an MPO and a HEIC, which phones write, are previews of one photograph.
+    if frames > 1 and picture.format not in ("MPO", "HEIF") and not (picture.format == "TIFF" and _smaller(picture)):
         raise ImageError(f"{name} holds {frames} frames (an animation or pages); save one of them as a still picture")
+
+
+def _smaller(picture: Image.Image) -> bool:
+    """Whether all further pages of a TIFF are smaller copies of the first: a thumbnail, a pyramid."""
+    first, pages = picture.size, []
+    for page in range(1, picture.n_frames):  # type: ignore[attr-defined]
+        picture.seek(page)
+        marked = picture.tag_v2.get(SUBFILE, 0) & REDUCED  # type: ignore[attr-defined]
+        pages.append(bool(marked) or (2 * picture.width <= first[0] and 2 * picture.height <= first[1]))
+    picture.seek(0)
+    return all(pages)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -193,6 +230,10 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
         return _cmyk_to_rgb(picture)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
+    clear_colour = picture.info.get("transparency")
+    if picture.mode == "RGB" and isinstance(clear_colour, tuple) and max(clear_colour) > 255:
+        # A PNG of 16 bits a channel, of which Pillow keeps the upper 8.
+        picture.info["transparency"] = tuple(value >> 8 for value in clear_colour)
     clear = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
 
@@ -202,7 +243,9 @@ def _eight_bit(picture: Image.Image, name: str) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"{name} holds values from {low} to {high}; give 16-bit grey, 0 to 65535")
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+    levels = np.round(values / 257).astype(np.uint8)
+    clear = picture.info.get("transparency")
+    return Image.fromarray(np.where(values == clear, 255, levels) if isinstance(clear, int) else levels)
 
 
 def _cmyk_to_rgb(picture: Image.Image) -> Image.Image:
@@ -302,18 +345,38 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
-def save_image(image: Image.Image, path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
-    """Write a PNG, JPEG or WebP whole or not at all, the settings inside as JSON (``read_settings``).
+def save_image(
+    image: Image.Image,
+    path: str | os.PathLike[str] | BinaryIO,
+    settings: Mapping[str, object] | None = None,
+    *,
+    new: bool = False,
+    png_level: int = PNG_LEVEL,
+    exif: bytes | None = None,
+) -> Path:
+    """Write a PNG, JPEG or WebP whole or not at all, the settings inside as JSON (``read_settings``); returns its path.
 
-    Missing folders are made. Raises ImageError for another suffix, or where the file cannot be written.
+    Missing folders are made. ``new``: a name that is taken gets a number, and no two writers share one. ``exif`` is
+    ``read_exif``'s, in which the settings of a JPEG or WebP take the description's place. A stream gets a PNG.
+    Raises ImageError for another suffix, or where the file cannot be written.
     """
-    path = Path(path)
-    kind = _kind_of(path)
-    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, path), "icc_profile": image.info.get("icc_profile")}
-    with _os_errors(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as stream:
+    stream_only = not isinstance(path, str | os.PathLike)
+    target = Path("stream.png") if stream_only else Path(path)  # type: ignore[arg-type]
+    kind = _kind_of(target)
+    options = {**SAVE_OPTIONS[kind], **_settings_options(settings, target, exif)}
+    options["icc_profile"] = image.info.get("icc_profile")
+    if kind == "PNG":
+        options["compress_level"] = png_level
+    if stream_only:
+        image.save(path, kind, **options)
+        return target
+    with _os_errors(target, "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if new:
+            return write_new(target, lambda stream: image.save(stream, kind, **options))
+        with whole_file(target) as stream:
             image.save(stream, kind, **options)
+    return target
 
 
 def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
@@ -325,13 +388,16 @@ def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | 
     probe = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.lstat()  # which knows a name that is too long
         probe.touch()
         probe.unlink()
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:
     """Whether a name ends like a picture's, also of a format that is not written."""
-    return Path(path).suffix.lower() in Image.registered_extensions()
+    suffix = Path(path).suffix.lower()
+    return suffix in Image.registered_extensions() or suffix in PICTURE_SUFFIXES
 
 
 def _kind_of(path: Path) -> str:
@@ -342,15 +408,20 @@ def _kind_of(path: Path) -> str:
     return kind
 
 
-def _settings_options(settings: Mapping[str, object] | None, path: Path) -> dict[str, Any]:
+def _settings_options(
+    settings: Mapping[str, object] | None, path: Path, source_exif: bytes | None = None
+) -> dict[str, Any]:
     kind = _kind_of(path)
+    carried = {"exif": source_exif} if source_exif else {}
     if settings is None:
-        return {}
+        return carried
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(SETTINGS_KEY, json.dumps(dict(settings), default=str))
-        return {"pnginfo": chunks}
+        return {"pnginfo": chunks, **carried}
     exif = Image.Exif()
+    if source_exif:
+        exif.load(source_exif)
     exif[IMAGE_DESCRIPTION] = json.dumps({SETTINGS_KEY: dict(settings)}, default=str)
     if kind == "JPEG" and (size := len(exif.tobytes())) > JPEG_SETTINGS:
         got = f"{path} cannot be written (its settings take {size} bytes, and a JPEG holds {JPEG_SETTINGS})"
@@ -368,6 +439,26 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             return dict(json.loads(picture.getexif()[IMAGE_DESCRIPTION])[SETTINGS_KEY])
         except Exception as error:  # as in _format_known, and descriptions that are not ours
             raise ImageError(f"{path} carries no ip2p settings; give a picture that ip2p wrote") from error
+
+
+def read_exif(source: str | os.PathLike[str] | bytes) -> bytes | None:
+    """A picture's EXIF for its upright pixels (orientation 1, no thumbnail); None where there is none to read."""
+    with warnings.catch_warnings(), suppress(Exception):  # as in _upright
+        warnings.simplefilter("ignore")
+        with _recognised(source, "the given data") as (picture, _):
+            exif = picture.getexif()
+            if not len(exif):
+                return None
+            for sub in (0x8769, 0x8825):  # the camera's and the place's, read before the file is closed
+                exif.get_ifd(sub)
+            exif[ORIENTATION] = 1
+            return exif.tobytes()
+    return None
+
+
+def pixels_digest(picture: Image.Image) -> str:
+    """SHA-256 of an opened picture's size and RGB values: the same for every file that holds these pixels."""
+    return sha256(f"{picture.width}x{picture.height} ".encode() + picture.tobytes()).hexdigest()
 
 
 def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-__all__ = ["progress", "write_line"]
+__all__ = ["progress", "write_line", "write_note"]
 
 
 @contextmanager
@@ -33,3 +33,8 @@ def write_line(line: str) -> None:
     else:
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def write_note(line: str) -> None:
+    """A sentence on stderr at once, above the bar."""
+    tqdm.write(line, file=sys.stderr)

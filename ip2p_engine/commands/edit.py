@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..errors import ConfigError
 from .options import (
@@ -37,10 +36,18 @@ def add(commands: Any) -> None:
 def _add_edit(commands: Any) -> None:
     parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
     parser.set_defaults(unused=UNUSED)
-    parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures to edit, named before --instruction")
     parser.add_argument(
-        "--instruction", action=Several, nargs="+", required=True, metavar="TEXT", help='e.g. "make it snow"'
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="files, folders, patterns, addresses or - (standard input), named before --instruction",
+    )
+    parser.add_argument("--instruction", action=Several, nargs="+", metavar="TEXT", help='e.g. "make it snow"')
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="in place of the two: .csv or .jsonl of image, instruction and, at will, seed, text_cfg, image_cfg, steps",
     )
     add_model_options(parser)
     add_guidance_options(parser)
@@ -57,16 +64,12 @@ def _add_edit(commands: Any) -> None:
         "--out",
         type=local_path,
         default=Path("."),
-        help="a folder, where nothing is overwritten, or a file if there is one result",
+        help="a folder, where nothing is overwritten; if there is one result a file, or - (standard output)",
     )
+    parser.add_argument("--strict", action="store_true", help="let a broken picture end it, before the network runs")
+    parser.add_argument("--png-level", type=int, default=1, metavar="0-9", help="0: fast, 9: small (default: 1)")
+    parser.add_argument("--keep-exif", action="store_true", help="the source's EXIF in the result; place and time too")
     parser.add_argument("--json", action="store_true", help="print the settings of each result as JSON")
-
-
-def _refuse(refuse: Callable[[str], NoReturn], message: str) -> NoReturn:
-    """argparse's refusal; --instruction takes every word that follows it, also a picture's name."""
-    if message.endswith("IMAGE"):
-        message += '; name the pictures first: ip2p edit photo.png --instruction "make it snow"'
-    refuse(message)
 
 
 def _add_demo(commands: Any) -> None:
@@ -78,21 +81,44 @@ def _add_demo(commands: Any) -> None:
 
 def _edit(options: argparse.Namespace) -> None:
     from ..progress import write_line
-    from .edit_files import edit_files
+    from .edit_files import STDOUT, Writing, edit_files
 
     if options.resolution and options.size != "paper":
         raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
     config = edit_config(options, size=options.size, resolution=options.resolution, batch=options.batch)
+    if not 0 <= options.png_level <= 9:
+        raise ConfigError(f"--png-level is {options.png_level}; give a whole number from 0 to 9")
+    if options.json and options.out == STDOUT:
+        raise ConfigError("--json and --out - both write to standard output; leave one of the two out")
+
+    def show(row: dict[str, Any]) -> None:
+        if options.out != STDOUT:
+            write_line(json.dumps(row) if options.json else row["file"])
+
+    with TemporaryDirectory(prefix="ip2p-") as scratch:
+        edit_files(
+            _rows(options, Path(scratch)),
+            load=lambda: load_editor(options),
+            config=config,
+            writing=Writing(
+                out=options.out, png_level=options.png_level, keep_exif=options.keep_exif, strict=options.strict
+            ),
+            show=show,
+        )
+
+
+def _rows(options: argparse.Namespace, scratch: Path) -> list[Any]:
+    """The edits that are asked for: a table's rows, or every picture by every instruction with every seed."""
+    from .edit_sources import cross, find_sources, read_table
+
     seeds = range(options.seed, options.seed + check_positive("--seeds", options.seeds))
-    edit_files(
-        options.images,
-        options.instruction,
-        load=lambda: load_editor(options),
-        config=config,
-        seeds=seeds,
-        out=options.out,
-        show=lambda row: write_line(json.dumps(row) if options.json else row["file"]),
-    )
+    if options.table:
+        if options.images or options.instruction or options.seeds > 1:
+            raise ConfigError("--table brings its own pictures, instructions and seeds; leave the others out")
+        return read_table(options.table.expanduser(), options.seed, scratch)
+    if not options.images or not options.instruction:
+        raise ConfigError('name the pictures first: ip2p edit photo.png --instruction "make it snow" (or --table FILE)')
+    return cross(find_sources(options.images, scratch), options.instruction, list(seeds))
 
 
 def _demo(options: argparse.Namespace) -> None:

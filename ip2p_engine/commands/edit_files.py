@@ -2,91 +2,220 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from itertools import count
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config import with_overrides
 from ..diffusion.noise import check_seed
 from ..edit import EditConfig, EditResult, InstructPix2Pix
-from ..errors import ConfigError, Interrupted
+from ..errors import ConfigError, ImageError, Interrupted
 from ..hooks import Hooks
-from ..images import check_output, is_picture_name, open_image, plan_size, save_image
-from ..progress import progress
+from ..images import (
+    FULL_SIZE,
+    PNG_LEVEL,
+    check_output,
+    is_picture_name,
+    open_image,
+    plan_size,
+    read_exif,
+    save_image,
+    upright_size,
+)
+from ..progress import progress, write_note
+from .edit_sources import Row, Source
 from .options import stop_signals
 
-__all__ = ["edit_files", "output_paths"]
+__all__ = ["Writing", "edit_files", "output_paths"]
+
+STDOUT = Path("-")
+WRITERS = 2
+LONGEST, NUMBER = 255, 6  # bytes of a file's name on nearly every disk, and of them for "_1234" where it is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Where results go and how."""
+
+    out: Path
+    """A folder, a file, or - for standard output."""
+    png_level: int = PNG_LEVEL
+    keep_exif: bool = False
+    strict: bool = False
+    """A broken picture ends the command before the network runs; otherwise it is named and left out."""
 
 
 def edit_files(
-    sources: Sequence[str],
-    instructions: Sequence[str],
+    rows: Sequence[Row],
     *,
     load: Callable[[], InstructPix2Pix],
     config: EditConfig,
-    seeds: Iterable[int],
-    out: Path,
+    writing: Writing,
     show: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Edit files; each result is written, and its settings with its file shown, as soon as its batch is done.
+    """Make every row's picture; each is written, and its settings with its file shown, while the network goes on.
 
-    All sources are opened, and all settings and names checked, before the checkpoint is loaded, so a broken one costs
-    nothing. Raises Interrupted after Ctrl-C or SIGTERM; what was shown stays.
+    Settings, names and what the pictures' headers say are checked before the checkpoint is loaded. Memory does not
+    grow with the rows. Raises ImageError at the end if pictures were left out, and Interrupted after Ctrl-C or
+    SIGTERM; what was shown stays.
     """
-    pictures = [open_image(source) for source in sources]
-    seed_list = [check_seed(seed) for seed in seeds]
-    for picture in pictures:
-        plan_size(config.size, *picture.size, config.resolution or 512)
-    paths = output_paths(sources, len(instructions), seed_list, out)
-    check_output(paths[0], {"instruction": max(instructions, key=len)})
-    per_source = len(instructions) * len(seed_list)
-    editor, written = load(), []
-
-    def write(place: int, result: EditResult) -> None:
-        path = paths[place] if paths[place] == out else _unused(paths[place])
-        row = _write(result, sources[place // per_source], path)
-        written.append(path)
-        show(row)
-
-    with stop_signals() as should_stop, progress(len(paths), "edits") as bar:
-        hooks = Hooks(on_progress=bar, on_result=write, should_stop=should_stop)
+    for row in rows:
+        check_seed(row.seed)
+    paths = output_paths(rows, writing.out)
+    if writing.out != STDOUT:
+        check_output(paths[0], {"instruction": max((row.instruction for row in rows), key=len)})
+    left_out = _LeftOut(len({id(row.source) for row in rows}))
+    _check_sources(rows, config, writing.strict, left_out)
+    groups = _groups(rows, config, left_out)
+    editor = load()
+    with (
+        stop_signals() as should_stop,
+        progress(len(rows), "edits") as bar,
+        _Writers(rows, paths, writing, show) as out,
+    ):
+        finished = 0
         try:
-            editor.edit(pictures, instructions, seeds=seed_list, config=config, hooks=hooks)
+            for group_config, places in groups:
+                chosen = [rows[place] for place in places]
+                results = editor.edits_each(
+                    [row.source.picture for row in chosen],
+                    [row.instruction for row in chosen],
+                    seeds=[row.seed for row in chosen],
+                    config=group_config,
+                    hooks=Hooks(
+                        should_stop=should_stop,
+                        on_error=lambda place, error, chosen=chosen: left_out.add(chosen[place].source, error),  # type: ignore[misc]
+                    ),
+                )
+                for result in results:
+                    out.put(places[result.index], result)
+                    finished += 1
+                    bar(finished, len(rows))
         except Interrupted as error:
-            raise Interrupted(f"stopped with {len(written)} of {len(paths)} results written") from error
+            out.finish()
+            raise Interrupted(f"stopped with {out.written} of {len(rows)} results written") from error
+    left_out.conclude()
 
 
-def output_paths(sources: Sequence[str], instructions: int, seeds: Sequence[int], out: Path) -> list[Path]:
+@dataclass
+class _LeftOut:
+    """Pictures that cannot be edited, each named once."""
+
+    sources: int
+    errors: dict[Source, Exception] = field(default_factory=dict)
+
+    def add(self, source: Source, error: Exception) -> None:
+        if source not in self.errors:
+            self.errors[source] = error
+            if self.sources > 1:
+                write_note(f"ip2p: left out: {error}")
+
+    def conclude(self) -> None:
+        """Raises ImageError if there were any."""
+        if self.sources == 1 and self.errors:
+            raise next(iter(self.errors.values()))
+        if self.errors:
+            names = ", ".join(source.name for source in [*self.errors][:3]) + (" ..." if len(self.errors) > 3 else "")
+            made = "none is left to edit" if len(self.errors) == self.sources else "the others are made"
+            raise ImageError(f"{len(self.errors)} of {self.sources} pictures are left out ({names}); {made}")
+
+
+def _check_sources(rows: Sequence[Row], config: EditConfig, strict: bool, left_out: _LeftOut) -> None:
+    """Headers, sizes; with ``strict`` the pixels too. Raises ImageError if nothing is left."""
+    for source in {id(row.source): row.source for row in rows}.values():
+        try:
+            size = open_image(source.picture).size if strict else upright_size(source.picture)
+        except ImageError as error:
+            if strict:
+                raise
+            left_out.add(source, error)
+        else:
+            plan_size(config.size, *size, config.resolution or 512)
+    if len(left_out.errors) == left_out.sources:
+        left_out.conclude()
+
+
+def _groups(rows: Sequence[Row], config: EditConfig, left_out: _LeftOut) -> list[tuple[EditConfig, list[int]]]:
+    """Rows of the same settings together, without those of broken pictures."""
+    groups: dict[str, tuple[EditConfig, list[int]]] = {}
+    for place, row in enumerate(rows):
+        own = with_overrides(config, row.settings)
+        _, places = groups.setdefault(json.dumps(dict(row.settings), sort_keys=True), (own, []))
+        if row.source not in left_out.errors:
+            places.append(place)
+    return [group for group in groups.values() if group[1]]
+
+
+def output_paths(rows: Sequence[Row], out: Path) -> list[Path]:
     """Where each result goes: the file that was named, or names in a folder, which may be taken.
 
     Raises ConfigError if one file is named for several results, or is a source.
     """
-    results = len(sources) * instructions * len(seeds)
-    if is_picture_name(out) and not out.is_dir():
-        if results > 1:
-            raise ConfigError(f"--out {out} is one file and there are {results} results; name a folder instead")
-        if out.exists() and out.samefile(sources[0]):
+    if out == STDOUT or (is_picture_name(out) and not out.is_dir()):
+        what = "standard output" if out == STDOUT else f"--out {out}"
+        if len(rows) > 1:
+            raise ConfigError(f"{what} is one file and there are {len(rows)} results; name a folder instead")
+        picture = rows[0].source.picture
+        if isinstance(picture, str) and out.exists() and os.path.exists(picture) and out.samefile(picture):
             raise ConfigError(f"--out {out} is the picture to edit, which would be lost; name another file or a folder")
         return [out]
-    paths = []
-    for source in sources:
-        for instruction in range(instructions):
-            for seed in seeds:
-                parts = [Path(source).stem, "edited", *([str(instruction + 1)] if instructions > 1 else [])]
-                paths.append(out / ("_".join([*parts, f"seed{seed}"]) + ".png"))
-    return paths
+    return [out / _name_of(row) for row in rows]
 
 
-def _unused(path: Path) -> Path:
-    """The path, or the first numbered one that is free: nothing in a folder is overwritten."""
-    numbers, free = count(2), path
-    while os.path.lexists(free):
-        free = path.with_stem(f"{path.stem}_{next(numbers)}")
-    return free
+def _name_of(row: Row) -> str:
+    """stem_edited_2_seed7.png; a stem that is too long for a file's name is cut."""
+    ending = "_".join(["_edited", *([str(row.number)] if row.number else []), f"seed{row.seed}"]) + ".png"
+    room = LONGEST - NUMBER - len(ending)
+    return os.fsencode(row.source.stem)[:room].decode(sys.getfilesystemencoding(), "ignore") + ending
 
 
-def _write(result: EditResult, source: str, path: Path) -> dict[str, Any]:
-    settings = {**result.settings, "source": Path(source).name}
-    save_image(result.image, path, settings)
-    return {"file": str(path), "evaluations": result.evaluations, **settings}
+class _Writers:
+    """Threads that bring results to their size and encode them; a few at a time, shown in their order."""
+
+    def __init__(
+        self, rows: Sequence[Row], paths: Sequence[Path], writing: Writing, show: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._rows, self._paths, self._writing, self._show = rows, paths, writing, show
+        self._pool = ThreadPoolExecutor(max_workers=WRITERS, thread_name_prefix="ip2p-write")
+        self._pending: deque[Future[dict[str, Any]]] = deque()
+        self.written = 0
+
+    def __enter__(self) -> _Writers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.finish()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def put(self, place: int, result: EditResult) -> None:
+        """Hand on a result; waits while too many are on their way."""
+        self._pending.append(self._pool.submit(self._write, place, result))
+        self._show_finished(WRITERS)
+
+    def finish(self) -> None:
+        """Wait for all. Raises ImageError if one could not be written."""
+        self._show_finished(0)
+
+    def _show_finished(self, waiting: int) -> None:
+        while self._pending and (len(self._pending) > waiting or self._pending[0].done()):
+            row = self._pending.popleft().result()
+            self.written += 1
+            self._show(row)
+
+    def _write(self, place: int, result: EditResult) -> dict[str, Any]:
+        source, writing = self._rows[place].source, self._writing
+        settings = {**result.settings, "source": source.name}
+        exif = read_exif(source.picture) if writing.keep_exif else None
+        with FULL_SIZE:
+            target: Any = sys.stdout.buffer if writing.out == STDOUT else self._paths[place]
+            new = target != writing.out and writing.out != STDOUT
+            path = save_image(result.image, target, settings, new=new, png_level=writing.png_level, exif=exif)
+        return {"file": str(path), "evaluations": result.evaluations, **settings}

@@ -176,7 +176,7 @@ def local_path(text: str) -> Path:
     if "://" in text:
         got = f"{public_name(text)} lies in shared storage, and this writes to a local disk"
         raise argparse.ArgumentTypeError(f"{got}; write here and copy it there (a data set: ip2p dataset copy)")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def progress_bar(total: int, unit: str) -> Any:
