@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
 from .diffusion.guidance import Denoiser, DualGuidance, Guidance, check_scale
@@ -170,6 +171,8 @@ class InstructPix2Pix:
         """``name`` and ``base`` are what the settings call them. Raises CheckpointError for no InstructPix2Pix."""
         model.require_edit()
         self.model, self.name, self.base = model, name, base
+        self.loras: tuple[Lora, ...] = ()
+        self._plain = model
 
     @classmethod
     def load(
@@ -180,6 +183,7 @@ class InstructPix2Pix:
         dtype: torch.dtype | None = None,
         compile: bool = False,
         base: str | Path | None = None,
+        loras: Sequence[Lora] = (),
         **options: Any,
     ) -> InstructPix2Pix:
         """Load "embedded", a file, a diffusers folder, a Hugging Face id or a URL.
@@ -192,9 +196,23 @@ class InstructPix2Pix:
             raise ConfigError(f"compile is for CUDA and the device is {device.type}; leave it out")
         model = load_model(source, base=base, device=device, dtype=dtype, **options)
         editor = cls(model, name=public_name(source), base=None if base is None else public_name(base))
+        for lora in loras:
+            editor.load_lora(lora.path, lora.weight)
         if compile:
             editor.compile()
         return editor
+
+    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
+        """Add a LoRA to those that are loaded: kohya's, diffusers' and peft's files, UNet and text encoders.
+
+        From now on ``model`` is another one, with the LoRAs merged into its weights. Raises CheckpointError.
+        """
+        loras = (*self.loras, Lora(path=Path(path), weight=weight))
+        self.model, self.loras = with_loras(self._plain, loras), loras
+
+    def unload_loras(self) -> None:
+        """Take all LoRAs away: ``model`` is the one that was loaded, to the bit."""
+        self.model, self.loras = self._plain, ()
 
     def compile(self) -> None:
         """Compile the UNet: channels_last, CUDA graphs; pays from the second edit of one size and guidance on."""
@@ -421,7 +439,7 @@ class InstructPix2Pix:
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of_weights(self.model)
+        return digest_of_weights(self._plain)
 
     def _settings(
         self, instruction: str, seed: int, source: _Fitted, size: tuple[int, int], config: _Settled
@@ -437,6 +455,7 @@ class InstructPix2Pix:
             "checkpoint": _base_name(self.name),
             "checkpoint_digest": self._digest,
             "base": self.base and _base_name(self.base),
+            "loras": [lora.settings for lora in self.loras],
             "weights": self.model.spec.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,

@@ -383,7 +383,7 @@ def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | 
     """Raise ImageError now if ``save_image`` could not write there later; missing folders are made."""
     path = Path(path)
     _settings_options(settings, path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ImageError(f"{path} is a folder and cannot be written as a picture; give the name of a file")
     probe = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     with _os_errors(path, "written"):

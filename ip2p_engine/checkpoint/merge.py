@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .spec import BASE_NAMES, Networks
 
-__all__ = ["add_difference"]
+__all__ = ["add_difference", "with_weights"]
 
 Loaded = TypeVar("Loaded", bound=Networks)
 WIDENED = "conv_in.weight"
@@ -55,11 +55,17 @@ def _sum(ip2p: nn.Module, base: nn.Module, other: nn.Module, word: str) -> nn.Mo
     _check_shapes(ours, theirs, word, "base")
     _check_shapes(ours, others, word, "other")
     state = {name: _moved(value, theirs[name], others[name]) for name, value in ours.items()}
+    return with_weights(ip2p, state)
+
+
+def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network of the same make with other weights, for inference; the given one stays as it is."""
     with torch.device("meta"):
-        kind: Any = type(ip2p)
-        module = kind.from_config(ip2p.config) if hasattr(kind, "from_config") else kind(ip2p.config)
+        kind: Any = type(network)
+        config: Any = network.config
+        module: nn.Module = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     module.load_state_dict(state, strict=True, assign=True)
-    _share_buffers(ip2p, module)
+    _share_buffers(network, module)
     return module.eval().requires_grad_(False)
 
 

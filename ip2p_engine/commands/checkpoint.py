@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..errors import ConfigError
-from .options import DTYPES, add_command, torch_dtype
+from .options import DTYPES, add_command, add_lora_option, loras_of, torch_dtype
 
 __all__ = ["add"]
 
@@ -35,6 +35,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument(
         "--prediction", choices=("eps", "v"), help="of a file that does not say it (default: told by it)"
     )
+    add_lora_option(parser)
     parser.add_argument(
         "--add-difference",
         nargs=5,
@@ -58,11 +59,12 @@ def _convert(options: argparse.Namespace) -> None:
         ip2p, minus, base, plus, other = options.add_difference
         if (minus, plus, len(options.paths)) != ("-", "+", 1):
             raise ConfigError("a merge is TARGET --to LAYOUT --add-difference IP2P - SD_BASE + OTHER; write it so")
-        if options.base or options.prediction:
-            raise ConfigError("--base and --prediction are for one source; leave them out of a merge")
+        if options.base or options.prediction or options.lora:
+            raise ConfigError("--base, --prediction and --lora are for one source; leave them out of a merge")
         written = merge_files(ip2p, base, other, options.paths[0], **settings)
     else:
         if len(options.paths) != 2:
             raise ConfigError(f"convert got {len(options.paths)} paths; give SOURCE and TARGET")
-        written = convert(*options.paths, base=options.base, prediction=options.prediction, **settings)
+        settings |= {"base": options.base, "prediction": options.prediction, "loras": loras_of(options)}
+        written = convert(options.paths[0], options.paths[1], **settings)
     sys.stdout.write(f"{written}\n")

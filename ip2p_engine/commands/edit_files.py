@@ -157,12 +157,12 @@ def output_paths(rows: Sequence[Row], out: Path) -> list[Path]:
 
     Raises ConfigError if one file is named for several results, or is a source.
     """
-    if out == STDOUT or (is_picture_name(out) and not out.is_dir()):
+    if out == STDOUT or (is_picture_name(out) and not os.path.isdir(out)):
         what = "standard output" if out == STDOUT else f"--out {out}"
         if len(rows) > 1:
             raise ConfigError(f"{what} is one file and there are {len(rows)} results; name a folder instead")
         picture = rows[0].source.picture
-        if isinstance(picture, str) and out.exists() and os.path.exists(picture) and out.samefile(picture):
+        if isinstance(picture, str) and os.path.exists(out) and os.path.exists(picture) and out.samefile(picture):
             raise ConfigError(f"--out {out} is the picture to edit, which would be lost; name another file or a folder")
         return [out]
     return [out / _name_of(row) for row in rows]

@@ -21,6 +21,7 @@ __all__ = [
     "Several",
     "add_command",
     "add_guidance_options",
+    "add_lora_option",
     "add_model_options",
     "add_reading_options",
     "check_limits",
@@ -28,6 +29,7 @@ __all__ = [
     "edit_config",
     "load_editor",
     "local_path",
+    "loras_of",
     "progress_bar",
     "reading_of",
     "stop_signals",
@@ -102,6 +104,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
     parser.add_argument("--compile", action="store_true", help="compile the network (CUDA)")
+    add_lora_option(parser)
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="a LoRA of kohya, diffusers or peft, merged into the weights; may be given again",
+    )
+
+
+def loras_of(options: argparse.Namespace) -> Any:
+    from ..checkpoint.lora import parse_lora
+
+    return [parse_lora(text) for text in options.lora]
 
 
 def add_guidance_options(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +174,7 @@ def load_editor(options: argparse.Namespace) -> Any:
         compile=options.compile,
         weights=options.weights,
         base=options.base,
+        loras=loras_of(options),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..checkpoint.build import build, check_widths
+from ..checkpoint.lora import Lora, with_loras
 from ..checkpoint.merge import add_difference
 from ..checkpoint.report import training_settings
 from ..checkpoint.source import open_bundle
@@ -184,14 +185,16 @@ def convert(
     base: str | Path | None = None,
     text_heads: int | None = None,
     prediction: str | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Path:
     """Write a checkpoint as one file (to="ldm") or as a pipeline folder (to="diffusers"); returns its path.
 
-    What the file says of the run that made it goes along.
+    What the file says of the run that made it goes along. ``loras`` are merged into its weights.
     """
     writer = _writer(to)
     bundle = _complete_bundle(source, base, weights=weights, text_heads=text_heads, prediction=prediction)
-    return writer(_model_of(bundle), target, dtype, training=training_settings(bundle) or None)
+    model = with_loras(_model_of(bundle), loras)
+    return writer(model, target, dtype, training=training_settings(bundle) or None)
 
 
 def merge_files(

@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..checkpoint.lora import kohya_state
 from ..checkpoint.spec import autoencoder_dtype, recommended
 from ..errors import ConfigError
 from ..networks.model import Model
@@ -120,13 +121,15 @@ def move_frozen(model: Model, device: str | torch.device) -> None:
         module.to(device)
 
 
-def lora_state(unet: nn.Module) -> dict[str, Tensor]:
-    """The adapters under the names that diffusers' ``load_lora_weights`` expects."""
-    from diffusers.utils import convert_state_dict_to_diffusers
+def lora_state(unet: nn.Module, config: TrainConfig) -> dict[str, Tensor]:
+    """The adapters as one file that ComfyUI, diffusers and ``ip2p edit --lora`` take alike (kohya's names)."""
     from peft.utils import get_peft_model_state_dict
 
-    state: Mapping[str, Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    return {f"unet.{name}": value.detach().cpu() for name, value in state.items()}
+    state: Mapping[str, Tensor] = get_peft_model_state_dict(unet)
+    ending = ".lora_A.weight"
+    layers = [name.removesuffix(ending) for name in state if name.endswith(ending)]
+    factors = {layer: tuple(state[f"{layer}.lora_{part}.weight"].detach().cpu() for part in "AB") for layer in layers}
+    return kohya_state(factors, config.lora_alpha or config.lora_rank)  # type: ignore[arg-type]
 
 
 def _gathered(unet: Any) -> nn.Module:

@@ -32,7 +32,8 @@ def export(
     """Write ema.safetensors and raw.safetensors (whole checkpoints, the run in their headers) and diffusers/.
 
     diffusers/ holds the averaged UNet, and the raw one as variant non_ema. With LoRA also lora.safetensors, which
-    diffusers' ``load_lora_weights`` takes; a first convolution that was trained beside it lies in conv_in.safetensors.
+    diffusers, ComfyUI and ``ip2p edit --lora`` take; a first convolution that was trained beside it lies in
+    conv_in.safetensors.
     Every process calls this, and one ``writes``.
     """
     files = {name: folder / f"{name}.safetensors" for name in ("ema", "raw")}
@@ -46,15 +47,15 @@ def export(
             save_ldm(whole, files[kind], training=training)
             if kind == "ema":
                 save_diffusers(whole, files["diffusers"], training=training)
-                files |= _write_adapters(model, folder) if config.lora_rank else {}
+                files |= _write_adapters(model, folder, config) if config.lora_rank else {}
             else:
                 write_safetensors(_on_cpu(whole.unet), files["diffusers"] / RAW_UNET, FORMAT)
     return files
 
 
-def _write_adapters(model: Model, folder: Path) -> dict[str, Path]:
+def _write_adapters(model: Model, folder: Path, config: TrainConfig) -> dict[str, Path]:
     files = {"lora": folder / "lora.safetensors"}
-    write_safetensors(lora_state(model.unet), files["lora"], FORMAT)
+    write_safetensors(lora_state(model.unet, config), files["lora"], FORMAT)
     first = model.unet.conv_in
     if first.weight.requires_grad:
         files["conv_in"] = folder / "conv_in.safetensors"

@@ -7,10 +7,16 @@ import re
 import uuid
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
+import torch
 from comfy_events import Listener
-from comfy_prompts import EVALUATE, LOADER, TRAIN, node
-from comfy_server import complaint
+from comfy_prompts import EVALUATE, LOADER, TRAIN, edit, node
+from comfy_server import complaint, succeed
+from safetensors.torch import save_file
+
+from ip2p_engine.scenes.demo import DEMO_SCENE
+from ip2p_engine.scenes.world import render
 
 pytestmark = pytest.mark.comfy
 
@@ -102,3 +108,35 @@ def test_an_evaluation_has_one_bar(server):
 
 def test_a_label_is_no_reference_s(server):
     assert "is a reference's name; choose another" in complaint(server, evaluation(label="the pairs' own edits"))
+
+
+def test_the_trainers_lora_is_the_same_in_core_s_loader_and_headless(server):
+    """The file that ``ip2p train --lora`` writes: what core adds to the model is what ``--lora`` adds."""
+    from ip2p_engine import InstructPix2Pix
+    from ip2p_engine.networks.model import load_model
+    from ip2p_engine.train.config import TrainConfig
+    from ip2p_engine.train.networks import lora_state, make_trainable, trained_parameters
+
+    config = TrainConfig(lora_rank=4, lora_alpha=2.0)
+    unet = make_trainable(load_model("embedded", device="cpu"), config).unet
+    random = torch.Generator().manual_seed(0)
+    for parameter in trained_parameters(unet).values():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
+    folder = server.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(lora_state(unet, config), folder / "trained.safetensors")
+    scene = render(DEMO_SCENE)
+    server.upload(scene, "lora.png")
+    server.get("/object_info/LoraLoaderModelOnly")
+    prompt = edit("lora.png")
+    plain = succeed(server.run(prompt)).pictures["save"][0]
+    prompt["lora"] = node("LoraLoaderModelOnly", model=["load", 0], lora_name="trained.safetensors", strength_model=0.8)
+    prompt["edit"]["inputs"]["model"] = ["lora", 0]
+    changed = succeed(server.run(prompt)).pictures["save"][0]
+    editor = InstructPix2Pix.load("embedded", device="cpu")
+    editor.load_lora(folder / "trained.safetensors", 0.8)
+    headless = editor.edit(scene, "make it snow", seeds=1, steps=10, text_cfg=4.0, image_cfg=1.5)[0].image
+    far, near = (
+        np.abs(np.asarray(changed.convert("RGB"), int) - np.asarray(p.convert("RGB"), int)) for p in (plain, headless)
+    )
+    assert far.mean() > 5 and near.max() <= 1

@@ -790,3 +790,35 @@ def test_a_strip_needs_a_caption_for_each_picture(count, captions):
     with pytest.raises(ConfigError, match=f"{count} pictures and {len(captions)} captions") as error:
         strip([noise(16, 16)] * count, captions)
     one_sentence(error)
+
+
+def test_a_tiff_with_a_thumbnail_is_its_first_page(tmp_path):
+    photo, thumbnail = noise(64, 48, 1), noise(16, 12, 2)
+    photo.save(tmp_path / "a.tif", save_all=True, append_images=[thumbnail])
+    assert open_image(tmp_path / "a.tif").tobytes() == photo.tobytes()
+    photo.save(tmp_path / "pages.tif", save_all=True, append_images=[thumbnail, noise(64, 48, 3)])
+    with pytest.raises(ImageError, match="3 frames"):
+        open_image(tmp_path / "pages.tif")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_clear_grey_or_colour_is_white(bits, tmp_path):
+    """PNG's tRNS: the value that is clear, in the file's own depth."""
+    step = 257 if bits == 16 else 1
+    values = np.full((16, 16), 100 * step, dtype=np.uint16 if bits == 16 else np.uint8)
+    values[:8] = 0
+    Image.fromarray(values).save(tmp_path / "grey.png", transparency=0)
+    grey = np.asarray(open_image(tmp_path / "grey.png"))
+    assert (grey[:8] == 255).all() and (grey[8:] == 100).all()
+
+
+def test_heic_is_read_with_its_extra(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    photo = Image.new("RGB", (64, 48), (200, 30, 30))
+    photo.save(tmp_path / "a.heic", quality=95)
+    opened = open_image(tmp_path / "a.heic")
+    assert opened.size == (64, 48) and np.abs(np.asarray(opened).astype(int) - (200, 30, 30)).max() <= 6
+    monkeypatch.setattr("ip2p_engine.images._readable", lambda: ("PNG", "JPEG"))
+    with pytest.raises(ImageError, match="is HEIC, as phones write it; pip install pillow-heif"):
+        open_image(tmp_path / "a.heic")
