@@ -45,7 +45,7 @@ def slow_pairs():
 
 @pytest.fixture(scope="session")
 def tiny_pair_model():
-    """Makes an untrained text-to-image model: (family, dtype) -> Model."""
+    """Makes an untrained text-to-image model: (family, dtype) -> Model; with in_channels=8 one that edits."""
     return load_by_path("tiny_text_to_image").tiny_model
 
 

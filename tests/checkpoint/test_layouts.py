@@ -225,6 +225,22 @@ def test_sd2_tells_its_prediction_by_the_spread_of_a_bias(spread, prediction, ma
     assert open_bundle(tmp_path / "file.safetensors", prediction=other).spec.prediction == other
 
 
+@pytest.mark.parametrize(("said", "prediction"), [("v", "v"), ("epsilon", "eps")])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_what_the_header_says_of_the_prediction_counts(family, said, prediction, make_model, ldm_tensors, tmp_path):
+    """Stability AI's ModelSpec, which others' trainers write too; it goes before markers and habits."""
+    other = "eps" if prediction == "v" else "v"
+    state = ldm_tensors(make_model(family, 4, prediction=other if family == "sdxl" else None))
+    if family == "sd2":
+        spread = 0.02 if other == "eps" else 0.3
+        state[f"{UNET}output_blocks.3.1.transformer_blocks.0.norm1.bias"] = torch.linspace(-1, 1, 32) * spread
+    save_file(state, tmp_path / "bare.safetensors")
+    save_file(state, tmp_path / "file.safetensors", {"modelspec.prediction_type": said})
+    assert open_bundle(tmp_path / "bare.safetensors").spec.prediction == ("eps" if family == "sd1" else other)
+    assert open_bundle(tmp_path / "file.safetensors").spec.prediction == prediction
+    assert open_bundle(tmp_path / "file.safetensors", prediction=other).spec.prediction == other
+
+
 def test_sdxl_with_a_v_marker(make_model, ldm_tensors, tmp_path):
     save_file(ldm_tensors(make_model("sdxl", prediction="v")), tmp_path / "file.safetensors")
     assert open_bundle(tmp_path / "file.safetensors").spec.prediction == "v"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from ip2p_engine import EditConfig, Hooks, InstructPix2Pix
 from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.diffusion.sampling import euler
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
-from ip2p_engine.networks.conditioning import Conditioning, encode_text
+from ip2p_engine.images import to_images
+from ip2p_engine.networks.conditioning import Conditioning, decode_latents, encode_text
 from ip2p_engine.networks.denoiser import BranchDenoiser, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator
@@ -85,6 +88,45 @@ def test_mixed_sizes_come_back_as_they_came(editor):
     assert kept.image.size == tuple(kept.settings["edited_at"]) == (192, 128)
 
 
+@pytest.fixture(scope="module")
+def untrained(tiny_pair_model):
+    """An editor of random weights, a few times quicker."""
+    return InstructPix2Pix(tiny_pair_model(in_channels=8))
+
+
+def test_results_come_in_the_order_asked_whatever_the_order_of_making(untrained):
+    """Sizes A, B, A, whose A are made together, and the instruction that needs no making in the midst."""
+    pictures = [render(HEART), render(SQUARE).resize((128, 64)), render(SQUARE)]
+    texts, told = ["make it snow", " ", "paint it blue"], {}
+    results = untrained.edit(pictures, texts, seeds=5, steps=2, hooks=Hooks(on_result=told.__setitem__))
+    assert [told[place] for place in range(9)] == results
+    for (picture, text), result in zip(product(pictures, texts), results, strict=True):
+        is_the_edit(untrained, result, picture, text, 5)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_edit_each_gives_every_picture_its_own_edit(untrained, batch):
+    pictures = [render(HEART), render(SQUARE).resize((128, 64)), render(SQUARE), render(SQUARE)]
+    texts, seeds = ["make it snow", "paint it blue", "", "make it snow"], [1, 2, 3, 4]
+    results = untrained.edit_each(pictures, texts, seeds=seeds, steps=2, batch=batch)
+    for result, picture, text, seed in zip(results, pictures, texts, seeds, strict=True):
+        is_the_edit(untrained, result, picture, text, seed)
+
+
+def is_the_edit(editor, result, picture, text, seed):
+    """The one that was asked for: it says so, and its latent and its picture are those of the edit made alone."""
+    assert result.source.tobytes() == picture.tobytes()
+    assert (result.instruction, result.seed) == (text.strip(), seed)
+    if not text.strip():
+        assert result.latent is None
+        assert result.image.tobytes() == picture.tobytes()
+        return
+    alone = editor.edit(picture, text, seeds=seed, steps=2)[0]
+    assert (result.latent - alone.latent).abs().max() < 1e-4 * alone.latent.abs().max()
+    (decoded,) = to_images(decode_latents(editor.model, alone.latent[None]))
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(result.image).astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_instruction_gives_the_picture_back(editor, text):
     result = editor.edit(render(HEART), text, config=QUICK)[0]
@@ -136,6 +178,19 @@ def test_branches_together_or_one_after_another_are_the_same(editor):
     )
     near(one, other)
     assert one.evaluations == other.evaluations
+
+
+@pytest.mark.skipif("SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", ()), reason="memory is not asked for here")
+@pytest.mark.parametrize(("pages", "rows"), [(0, [1, 1, 1]), (2**40, [3])])
+def test_branches_are_computed_together_only_where_memory_allows(untrained, monkeypatch, pages, rows):
+    ask, calls = os.sysconf, []
+    monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_AVPHYS_PAGES" else ask(name))
+    hook = untrained.model.unet.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    try:
+        untrained.edit(render(HEART), "make it snow", steps=1, image_cfg=1.5)
+    finally:
+        hook.remove()
+    assert calls == rows
 
 
 def test_guidance_equals_plain_calls_of_the_unet(editor):

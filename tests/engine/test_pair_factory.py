@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ip2p_engine.captions.edits import CaptionEdit
 from ip2p_engine.clip.filter import FilterConfig, PairScores, filter_candidates
@@ -21,7 +23,7 @@ from ip2p_engine.factory.refilter import clip_of, refilter, rescored
 from ip2p_engine.factory.run import Work, make_pairs
 from ip2p_engine.factory.workers import CrewPlan, LocalCrew
 from ip2p_engine.hooks import Hooks
-from ip2p_engine.p2p.generator import PairConfig, PairGenerator, draw_settings
+from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, Preview, draw_settings
 
 COLOURS = ("red", "green", "blue", "yellow")
 EDITS = [
@@ -150,6 +152,33 @@ def test_a_finished_run_makes_nothing_again(undisturbed, crew_of):
     before = contents(undisturbed[0])
     report = make_pairs(EDITS, undisturbed[0], crew_of(), work=OFTEN, hooks=Hooks(should_stop=lambda: True))
     assert report == undisturbed[1] and contents(undisturbed[0]) == before
+
+
+@pytest.fixture
+def looks(monkeypatch, tmp_path):
+    """(pairs that the ledger names, those of them that are not in the data set), whenever anything reaches the disk."""
+    sync, seen = os.fsync, []
+
+    def look(handle):
+        sync(handle)
+        named = {f"{row.caption:07d}/{seed}" for row in read_candidates(tmp_path) for seed in row.kept}
+        seen.append((len(named), named - PairStore(tmp_path).keys()))
+
+    monkeypatch.setattr(os, "fsync", look)
+    return seen
+
+
+def test_pictures_reach_the_disk_before_the_ledger_names_them(crew_with, tmp_path, looks):
+    """A kill at any instant costs work, and no picture."""
+    make_pairs(EDITS[:2], tmp_path, crew_with(KEEP_ALL), work=replace(OFTEN, rows_per_shard=100))
+    assert [lost for _, lost in looks if lost] == []
+    assert {count for count, _ in looks} == {0, 2, 4}
+
+
+def test_filtering_copies_pictures_before_it_names_them(everything, loose, tmp_path, looks):
+    report = refilter(everything[0], tmp_path, loose)
+    assert [lost for _, lost in looks if lost] == []
+    assert {count for count, _ in looks} == {0, report.filtered.kept}
 
 
 @pytest.mark.parametrize("lines", [0, 2])
@@ -330,23 +359,47 @@ def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, cr
             assert abs(score.sim_image - finished[seed].sim_image) < 1e-4
 
 
-@pytest.mark.parametrize("mode", [pytest.param("self", marks=pytest.mark.slow), "refine"])
-def test_early_survivors_equal_undisturbed_ones(tiny_pair_model, mode):
-    """Whoever is dropped beside them, and with a blend that remembers what it saw."""
-    import torch
+@pytest.fixture(scope="module")
+def exact(tiny_pair_model):
+    """Double precision, so that only a wrong rule makes a difference."""
+    return tiny_pair_model(dtype=torch.float64)
 
-    from ip2p_engine.p2p.generator import PairJob, Preview
 
-    config = PairConfig(steps=3, mode=mode, local_blend=mode == "refine")
-    generator = PairGenerator(tiny_pair_model(dtype=torch.float64), config)
-    texts = {"caption": EDITS[0].caption, "edited_caption": EDITS[0].edited_caption}
-    jobs = [PairJob(**texts, seed=seed) for seed in range(4)]
-    (whole,) = generator.batches(jobs, batch_pairs=4)
-    (few,) = generator.batches(jobs, batch_pairs=4, preview=Preview(at=0.5, judge=lambda jobs, z: [1, 3]))
-    assert [pair.seed for pair in few] == [1, 3]
-    for pair in few:
-        assert (pair.latents - whole[pair.seed].latents).abs().max() < 1e-9
-    assert list(generator.batches(jobs, batch_pairs=4, preview=Preview(at=0.5, judge=lambda jobs, z: []))) == [[]]
+def jobs_of(count):
+    return [PairJob(caption=EDITS[0].caption, edited_caption=EDITS[0].edited_caption, seed=n) for n in range(count)]
+
+
+SURVIVORS = [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"mode": "refine", "local_blend": True, "blend_start": 0.1},
+        {"mode": "refine", "local_blend": True, "blend_start": 0.6},
+    ],
+    ids=["self", "a blend from before the look", "a blend from after it"],
+)
+def test_early_survivors_equal_undisturbed_ones(exact, monkeypatch, settings):
+    """Three of four, halfway: the steps that follow draw each one's own noise, and a blend starts when it would."""
+    # An untrained network looks almost everywhere alike: with the paper's 0.3 the mask would be the whole picture.
+    monkeypatch.setattr("ip2p_engine.p2p.cross_attention.BLEND_THRESHOLD", 0.97)
+    generator = PairGenerator(exact, PairConfig(steps=6, **settings))
+    jobs = jobs_of(4)
+    (few,) = generator.batches(jobs, batch_pairs=4, preview=Preview(at=0.5, judge=lambda jobs, z: SURVIVORS))
+    assert [pair.seed for pair in few] == SURVIVORS
+    found = torch.stack([pair.latents for pair in few])
+    without_a_look, alone = generator.latents(jobs)[SURVIVORS], generator.latents([jobs[row] for row in SURVIVORS])
+    assert (found - without_a_look).abs().max() < 1e-9
+    assert (found - alone).abs().max() < 1e-9
+    if "local_blend" in settings:
+        assert 0 < (found[:, 0] == found[:, 1]).double().mean() < 1
+
+
+def test_a_look_that_nobody_survives_leaves_an_empty_batch(exact):
+    nobody = Preview(at=0.5, judge=lambda jobs, z: [])
+    assert list(PairGenerator(exact, PairConfig(steps=2)).batches(jobs_of(2), batch_pairs=2, preview=nobody)) == [[]]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.diffusion.sampling import SAMPLERS, ancestral_split, named, sample
@@ -28,8 +29,8 @@ def flow_end(x, sigma):
     return x * SPREAD / math.sqrt(SPREAD**2 + sigma**2)
 
 
-def start(sigma, shape=(2, 4, 8, 8)):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * sigma
+def start(sigma, shape=(2, 4, 8, 8), seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sigma
 
 
 def error_at(name, steps):
@@ -89,6 +90,30 @@ def test_ddim_equals_its_own_equation_in_the_variance_preserving_scale():
         eps = (z - math.sqrt(now) * clean) / math.sqrt(1 - now)
         z = math.sqrt(later) * clean + math.sqrt(1 - later) * eps
     torch.testing.assert_close(sample("ddim", gaussian_denoiser, x, sigmas), z)
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")])
+@pytest.mark.parametrize("steps", [2, 3, 8])
+def test_dpm_solvers_equal_diffusers(name, algorithm, steps):
+    """In the variance-preserling scale, on uneven steps, with the same noise."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    kind = {"algorithm_type": algorithm, "solver_type": "midpoint", "prediction_type": "sample"}
+    theirs = DPMSolverMultistepScheduler(**betas, **kind, timestep_spacing="linspace", lower_order_final=False)
+    theirs.set_timesteps(steps)
+    sigmas = theirs.sigmas.double()
+    x, draws = start(float(sigmas[0])), [start(1.0, seed=n) for n in range(1, steps)]
+
+    def scale(n):
+        return 1 / math.sqrt(1 + float(sigmas[n]) ** 2)
+
+    z = x * scale(0)
+    for n, t in enumerate(theirs.timesteps):
+        clean = gaussian_denoiser(z / scale(n), float(sigmas[n]), None)
+        noise = draws[n] if n < steps - 1 else torch.zeros_like(x)
+        z = theirs.step(clean, t, z, variance_noise=noise).prev_sample
+    left = iter(draws)
+    ours = sample(name, gaussian_denoiser, x, sigmas, noise=lambda _: next(left))
+    torch.testing.assert_close(ours, z, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("sigma", "next_sigma"), [(14.6, 10.0), (1.0, 0.999), (0.5, 0.03)])

@@ -7,7 +7,8 @@ import json
 import shutil
 import tarfile
 from dataclasses import replace
-from itertools import islice
+from hashlib import blake2b
+from itertools import islice, product
 
 import numpy as np
 import pytest
@@ -393,6 +394,33 @@ def test_draws_do_not_depend_on_the_batch_they_are_made_in():
     alone = draw(0, 5, [2], (4, 8, 8))
     for name, value in vars(alone).items():
         assert torch.equal(value[0], getattr(together, name)[2])
+
+
+def test_draws_follow_from_seed_step_and_position():
+    """Digit by digit, so that a resumed run, another machine and a later version draw what this one does."""
+    assert stream(7, "noise", 5, 3).initial_seed() == 1866327799260339432
+    levels = set()
+    for seed, step, position in product((0, 7), (0, 1, 5), (0, 3)):
+        digest = blake2b(f"({seed}, 'noise', {step}, {position})".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") // 2)
+        drop, level = torch.rand(2, generator=generator, dtype=torch.float64)
+        posterior, noise = torch.randn(2, 4, 8, 8, generator=generator)
+        offset = torch.randn(4, 1, 1, generator=generator)
+        expected = {"drop": drop.float(), "level": level, "posterior": posterior, "noise": noise, "offset": offset}
+        found = vars(draw(seed, step, [position], (4, 8, 8)))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name][0], value) for name, value in expected.items())
+        levels.add(float(level))
+    assert len(levels) == 12
+
+
+def test_no_two_examples_of_a_run_share_their_chance(records):
+    """One picture over and over: every step and every position has noise, a level and a crop of its own."""
+    batches = seen(open_source(records[:1], SMALL))
+    assert len({float(u) for batch in batches for u in batch.draws.level}) == 6 * 4
+    assert len({float(noise[0, 0, 0]) for batch in batches for noise in batch.draws.noise}) == 6 * 4
+    first = [batch.tensors["pixels"][0] for batch in batches]
+    assert sum(torch.equal(first[0], other) for other in first[1:]) < 2
 
 
 def test_draws_have_the_right_distribution():

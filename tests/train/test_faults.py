@@ -85,8 +85,9 @@ def test_e_pairs_of_a_batch_are_mirrored_and_cut_one_by_one(records):
     assert ((span > 100) & (span < 135)).all()
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "cosxl"])
 def test_f_the_condition_is_the_mode_and_not_a_sample(store, base, family):
+    """Scaled as for an edit, which is for CosXL-Edit alone."""
     model = make_trainable(load_model(base(family)), SMALL)
     pixels = seen(open_source(store, SMALL))[0].tensors["pixels"]
     one, two = (Encoder(model).latents(pixels)["condition"] for _ in range(2))

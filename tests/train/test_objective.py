@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ip2p_engine.networks.conditioning import TextEmbedding
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train.config import TrainConfig
 from ip2p_engine.train.encoding import Encoded, Encoder
-from ip2p_engine.train.networks import make_trainable, trained_parameters, widened
+from ip2p_engine.train.networks import make_trainable, trained_parameters, usable, widened
 from ip2p_engine.train.objective import Objective, dropped, noise_levels, snr_weight
 from ip2p_engine.train.optimizers import Average, decay_at, learning_rate, make_optimizers
 from ip2p_engine.train.randomness import Draws
@@ -133,6 +134,22 @@ def test_average_is_the_weighted_sum_of_what_it_saw():
     with average.applied():
         assert parameter.item() == pytest.approx(expected, rel=1e-2)
     assert parameter.item() == 0.5
+
+
+def test_an_error_amid_an_edit_with_the_averages_leaves_the_run_its_own_weights(tiny_model):
+    """A validation that fails, or is stopped, must not go on with averaged weights, nor in eval mode."""
+    model = make_trainable(copy.deepcopy(tiny_model()), TrainConfig())
+    parameters = trained_parameters(model.unet)
+    average = Average(parameters, 0.9999)
+    for parameter in parameters.values():
+        parameter.data += 1
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with pytest.raises(ZeroDivisionError), average.applied(), usable(model):
+        assert not model.unet.training
+        assert torch.allclose(model.unet.conv_in.bias + 1, before["conv_in.bias"])
+        raise ZeroDivisionError
+    assert model.unet.training
+    assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
-from ip2p_engine import cli
+from ip2p_engine import InstructPix2Pix, cli
 from ip2p_engine.commands import train as commands
 from ip2p_engine.errors import ConfigError
 from ip2p_engine.files import locked
@@ -39,6 +40,20 @@ def losses(folder):
 
 def command(store, base, out, *more):
     return ["train", "--data", str(store), "--base", str(base), "--out", str(out), *SHORT, *more]
+
+
+def test_one_step_from_the_command_to_an_edit(store, base, tmp_path, capsys):
+    """The whole way once, in every check: what the run leaves has learnt something, loads and edits."""
+    settings = ("--steps", "1", "--batch-size", "2", "--json")
+    assert cli.main(command(store, base(), tmp_path / "run", *settings)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["step"], result["finished"]) == (1, True)
+    assert 0 < result["loss"] == losses(tmp_path / "run")[0] < 10
+    editor = InstructPix2Pix.load(result["files"]["ema"], device="cpu")
+    new = editor.model.unet.conv_in.weight[:, 4:]
+    assert new.isfinite().all() and (new != 0).any()
+    edit = editor.edit(Image.new("RGB", (64, 64)), "add snow", steps=1, size="keep")[0]
+    assert edit.latent.isfinite().all()
 
 
 @pytest.mark.slow
