@@ -19,7 +19,7 @@ __all__ = ["add", "training_bars"]
 
 PRESET_NAMES = ("paper", "one-gpu", "lora", "sd2", "sdxl", "cosxl", "embedded")
 STOPPED = 130
-READING = ("columns", "split", "limit", "where", "inverses", "pictures_from")
+READING = ("data_weights", "columns", "split", "limit", "where", "inverses", "pictures_from")
 WHOLE = ("steps", "batch_size", "micro_batch", "resolution", "workers", "save_every", "validate_every", "seed")
 FLAGS = ("hold_out_test", "cache", "streaming", "buckets", "gradient_checkpointing", "compile")
 EXAMPLES = """examples:
@@ -32,7 +32,8 @@ Run the same command again to go on where it stopped."""
 def add(commands: Any) -> None:
     parser = add_command(commands, "train", _train, "train an InstructPix2Pix, or go on training")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
-    parser.add_argument("--data", required=True, help="a data set of ours, of the authors, of the hub, or its folder")
+    parser.add_argument("--data", required=True, nargs="+", help="a data set of any known layout, or several")
+    parser.add_argument("--data-weights", nargs="+", type=float, metavar="X", help="how often each is drawn from")
     parser.add_argument(
         "--base", required=True, help="Stable Diffusion or an InstructPix2Pix: a file, folder, hub id, URL"
     )

@@ -180,7 +180,8 @@ class HubTable:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | DatasetError]:
         with library_errors(f"{self.place} broke off", "check the data set and run the same command again"):
-            yield from self.dataset
+            there = [name for name in columns or () if name in self.names]
+            yield from self.dataset.select_columns(there) if there else self.dataset
 
 
 def open_hub(name: str, split: str | None, *, streaming: bool = False, **more: Any) -> Any:

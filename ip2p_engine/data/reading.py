@@ -162,6 +162,12 @@ class ForeignPairs(Sequence[PairRecord]):
         """The keys of all pairs."""
         return set(self.columns("key")["key"]) - {None, ""}
 
+    def licences(self) -> set[str]:
+        """What the pairs, or their data card, say of their licences."""
+        if self.layout.licence:
+            return set(self.columns("licence")["licence"]) - {None}
+        return {self._licence} if self._licence else set()
+
     def lost(self) -> list[str]:
         return []
 

@@ -264,6 +264,10 @@ class PairStore(Sequence[PairRecord]):
         for path, row, values in self._files.rows():
             yield values if isinstance(values, DatasetError) else _outcome(values, path, row)
 
+    def licences(self) -> set[str]:
+        """What the pairs say of their licences."""
+        return set(self.columns("licence")["licence"]) - {None}
+
     def lost(self) -> list[str]:
         """The names of shards that must have been there, since later ones of their partition are."""
         there: dict[str, set[int]] = {}

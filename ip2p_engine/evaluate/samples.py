@@ -12,6 +12,7 @@ from PIL import Image
 from ..captions.edits import in_test_split
 from ..data.reading import open_pairs
 from ..data.record import PairRecord
+from ..data.split import test_rows
 from ..errors import ConfigError, DatasetError
 from ..images import fit, open_image, plan_size
 
@@ -50,9 +51,12 @@ class StoreSamples(Sequence[Sample]):
         self._store, self._seed = open_pairs(folder), seed
         columns = self._store.columns("original_prompt", "edited_prompt")
         captions = columns["original_prompt"]
-        rows = [n for n, text in enumerate(captions) if split == "all" or in_test_split(text or "")]
+        rows = list(range(len(captions)))
+        if split == "test":
+            rows = test_rows(self._store, [text or "" for text in captions])[1]
         if not rows:
-            raise DatasetError(f"{folder} has no pairs in its {split} split ({len(captions)} in all); try split all")
+            got = f"{folder} has no pairs in its {split} split ({len(captions)} in all)"
+            raise DatasetError(f"{got}; bring more, or give split all, which measures on what was trained on too")
         wanted = min(len(rows) if count is None else count, len(rows))
         self._rows = [rows[n * len(rows) // wanted] for n in range(wanted)]
         bare = sum(any(not (column[n] or "").strip() for column in columns.values()) for n in self._rows)

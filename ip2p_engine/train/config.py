@@ -78,6 +78,8 @@ class TrainConfig:
     The default goes by the names that the field uses (docs/datasets.md)."""
     split: str = "train"
     """Of a foreign data set; where there is one alone it is that one."""
+    data_weights: tuple[float, ...] | None = None
+    """How often each of several data sets is drawn from; None: as their sizes are."""
     limit: int | None = None
     """Train on so many rows at most, of those that ``where`` lets through."""
     where: str | None = None
@@ -170,6 +172,8 @@ class TrainConfig:
             if not fits or not all(type(part) in kinds for part in value):
                 raise ConfigError(f"{name} is {value!r}; give {what}")
             object.__setattr__(self, name, tuple(value))  # JSON has lists
+        if self.data_weights is not None:
+            object.__setattr__(self, "data_weights", _weights(self.data_weights))
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give true or false")
@@ -313,6 +317,14 @@ def changed_fields(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     known = from_mapping(TrainConfig, saved)
     names = [field.name for field in fields(config) if field.name not in free]
     return [name for name in names if getattr(known, name) != getattr(config, name)]
+
+
+def _weights(given: Any) -> tuple[float, ...]:
+    values = given if isinstance(given, list | tuple) else [given]
+    fits = all(isinstance(one, int | float) and math.isfinite(one) and one > 0 for one in values)
+    if not values or not fits:
+        raise ConfigError(f"data_weights are {given!r}; give a number above 0 for each data set")
+    return tuple(values)
 
 
 def _check_number(name: str, value: Any, least: float, most: float | None) -> None:

@@ -14,7 +14,7 @@ from ..errors import DatasetError, Interrupted
 from .augment import Size, bucket_shapes, nearest_shape
 from .config import TrainConfig
 from .randomness import stream
-from .sources import Rows, Stream, size_of
+from .sources import Rows, Several, Stream, size_of
 
 __all__ = ["Order", "Place", "make_order"]
 
@@ -52,6 +52,8 @@ def make_order(
     """
     if not hasattr(source, "__len__"):
         return _StreamOrder(source, config)
+    if isinstance(source, Several) and source.weights is not None:
+        return _WeightedOrder(source, config)
     if config.buckets:
         return _BucketOrder(_buckets(source, config, broken, should_stop), config)
     return _ShuffledOrder(len(source), config)
@@ -72,6 +74,35 @@ class _ShuffledOrder:
     def _place(self, step: int, position: int) -> Place:
         epoch, number = divmod(step * self._config.batch_size + position, self._count)
         row = int(_shuffled(self._config.seed, epoch, self._count)[number])
+        size = (self._config.resolution,) * 2
+        return Place(step=step, position=position, size=size, candidates=range(row, row + self._count))
+
+
+class _WeightedOrder:
+    """Of each example first the data set is drawn, then its next row; each set has epochs of its own."""
+
+    def __init__(self, source: Several, config: TrainConfig) -> None:
+        self._parts, self._config, self._count = source.parts(), config, len(source)
+        self._weights = torch.tensor(source.weights, dtype=torch.float64)
+
+    def walk(self, first: int) -> Iterator[list[Place]]:
+        drawn, step = [0] * len(self._parts), 0
+        while True:
+            generator = stream(self._config.seed, "data set", step)
+            sets = torch.multinomial(self._weights, self._config.batch_size, replacement=True, generator=generator)
+            places = []
+            for position, part in enumerate(sets.tolist()):
+                if step >= first:
+                    places.append(self._place(step, position, part, drawn[part]))
+                drawn[part] += 1
+            if step >= first:
+                yield places
+            step += 1
+
+    def _place(self, step: int, position: int, part: int, number: int) -> Place:
+        start, source = self._parts[part]
+        epoch, number = divmod(number, len(source))
+        row = start + int(_shuffled(self._config.seed, epoch, len(source))[number])
         size = (self._config.resolution,) * 2
         return Place(step=step, position=position, size=size, candidates=range(row, row + self._count))
 
@@ -177,6 +208,6 @@ class _StreamOrder:
             epoch += 1
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _shuffled(seed: int, epoch: int, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=stream(seed, "epoch", epoch))

@@ -27,7 +27,7 @@ from .order import make_order
 from .progress import TrainResult
 from .results import export
 from .run_folder import RunFolder
-from .sources import measured_rows, name_of, open_source
+from .sources import licences_of, measured_rows, name_of, open_source
 from .validation import ValidationSet
 
 __all__ = ["Data", "Run", "begin"]
@@ -158,7 +158,7 @@ def begin(
     unet, state = _state(model, config, accelerator)
     first, broken = folder.take_up(state)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
-    about |= {"processes": share.world, "test_pairs": test, **origin}
+    about |= _of_data(source) | {"processes": share.world, "test_pairs": test, **origin}
     about |= folder.adjusted(config, first)
     folder.begin(config, about, first)
     held.callback(folder.draw_curve)  # however the run ends
@@ -181,6 +181,13 @@ def begin(
         first=first,
         broken=broken,
     )
+
+
+def _of_data(source: Any) -> dict[str, Any]:
+    """What the checkpoint's header says of licences, and of what was held out and by which rule."""
+    held_out = {"held_out": source.held_out, "split_rule": source.split_rule} if getattr(source, "held_out", 0) else {}
+    licences = licences_of(source)
+    return {**held_out, **({"licences": licences} if licences else {})}
 
 
 def _measured(source: Any, data: Data, folder: RunFolder) -> int:

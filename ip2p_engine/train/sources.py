@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +19,7 @@ from ..data.formats import HubTable, library_errors, open_hub
 from ..data.layouts import is_picture
 from ..data.reading import STORE_COLUMNS, Example, ForeignPairs, Reading, Rows, open_pairs, store_identity
 from ..data.record import PairRecord
+from ..data.split import test_rows
 from ..data.store import PairStore
 from ..data.tables import ListTable
 from ..errors import ConfigError, DatasetError, IP2PError
@@ -27,7 +31,9 @@ __all__ = [
     "Example",
     "Pair",
     "Rows",
+    "Several",
     "Stream",
+    "licences_of",
     "measured_rows",
     "name_of",
     "open_pair",
@@ -35,6 +41,7 @@ __all__ = [
     "size_of",
 ]
 
+log = logging.getLogger(__name__)
 SAME_ASPECT = 0.02
 SAMPLED = 16
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".tar": "webdataset"}
@@ -70,6 +77,10 @@ def open_source(data: Any, config: TrainConfig) -> Any:
     Stream. Raises DatasetError where there is nothing to train on, and ConfigError if a test split is to be held out
     that nothing names, what is read by number is to be streamed, or the data are something else.
     """
+    if _is_several(data):
+        return _several(data, config)
+    if config.data_weights is not None:
+        raise ConfigError("data_weights are of several data sets, and there is one; leave them out")
     source = _opened(data, config)
     if config.streaming and hasattr(source, "__len__"):
         raise ConfigError(f"{name_of(data)} is read by row number and cannot be streamed; leave streaming out")
@@ -80,24 +91,61 @@ def open_source(data: Any, config: TrainConfig) -> Any:
     return source
 
 
+def _is_several(data: Any) -> bool:
+    """Names of data sets in a list; other lists are rows."""
+    kinds = (str, Path, PairStore, ForeignPairs)
+    return isinstance(data, list | tuple) and bool(data) and all(isinstance(one, kinds) for one in data)
+
+
+def _several(data: Sequence[Any], config: TrainConfig) -> Any:
+    weights, one = config.data_weights, replace(config, data_weights=None)
+    if len(data) == 1 and weights is None:
+        return open_source(data[0], config)
+    if weights is not None and len(weights) != len(data):
+        raise ConfigError(f"there are {len(data)} data sets and {len(weights)} data_weights; give one for each")
+    if config.streaming:
+        raise ConfigError("several data sets are drawn from by row number and cannot be streamed; leave streaming out")
+    if config.buckets and weights is not None:
+        raise ConfigError("buckets cut a data set into shapes, and data_weights draw from each; leave one of them out")
+    return Several([open_source(name, one) for name in data], weights)
+
+
 def name_of(data: Any) -> str:
     """What to call a data set in a sentence."""
+    if _is_several(data):
+        return ", ".join(map(name_of, data))[:500]
     return str(data)[:500] if isinstance(data, str | Path) else f"the {type(data).__name__} of pairs"
 
 
 def measured_rows(source: Rows | Stream) -> list[int]:
     """Rows of the test split, on which ``ip2p evaluate`` measures; none where there are no captions to tell."""
-    if not isinstance(source, _StoreRows | _ForeignRows):
+    if isinstance(source, Several):
+        return [row for start, one in source.parts() for row in (start + n for n in measured_rows(one))]
+    if not isinstance(source, _StoreRows):
         return []
     return [row for row, caption in enumerate(source.captions()) if in_test_split(caption)]
 
 
-def _held_out(source: Rows | Stream, data: Any) -> Rows:
-    captions = source.captions() if isinstance(source, _StoreRows) else []
-    if not isinstance(source, _StoreRows) or not any(captions):
-        reason = f"hold_out_test goes by the captions of a store, and {name_of(data)} has none"
-        raise ConfigError(f"{reason}; bring it in with ip2p dataset import, or leave the option out")
-    return Chosen(source, [row for row, caption in enumerate(captions) if not in_test_split(caption)])
+def licences_of(source: Any) -> list[str]:
+    """What the pairs say of their licences, each once."""
+    return sorted(source.licences()) if hasattr(source, "licences") else []
+
+
+def _held_out(source: Rows | Stream, data: Any) -> Chosen:
+    """Without the test split (``data.split``); says how many that are. Raises ConfigError where they are none."""
+    if not isinstance(source, _StoreRows):
+        raise ConfigError(
+            f"{name_of(data)} cannot be held out of; give a data set's folder, or leave hold_out_test out"
+        )
+    rule, rows = source.test_split()
+    if not rows:
+        got = f"hold_out_test holds out none of the {len(source)} pairs of {name_of(data)} (by {rule})"
+        raise ConfigError(f"{got}; bring more, or leave the option out")
+    log.warning("%s: %d of %d pairs are held out, by %s", name_of(data), len(rows), len(source), rule)
+    test = set(rows)
+    chosen = Chosen(source, [row for row in range(len(source)) if row not in test])
+    chosen.split_rule, chosen.held_out = rule, len(rows)
+    return chosen
 
 
 def open_pair(example: Example, draw: int = 0) -> Pair:
@@ -169,7 +217,9 @@ def _identity(pairs: Sequence[PairRecord]) -> str:
 
 
 class _StoreRows:
-    def __init__(self, pairs: Sequence[PairRecord], identity: str) -> None:
+    """Our store's, or a sequence of PairRecords."""
+
+    def __init__(self, pairs: Any, identity: str) -> None:
         self._pairs, self.identity = pairs, identity
 
     def __len__(self) -> int:
@@ -183,29 +233,67 @@ class _StoreRows:
 
     def captions(self) -> list[str]:
         """Of the pictures before the edit; empty where unknown."""
-        if isinstance(self._pairs, PairStore):
+        if hasattr(self._pairs, "columns"):
             return [caption or "" for caption in self._pairs.columns("original_prompt")["original_prompt"]]
         return [pair.original_prompt for pair in self._pairs]
 
+    def test_split(self) -> tuple[str, list[int]]:
+        """(the rule, the rows)."""
+        return test_rows(self._pairs, self.captions())
 
-class _ForeignRows:
+    def licences(self) -> set[str]:
+        if hasattr(self._pairs, "licences"):
+            return self._pairs.licences()
+        return {pair.licence for pair in self._pairs if pair.licence}
+
+
+class _ForeignRows(_StoreRows):
     """A foreign layout's; pictures are opened when a row is trained on."""
 
     def __init__(self, pairs: ForeignPairs) -> None:
         self._pairs = pairs
 
     @cached_property
-    def identity(self) -> str:
+    def identity(self) -> str:  # type: ignore[override]
         return _sampled_identity(self) if self._pairs.table.home is None else self._pairs.identity
-
-    def __len__(self) -> int:
-        return len(self._pairs)
 
     def __getitem__(self, row: int) -> Example:
         return self._pairs.example(row)
 
     def captions(self) -> list[str]:
-        return [caption or "" for caption in self._pairs.columns("original_prompt")["original_prompt"]]
+        """None where the layout has none, which is known without reading."""
+        return super().captions() if self._pairs.layout.caption else []
+
+
+class Several:
+    """Several data sets as one, one after the other; ``weights`` say how often each is drawn from (``order``)."""
+
+    def __init__(self, sources: Sequence[Any], weights: Sequence[float] | None) -> None:
+        self.sources, self.weights = list(sources), weights
+        self._ends = list(accumulate(map(len, self.sources)))
+        self.identity = " + ".join(source.identity for source in self.sources)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, row: int) -> Example:
+        number = bisect_right(self._ends, row)
+        return self.sources[number][row - (self._ends[number - 1] if number else 0)]
+
+    def parts(self) -> list[tuple[int, Any]]:
+        """(its first row, the data set) of each."""
+        return list(zip([0, *self._ends], self.sources, strict=False))
+
+    def licences(self) -> set[str]:
+        return {licence for source in self.sources for licence in licences_of(source)}
+
+    @property
+    def held_out(self) -> int:
+        return sum(getattr(source, "held_out", 0) for source in self.sources)
+
+    @property
+    def split_rule(self) -> str:
+        return ", ".join(dict.fromkeys(filter(None, (getattr(source, "split_rule", "") for source in self.sources))))
 
 
 class _Handed:
@@ -317,12 +405,16 @@ class Chosen:
     def __init__(self, rows: Rows, numbers: Sequence[int]) -> None:
         self._rows, self._numbers = rows, numbers
         self.identity = f"{len(numbers)} rows of {rows.identity}"
+        self.split_rule, self.held_out = "", 0
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, row: int) -> Example:
         return self._rows[self._numbers[row]]
+
+    def licences(self) -> set[str]:
+        return set(licences_of(self._rows))
 
 
 def _decoded(value: Any) -> Any:

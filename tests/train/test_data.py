@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 
 from ip2p_engine.captions.edits import in_test_split
+from ip2p_engine.data.split import near_groups
+from ip2p_engine.data.split import test_rows as split_of
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
@@ -150,9 +152,9 @@ def test_the_test_split_can_be_held_out_and_is_counted(records, store, tmp_path,
 
 
 def test_a_test_split_that_nothing_names_cannot_be_held_out(folder, records):
-    with pytest.raises(ConfigError, match="goes by the captions of a store, and .*original has none"):
+    with pytest.raises(ConfigError, match=r"holds out none of the 10 pairs of .*original \(by pictures\); bring more"):
         open_source(folder / "original", TrainConfig(hold_out_test=True))
-    with pytest.raises(ConfigError, match="the list of pairs has none"):
+    with pytest.raises(ConfigError, match="holds out none of the 10 pairs of the list of pairs"):
         open_source(records, TrainConfig(hold_out_test=True))
 
 
@@ -547,3 +549,111 @@ def test_one_of_several_instructions_is_drawn_from_the_seed(handed):
     assert {one for batch in drawn for one in batch} == set(said)
     assert drawn != [batch.instructions for batch in seen(source, replace(SMALL, seed=1))]
     assert drawn[4:] == [batch.instructions for batch in seen(source, first=4)]
+
+
+# Several data sets
+
+
+def folders(tmp_path, records):
+    """Two stores of 3 and 7 pairs."""
+    for name, part in (("a", records[:3]), ("b", records[3:])):
+        with PairWriter(tmp_path / name, manifest={}) as writer:
+            licence = "MIT" if name == "a" else "CC-BY-4.0"
+            writer.write(*(replace(pair, licence=licence, edit_prompt=f"{name} {n}") for n, pair in enumerate(part)))
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def test_several_sets_are_drawn_from_by_their_weights(tmp_path, records):
+    both = folders(tmp_path, records)
+    config = replace(SMALL, data_weights=(0.8, 0.2), steps=200)
+    source = open_source(both, config)
+    drawn = [place for places in islice(make_order(source, config).walk(0), 200) for place in places]
+    said = [source[place.candidates[0]].instruction for place in drawn]
+    assert abs(sum(text.startswith("a") for text in said) / 800 - 0.8) < 0.05
+    for name, count in (("a", 3), ("b", 7)):  # each set's epochs are whole
+        own = [text for text in said if text.startswith(name)]
+        assert all(len(set(own[n : n + count])) == count for n in range(0, len(own) - count, count))
+    later = [place for places in islice(make_order(source, config).walk(150), 50) for place in places]
+    assert later == drawn[600:]
+    alone, shared = (
+        seen(source, replace(config, steps=6)),
+        [seen(source, replace(config, steps=6), share=Share(rank=rank, world=2, micro=2)) for rank in (0, 1)],
+    )
+    assert [batch.instructions[1::2] for batch in alone] == [batch.instructions for batch in shared[1]]
+
+
+def test_several_sets_without_weights_are_one(tmp_path, records):
+    both = folders(tmp_path, records)
+    source = open_source(both, SMALL)
+    rows = [place.candidates[0] for places in islice(make_order(source, SMALL).walk(0), 5) for place in places]
+    assert sorted(rows) == sorted([*range(10)] * 2)
+    assert sorted(source.licences()) == ["CC-BY-4.0", "MIT"]
+    with pytest.raises(ConfigError, match="there are 2 data sets and 1 data_weights"):
+        open_source(both, replace(SMALL, data_weights=(1.0,)))
+    with pytest.raises(ConfigError, match="data_weights are of several data sets, and there is one"):
+        open_source(both[0], replace(SMALL, data_weights=(1.0,)))
+    with pytest.raises(ConfigError, match="data_weights are .*; give a number above 0"):
+        TrainConfig(data_weights=(1, 0))
+
+
+def test_a_run_on_several_sets_says_what_it_was_made_of(tmp_path, records, run):
+    run("several", data=folders(tmp_path, records), data_weights=(1, 1), hooks=Hooks(should_stop=lambda: True))
+    about = json.loads((tmp_path / "several" / "run.json").read_text())
+    assert about["licences"] == ["CC-BY-4.0", "MIT"]
+    assert about["config"]["data_weights"] == [1, 1]
+
+
+# Splits
+
+
+def photographs(count):
+    """Pictures that differ; each with a near-equal one, smaller and of lower quality."""
+    found = []
+    for n in range(count):
+        noise = np.random.default_rng(n).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((96, 96), Image.Resampling.BICUBIC)
+        for size, quality in (((96, 96), 95), ((80, 80), 60)):
+            stream = io.BytesIO()
+            picture.resize(size).save(stream, "JPEG", quality=quality)
+            found.append(stream.getvalue())
+    return found
+
+
+def test_without_captions_the_source_pictures_decide(records, tmp_path):
+    pictures = photographs(100)
+    pairs = [
+        replace(records[0], original_image=data, original_prompt="", key=f"x/{n}") for n, data in enumerate(pictures)
+    ]
+    with PairWriter(tmp_path / "pairs", manifest={}) as writer:
+        writer.write(*pairs)
+    source = open_source(tmp_path / "pairs", TrainConfig(hold_out_test=True))
+    assert (source.split_rule, len(source) + source.held_out) == ("pictures", 200)
+    assert 4 <= source.held_out <= 24
+    names = [source[row].name for row in range(len(source))]
+    kept = {int(name.rpartition("/")[2]) for name in names}
+    assert all((n in kept) == (n + 1 in kept) for n in range(0, 200, 2))
+    assert open_source(pairs, TrainConfig(hold_out_test=True)).held_out == source.held_out
+
+
+def test_turns_of_a_session_are_of_one_side(records):
+    pictures = photographs(60)[::2]
+    pairs = [
+        replace(records[0], original_image=data, original_prompt="", session=str(n // 10), key=f"x/{n}")
+        for n, data in enumerate(pictures)
+    ]
+    rule, rows = split_of(pairs, [])
+    assert rule == "pictures"
+    assert all(sum(row // 10 == session for row in rows) in (0, 10) for session in range(6))
+
+
+def test_near_groups_are_near():
+    far = [0, 0xFFFF_FFFF_FFFF_FFFF, 0x0F0F_0F0F_0F0F_0F0F]
+    assert near_groups([far[0], far[0] | 7, far[1], far[1] ^ (1 << 40), None, far[2], far[0] | 0xF000]) == [
+        0,
+        0,
+        far[1] ^ (1 << 40),
+        far[1] ^ (1 << 40),
+        0,
+        far[2],
+        0xF000,
+    ]
