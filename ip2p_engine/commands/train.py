@@ -32,8 +32,12 @@ Run the same command again to go on where it stopped."""
 def add(commands: Any) -> None:
     parser = add_command(commands, "train", _train, "train an InstructPix2Pix, or go on training")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
-    parser.add_argument("--data", required=True, nargs="+", help="a data set of any known layout, or several")
-    parser.add_argument("--data-weights", nargs="+", type=float, metavar="X", help="how often each is drawn from")
+    parser.add_argument(
+        "--data", required=True, action=Several, nargs="+", help="a data set of any known layout, or several"
+    )
+    parser.add_argument(
+        "--data-weights", action=Several, nargs="+", type=float, metavar="X", help="how often each is drawn from"
+    )
     parser.add_argument(
         "--base", required=True, help="Stable Diffusion or an InstructPix2Pix: a file, folder, hub id, URL"
     )
