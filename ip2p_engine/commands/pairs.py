@@ -127,18 +127,20 @@ def _pairs(options: argparse.Namespace) -> None:
     from ..factory.run import make_pairs
 
     edits, work = read_edits(options.edits), _work(options)
-    with _crew(options) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
-        report = make_pairs(edits, options.out, crew, work=work, hooks=Hooks(on_progress=bar, should_stop=should_stop))
+    with _workers(options) as workers, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
+        report = make_pairs(
+            edits, options.out, workers, work=work, hooks=Hooks(on_progress=bar, should_stop=should_stop)
+        )
     sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
 
 
-def _crew(options: argparse.Namespace) -> Any:
-    from ..factory.workers import CrewPlan, local_crew, ray_crew
+def _workers(options: argparse.Namespace) -> Any:
+    from ..factory.workers import WorkerPlan, local_workers, ray_workers
 
     pairs = _pair_config(options)
     _refuse_idle(options, pairs.mode)
     clip = options.clip or ("embedded" if options.checkpoint == "embedded-sd" else None)
-    plan = CrewPlan(
+    plan = WorkerPlan(
         checkpoint=options.checkpoint,
         options={"weights": options.weights, "base": options.base},
         device=options.device,
@@ -146,7 +148,7 @@ def _crew(options: argparse.Namespace) -> Any:
         pairs=pairs,
         factory=_factory_config(options, clip),
     )
-    return ray_crew(plan, options.cluster) if options.cluster else local_crew(plan)
+    return ray_workers(plan, options.cluster) if options.cluster else local_workers(plan)
 
 
 def _refuse_idle(options: argparse.Namespace, mode: str) -> None:

@@ -144,7 +144,7 @@ def _make_candidates(options: argparse.Namespace) -> None:
     """Every candidate of some caption pairs of the grammar, unfiltered; what the folder has is not made again."""
     from ..factory.maker import FactoryConfig
     from ..factory.run import make_pairs
-    from ..factory.workers import CrewPlan, local_crew
+    from ..factory.workers import WorkerPlan, local_workers
     from ..p2p.generator import PairConfig
     from ..scenes.grammar import EMBEDDED_PAIRS
     from ..scenes.pair_exam import sample_caption_edits
@@ -158,10 +158,10 @@ def _make_candidates(options: argparse.Namespace) -> None:
         clip=options.clip,
         filter=None,
     )
-    plan = CrewPlan(pairs=PairConfig(**{**EMBEDDED_PAIRS, **given}), factory=factory)
+    plan = WorkerPlan(pairs=PairConfig(**{**EMBEDDED_PAIRS, **given}), factory=factory)
     edits = sample_caption_edits(check_positive("--n", options.n), seed=options.seed, held_out=not options.training)
-    with local_crew(plan) as crew, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
-        make_pairs(edits, options.folder, crew, hooks=Hooks(on_progress=bar, should_stop=should_stop))
+    with local_workers(plan) as workers, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
+        make_pairs(edits, options.folder, workers, hooks=Hooks(on_progress=bar, should_stop=should_stop))
 
 
 def _scenes_train(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from ..data.store import ROWS_PER_SHARD, PairStore, PairWriter
 from ..errors import ConfigError, DatasetError, Interrupted
 from ..hooks import Hooks
 from .maker import MadeCaption, Task
-from .workers import Crew
+from .workers import Workers
 
 __all__ = ["PairRunReport", "Work", "make_pairs", "report_of"]
 
@@ -64,7 +64,7 @@ class PairRunReport:
 def make_pairs(
     edits: Sequence[CaptionEdit],
     out: Path | str,
-    crew: Crew,
+    workers: Workers,
     *,
     work: Work | None = None,
     hooks: Hooks | None = None,
@@ -77,9 +77,9 @@ def make_pairs(
     """
     if not edits:
         raise ConfigError("there is no caption pair to make pictures of; give at least one")
-    out, work, origin = Path(out), work or Work(), crew.describe()
+    out, work, origin = Path(out), work or Work(), workers.describe()
     config = origin["factory"]["filter"]
-    manifest = {"config": origin, "work": {"batch_pairs": work.batch_pairs or crew.batch_pairs()}}
+    manifest = {"config": origin, "work": {"batch_pairs": work.batch_pairs or workers.batch_pairs()}}
     writer = PairWriter(out, manifest=manifest, partition=work.partition, rows_per_shard=work.rows_per_shard)
     with writer:
         first_batch = (writer.work or manifest["work"])["batch_pairs"]
@@ -88,7 +88,7 @@ def make_pairs(
         run = _Run(writer, edits, work)
         groups = run.groups(max(1, first_batch // origin["factory"]["candidates"]))
         try:
-            for group in crew.make(groups, work.batch_pairs or first_batch, run.noting(hooks or Hooks())):
+            for group in workers.make(groups, work.batch_pairs or first_batch, run.noting(hooks or Hooks())):
                 run.take(group)
         except Interrupted as error:
             raise Interrupted(f"stopped; what was finished is in {out}, and the same command goes on") from error

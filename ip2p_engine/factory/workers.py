@@ -21,12 +21,12 @@ from ..p2p.generator import PairConfig, PairGenerator
 from .maker import CandidateMaker, FactoryConfig, MadeCaption, Task
 
 __all__ = [
-    "Crew",
-    "CrewPlan",
-    "LocalCrew",
-    "RayCrew",
-    "local_crew",
-    "ray_crew",
+    "Workers",
+    "WorkerPlan",
+    "LocalWorkers",
+    "RayWorkers",
+    "local_workers",
+    "ray_workers",
     "shifted",
 ]
 
@@ -38,7 +38,7 @@ CONNECT_SECONDS = 5
 DEFAULT_OPTIONS = {"weights": "ema"}
 
 
-class Crew(Protocol):
+class Workers(Protocol):
     """Whoever makes the candidates."""
 
     def describe(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Crew(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrewPlan:
+class WorkerPlan:
     """All that a worker needs to know."""
 
     checkpoint: str = "embedded-sd"
@@ -77,7 +77,7 @@ class CrewPlan:
         return {name: public_name(value) for name, value in given.items()}
 
 
-class LocalCrew:
+class LocalWorkers:
     """This process, one group after another."""
 
     def __init__(self, maker: CandidateMaker) -> None:
@@ -98,9 +98,9 @@ class LocalCrew:
 
 
 @contextmanager
-def local_crew(plan: CrewPlan) -> Iterator[LocalCrew]:
-    """This process as a crew; raises CheckpointError or ConfigError."""
-    yield LocalCrew(plan.maker())
+def local_workers(plan: WorkerPlan) -> Iterator[LocalWorkers]:
+    """This process as the only worker; raises CheckpointError or ConfigError."""
+    yield LocalWorkers(plan.maker())
 
 
 def shifted(hooks: Hooks, done: int, total: int) -> Hooks:
@@ -111,7 +111,7 @@ def shifted(hooks: Hooks, done: int, total: int) -> Hooks:
 class _Worker:
     """What runs in an actor; it loads when it is first asked, so that its errors come back as they are."""
 
-    def __init__(self, plan: CrewPlan) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self._plan = plan
 
     @cached_property
@@ -126,10 +126,10 @@ class _Worker:
         return self._maker.make(group, batch_pairs)
 
 
-class RayCrew:
-    """The actors of a cluster as a crew."""
+class RayWorkers:
+    """The actors of a cluster."""
 
-    def __init__(self, ray: Any, workers: list[Any], plan: CrewPlan) -> None:
+    def __init__(self, ray: Any, workers: list[Any], plan: WorkerPlan) -> None:
         self._ray, self._workers, self._plan = ray, workers, plan
 
     @cached_property
@@ -190,7 +190,7 @@ class RayCrew:
 
 
 @contextmanager
-def ray_crew(plan: CrewPlan, address: str, *, workers: int | None = None) -> Iterator[RayCrew]:
+def ray_workers(plan: WorkerPlan, address: str, *, workers: int | None = None) -> Iterator[RayWorkers]:
     """Actors on the cluster at ``address``, or on this machine for "local"; one a GPU, without GPUs one a CPU.
 
     Raises ConfigError without ray, for an address where no cluster answers, or if its workers are busy elsewhere.
@@ -213,7 +213,7 @@ def ray_crew(plan: CrewPlan, address: str, *, workers: int | None = None) -> Ite
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
         count = workers or max(1, gpus or cpus)
         actor = ray.remote(_Worker).options(**needs, max_restarts=-1, max_task_retries=RETRIES)
-        yield RayCrew(ray, [actor.remote(plan) for _ in range(count)], plan)
+        yield RayWorkers(ray, [actor.remote(plan) for _ in range(count)], plan)
     finally:
         ray.shutdown()
 

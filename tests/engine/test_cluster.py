@@ -14,7 +14,7 @@ from ip2p_engine.captions.edits import CaptionEdit
 from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
 from ip2p_engine.factory.maker import FactoryConfig
 from ip2p_engine.factory.run import Work, make_pairs
-from ip2p_engine.factory.workers import CrewPlan, local_crew, ray_crew
+from ip2p_engine.factory.workers import WorkerPlan, local_workers, ray_workers
 from ip2p_engine.hooks import Hooks
 from ip2p_engine.p2p.generator import PairConfig
 
@@ -22,7 +22,7 @@ HEARTS = [
     CaptionEdit(caption=f"a large {old} heart", instruction=f"paint it {new}", edited_caption=f"a large {new} heart")
     for old, new in (("red", "blue"), ("blue", "green"), ("green", "white"), ("white", "yellow"), ("yellow", "red"))
 ]
-PLAN = CrewPlan(
+PLAN = WorkerPlan(
     device="cpu",
     pairs=PairConfig(steps=1, batch_pairs=2),
     factory=FactoryConfig(candidates=2, clip="embedded", filter=None),
@@ -57,28 +57,31 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatc
     for name, value in PATIENCE.items():
         monkeypatch.setenv(f"RAY_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with one_thread(), local_crew(PLAN) as crew:
-        make_pairs(HEARTS, tmp_path / "alone", crew)
+    with one_thread(), local_workers(PLAN) as workers:
+        make_pairs(HEARTS, tmp_path / "alone", workers)
     lost = []
-    with ray_crew(PLAN, "local", workers=2) as crew:
+    with ray_workers(PLAN, "local", workers=2) as workers:
 
         def lose(done, total, note):
             if not lost:
-                lost.append(crew.processes[1])
+                lost.append(workers.processes[1])
                 os.kill(lost[0], signal.SIGKILL)
 
-        make_pairs(HEARTS, tmp_path / "cluster", crew, hooks=Hooks(on_progress=lose))
+        make_pairs(HEARTS, tmp_path / "cluster", workers, hooks=Hooks(on_progress=lose))
         assert lost and contents(tmp_path / "cluster") == contents(tmp_path / "alone")
         with pytest.raises(Interrupted, match="the same command goes on"):
-            make_pairs(HEARTS, tmp_path / "stopped", crew, hooks=Hooks(should_stop=lambda: True))
-    broken = CrewPlan(checkpoint="missing.safetensors", device="cpu", factory=PLAN.factory)
-    with ray_crew(broken, "local", workers=1) as crew, pytest.raises(CheckpointError, match="missing.safetensors"):
-        make_pairs(HEARTS, tmp_path / "broken", crew, work=Work())
+            make_pairs(HEARTS, tmp_path / "stopped", workers, hooks=Hooks(should_stop=lambda: True))
+    broken = WorkerPlan(checkpoint="missing.safetensors", device="cpu", factory=PLAN.factory)
+    with (
+        ray_workers(broken, "local", workers=1) as workers,
+        pytest.raises(CheckpointError, match="missing.safetensors"),
+    ):
+        make_pairs(HEARTS, tmp_path / "broken", workers, work=Work())
 
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'ray\[default\]'"), ray_crew(PLAN, "local"):
+    with pytest.raises(ConfigError, match=r"pip install 'ray\[default\]'"), ray_workers(PLAN, "local"):
         pass
 
 
@@ -86,5 +89,5 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
 def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch, address):
     """Ray itself takes minutes."""
     monkeypatch.setattr("ip2p_engine.factory.workers._ray", lambda: pytest.fail("Ray was asked"))
-    with pytest.raises(ConfigError, match=r"no Ray cluster at .* \(.*\); start one"), ray_crew(PLAN, address):
+    with pytest.raises(ConfigError, match=r"no Ray cluster at .* \(.*\); start one"), ray_workers(PLAN, address):
         pass

@@ -13,7 +13,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ip2p_engine.scenes.world import Scene, render
 
@@ -109,3 +111,21 @@ def test_the_api_page_is_that_of_the_code():
         [sys.executable, ROOT / "scripts" / "api_page.py", "--check"], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_a_lora(heart, tmp_path, editor):
+    """A LoRA that changes one layer, under kohya's names."""
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+    width_out, width_in = editor.model.unet.get_submodule(name).weight.shape
+    stem = f"lora_unet_{name.replace('.', '_')}"
+    draw = torch.Generator().manual_seed(0)
+    state = {
+        f"{stem}.lora_down.weight": torch.randn(4, width_in, generator=draw),
+        f"{stem}.lora_up.weight": torch.randn(width_out, 4, generator=draw),
+        f"{stem}.alpha": torch.tensor(4.0),
+    }
+    save_file(state, tmp_path / "lora.safetensors")
+    given = (str(heart), "make it night", str(tmp_path / "lora.safetensors"))
+    program("lora").main(*given, str(tmp_path / "with.png"), str(tmp_path / "without.png"))
+    changed, plain = (Image.open(tmp_path / f"{name}.png").tobytes() for name in ("with", "without"))
+    assert plain == editor.edit(heart, "make it night")[0].image.tobytes() != changed

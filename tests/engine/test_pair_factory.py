@@ -21,7 +21,7 @@ from ip2p_engine.errors import ConfigError, DatasetError, Interrupted
 from ip2p_engine.factory.maker import CandidateMaker, EarlyReject, FactoryConfig, candidate_seed
 from ip2p_engine.factory.refilter import clip_of, refilter, rescored
 from ip2p_engine.factory.run import Work, make_pairs
-from ip2p_engine.factory.workers import CrewPlan, LocalCrew
+from ip2p_engine.factory.workers import LocalWorkers, WorkerPlan
 from ip2p_engine.hooks import Hooks
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob, Preview, draw_settings
 
@@ -40,19 +40,19 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def crew_with(tiny_pair_model, clip):
-    """Makes a crew of an untrained model and the embedded CLIP: (config, settings of the pairs)."""
+def workers_with(tiny_pair_model, clip):
+    """Makes workers of an untrained model and the embedded CLIP: (config, settings of the pairs)."""
     model = tiny_pair_model()
-    return lambda config, **pairs: LocalCrew(
+    return lambda config, **pairs: LocalWorkers(
         CandidateMaker(PairGenerator(model, PairConfig(steps=2, **pairs)), clip, config)
     )
 
 
 @pytest.fixture(scope="module")
-def everything(crew_with, tmp_path_factory):
+def everything(workers_with, tmp_path_factory):
     """A run without a filter: every candidate's pictures and scores."""
     folder = tmp_path_factory.mktemp("everything") / "store"
-    return folder, make_pairs(EDITS, folder, crew_with(KEEP_ALL), work=OFTEN)
+    return folder, make_pairs(EDITS, folder, workers_with(KEEP_ALL), work=OFTEN)
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,15 @@ def filtering(loose):
 
 
 @pytest.fixture(scope="module")
-def crew_of(crew_with, filtering):
-    """Makes a crew that filters, by default."""
-    return lambda config=filtering, **pairs: crew_with(config, **pairs)
+def workers_of(workers_with, filtering):
+    """Makes workers that filters, by default."""
+    return lambda config=filtering, **pairs: workers_with(config, **pairs)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(crew_of, tmp_path_factory):
+def undisturbed(workers_of, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "store"
-    return folder, make_pairs(EDITS, folder, crew_of(), work=OFTEN)
+    return folder, make_pairs(EDITS, folder, workers_of(), work=OFTEN)
 
 
 def contents(folder):
@@ -123,9 +123,9 @@ def test_a_row_says_how_its_pair_was_made(undisturbed):
 
 
 def test_the_model_s_options_belong_to_the_origin_without_secrets():
-    assert CrewPlan(options={"weights": "ema", "base": None}).origin() == {}
+    assert WorkerPlan(options={"weights": "ema", "base": None}).origin() == {}
     options = {"weights": "raw", "base": "https://user:secret@host/sd15.safetensors?signed=secret"}
-    assert CrewPlan(options=options).origin() == {"weights": "raw", "base": "https://host/sd15.safetensors"}
+    assert WorkerPlan(options=options).origin() == {"weights": "raw", "base": "https://host/sd15.safetensors"}
 
 
 def test_candidate_seeds_differ():
@@ -134,12 +134,14 @@ def test_candidate_seeds_differ():
 
 
 @pytest.mark.parametrize("save_seconds", [0, pytest.param(3600, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, crew_of, tmp_path, save_seconds):
+def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, workers_of, tmp_path, save_seconds):
     """Three groups of two steps: stopped before each of them, in the midst of one, and at the end."""
     work, stops = replace(OFTEN, save_seconds=save_seconds), 0
     for calls in (0, 3, 4, 100):
         try:
-            make_pairs(EDITS, tmp_path / "store", crew_of(), work=work, hooks=Hooks(should_stop=stopping_after(calls)))
+            make_pairs(
+                EDITS, tmp_path / "store", workers_of(), work=work, hooks=Hooks(should_stop=stopping_after(calls))
+            )
         except Interrupted as error:
             stops += 1
             assert "the same command goes on" in str(error)
@@ -148,9 +150,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, crew_of
     assert contents(tmp_path / "store") == contents(undisturbed[0])
 
 
-def test_a_finished_run_makes_nothing_again(undisturbed, crew_of):
+def test_a_finished_run_makes_nothing_again(undisturbed, workers_of):
     before = contents(undisturbed[0])
-    report = make_pairs(EDITS, undisturbed[0], crew_of(), work=OFTEN, hooks=Hooks(should_stop=lambda: True))
+    report = make_pairs(EDITS, undisturbed[0], workers_of(), work=OFTEN, hooks=Hooks(should_stop=lambda: True))
     assert report == undisturbed[1] and contents(undisturbed[0]) == before
 
 
@@ -168,9 +170,9 @@ def looks(monkeypatch, tmp_path):
     return seen
 
 
-def test_pictures_reach_the_disk_before_the_ledger_names_them(crew_with, tmp_path, looks):
+def test_pictures_reach_the_disk_before_the_ledger_names_them(workers_with, tmp_path, looks):
     """A kill at any instant costs work, and no picture."""
-    make_pairs(EDITS[:2], tmp_path, crew_with(KEEP_ALL), work=replace(OFTEN, rows_per_shard=100))
+    make_pairs(EDITS[:2], tmp_path, workers_with(KEEP_ALL), work=replace(OFTEN, rows_per_shard=100))
     assert [lost for _, lost in looks if lost] == []
     assert {count for count, _ in looks} == {0, 2, 4}
 
@@ -182,24 +184,24 @@ def test_filtering_copies_pictures_before_it_names_them(everything, loose, tmp_p
 
 
 @pytest.mark.parametrize("lines", [0, 2])
-def test_a_kill_between_pictures_and_ledger_doubles_nothing(undisturbed, crew_of, tmp_path, lines):
+def test_a_kill_between_pictures_and_ledger_doubles_nothing(undisturbed, workers_of, tmp_path, lines):
     """The ledger is behind by some captions, and ends in a torn line."""
-    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN)
     ledger = tmp_path / "store" / "candidates" / "00000-of-00001.jsonl"
     whole = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(whole[:lines]) + whole[lines][:40])
-    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN)
     assert contents(tmp_path / "store") == contents(undisturbed[0])
 
 
-def test_what_is_in_the_data_set_counts(crew_of, filtering, loose, tmp_path):
+def test_what_is_in_the_data_set_counts(workers_of, filtering, loose, tmp_path):
     """Rounding may decide otherwise the second time: then the ledger follows the pictures that are there."""
-    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+    make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN)
     ledger = tmp_path / "store" / "candidates" / "00000-of-00001.jsonl"
     rows = list(read_candidates(tmp_path / "store"))
     ledger.write_bytes(b"")
-    stricter = crew_of(replace(filtering, filter=replace(loose, min_sim_direction=0.99999)))
-    stricter.describe = crew_of().describe
+    stricter = workers_of(replace(filtering, filter=replace(loose, min_sim_direction=0.99999)))
+    stricter.describe = workers_of().describe
     make_pairs(EDITS, tmp_path / "store", stricter, work=OFTEN)
     again = list(read_candidates(tmp_path / "store"))
     assert [set(row.kept) for row in again] == [set(row.kept) for row in rows]
@@ -218,40 +220,40 @@ def test_verify_misses_what_the_ledger_names(undisturbed, tmp_path):
     assert "has a line that is no caption's" in verify(tmp_path / "store").faults[0]
 
 
-def test_small_groups_share_batches_and_partitions_make_the_same_pairs(crew_of, tmp_path):
+def test_small_groups_share_batches_and_partitions_make_the_same_pairs(workers_of, tmp_path):
     """Batches of five hold two captions of two candidates; the partitions take turns in groups."""
     alone, work = tmp_path / "alone", Work(batch_pairs=5)
-    make_pairs(EDITS, alone, crew_of(), work=work)
+    make_pairs(EDITS, alone, workers_of(), work=work)
     for number in (1, 0):
-        make_pairs(EDITS, tmp_path / "parts", crew_of(), work=replace(work, partition=(number, 2)))
+        make_pairs(EDITS, tmp_path / "parts", workers_of(), work=replace(work, partition=(number, 2)))
     assert verify(tmp_path / "parts").digest == verify(alone).digest
     lines = [line for path in sorted((tmp_path / "parts" / "candidates").iterdir()) for line in path.open()]
     assert lines == (alone / "candidates" / "00000-of-00001.jsonl").read_text().splitlines(keepends=True)
 
 
-def test_later_runs_take_the_first_run_s_batches(crew_of, tmp_path, caplog):
-    make_pairs(EDITS[:1], tmp_path, crew_of(), work=Work(batch_pairs=2))
-    make_pairs(EDITS[:2], tmp_path, crew_of())
+def test_later_runs_take_the_first_run_s_batches(workers_of, tmp_path, caplog):
+    make_pairs(EDITS[:1], tmp_path, workers_of(), work=Work(batch_pairs=2))
+    make_pairs(EDITS[:2], tmp_path, workers_of())
     assert PairStore(tmp_path).manifest["work"] == {"batch_pairs": 2} and not caplog.text
-    make_pairs(EDITS, tmp_path, crew_of(), work=Work(batch_pairs=1))
+    make_pairs(EDITS, tmp_path, workers_of(), work=Work(batch_pairs=1))
     assert "begun in batches of 2" in caplog.text
 
 
-def test_edits_may_be_appended_and_not_changed(undisturbed, crew_of, filtering, tmp_path):
-    make_pairs(EDITS[:2], tmp_path / "store", crew_of(), work=OFTEN)
-    make_pairs(EDITS, tmp_path / "store", crew_of(), work=OFTEN)
+def test_edits_may_be_appended_and_not_changed(undisturbed, workers_of, filtering, tmp_path):
+    make_pairs(EDITS[:2], tmp_path / "store", workers_of(), work=OFTEN)
+    make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN)
     assert contents(tmp_path / "store") == contents(undisturbed[0])
     changed = [EDITS[0], replace(EDITS[1], instruction="another"), *EDITS[2:]]
     with pytest.raises(DatasetError, match="row 2 has changed; append new edits at the end"):
-        make_pairs(changed, tmp_path / "store", crew_of(), work=OFTEN)
+        make_pairs(changed, tmp_path / "store", workers_of(), work=OFTEN)
     with pytest.raises(DatasetError, match="another run: its config.factory.candidates is 2"):
-        make_pairs(EDITS, tmp_path / "store", crew_of(replace(filtering, candidates=5)), work=OFTEN)
+        make_pairs(EDITS, tmp_path / "store", workers_of(replace(filtering, candidates=5)), work=OFTEN)
     assert contents(tmp_path / "store") == contents(undisturbed[0])
 
 
-def test_captions_that_do_not_suit_the_mode_are_noted_and_passed_over(crew_of, tmp_path):
+def test_captions_that_do_not_suit_the_mode_are_noted_and_passed_over(workers_of, tmp_path):
     longer = CaptionEdit(caption="a red heart", instruction="snow", edited_caption="a red heart in the snow")
-    report = make_pairs([longer, EDITS[0]], tmp_path, crew_of(mode="replace"), work=OFTEN)
+    report = make_pairs([longer, EDITS[0]], tmp_path, workers_of(mode="replace"), work=OFTEN)
     rows = list(read_candidates(tmp_path))
     assert "use mode 'refine'" in rows[0].unsuited and rows[0].seeds == ()
     assert not rows[1].unsuited and len(rows[1].seeds) == 2
@@ -330,22 +332,22 @@ def test_a_ledger_is_filtered_in_the_memory_of_a_few_lines(tmp_path):
     assert peak < 2e6, peak
 
 
-def test_progress_counts_candidates(crew_of, tmp_path):
+def test_progress_counts_candidates(workers_of, tmp_path):
     seen = []
     hooks = Hooks(on_progress=lambda *at: seen.append(at))
-    make_pairs(EDITS[:2], tmp_path, crew_of(), work=Work(batch_pairs=1), hooks=hooks)
+    make_pairs(EDITS[:2], tmp_path, workers_of(), work=Work(batch_pairs=1), hooks=hooks)
     assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert "1 caption pairs done" in seen[2][2] and "of candidates kept" in seen[2][2]
 
 
 @pytest.mark.slow
-def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, crew_of, filtering, loose, tmp_path):
+def test_early_rejects_are_those_below_and_the_rest_is_untouched(undisturbed, workers_of, filtering, loose, tmp_path):
     """A margin of 2 drops nothing; none at all drops what the preview already dooms, and changes no other pair."""
     patient = replace(filtering, early_reject=EarlyReject(margin=2.0))
-    make_pairs(EDITS, tmp_path / "patient", crew_of(patient), work=OFTEN)
+    make_pairs(EDITS, tmp_path / "patient", workers_of(patient), work=OFTEN)
     assert contents(tmp_path / "patient") == contents(undisturbed[0])
     hasty = replace(filtering, early_reject=EarlyReject(margin=0.0, measures=("sim_direction",)))
-    report = make_pairs(EDITS, tmp_path / "hasty", crew_of(hasty), work=OFTEN)
+    report = make_pairs(EDITS, tmp_path / "hasty", workers_of(hasty), work=OFTEN)
     rows, whole = list(read_candidates(tmp_path / "hasty")), list(read_candidates(undisturbed[0]))
     dropped = sum(len(row.early) for row in rows)
     assert 0 < dropped < 6 and report.filtered.early == dropped
@@ -418,15 +420,15 @@ def test_impossible_settings_are_refused(make, sentence):
         make()
 
 
-def test_runs_that_cannot_be_are_refused_before_anything_is_written(crew_of, filtering, tmp_path):
+def test_runs_that_cannot_be_are_refused_before_anything_is_written(workers_of, filtering, tmp_path):
     with pytest.raises(ConfigError, match="no caption pair"):
-        make_pairs([], tmp_path / "store", crew_of())
+        make_pairs([], tmp_path / "store", workers_of())
     with pytest.raises(ConfigError, match="an early look after some of 2 steps of dpmpp_2m"):
-        crew_of(replace(filtering, early_reject=EarlyReject()), sampler="dpmpp_2m")
+        workers_of(replace(filtering, early_reject=EarlyReject()), sampler="dpmpp_2m")
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
-def test_every_picture_format_is_read_back(crew_of, tmp_path, kind, start):
-    make_pairs(EDITS[:1], tmp_path, crew_of(replace(KEEP_ALL, candidates=1, picture_format=kind)))
+def test_every_picture_format_is_read_back(workers_of, tmp_path, kind, start):
+    make_pairs(EDITS[:1], tmp_path, workers_of(replace(KEEP_ALL, candidates=1, picture_format=kind)))
     assert PairStore(tmp_path)[0].original_image.startswith(start) and verify(tmp_path).sound
