@@ -123,9 +123,9 @@ def test_a_data_set_goes_out_and_in_again(store, tmp_path, capsys):
         (("pairs", "EDITS", "--out", "x", "--early-margin", "0.2"), "has no effect without --early-reject"),
         (("captions", "IN", "--out", "s3://bucket/x.jsonl"), "s3://bucket/x.jsonl lies in shared storage"),
         (("filter", ".", "--out", "s3://u:secret@bucket/x"), "s3://bucket/x lies in shared storage"),
-        (("filter", "."), ". has no pairs to filter; give the folder of a data set"),
+        (("filter", "."), ". is no known layout"),
         (("dataset", "import", "in.txt", "--out", "s3://bucket/x"), "ip2p dataset copy"),
-        (("filter", "missing"), "missing is no folder"),
+        (("filter", "missing"), "missing is no known layout"),
         (("dataset", "import", "missing", "--out", "x"), "missing is no known layout"),
     ],
 )
