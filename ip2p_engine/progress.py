@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from .errors import printable
+
 __all__ = ["progress", "write_line", "write_note"]
 
 
@@ -36,5 +38,5 @@ def write_line(line: str) -> None:
 
 
 def write_note(line: str) -> None:
-    """A sentence on stderr at once, above the bar."""
-    tqdm.write(line, file=sys.stderr)
+    """A sentence on stderr at once, above the bar; names in it may be strangers'."""
+    tqdm.write(printable(line), file=sys.stderr)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..files import sha256_of
+from ..files import NO_JSON, sha256_of
 from .build import all_finite
 from .keys import few, ldm_unet_name
 from .merge import with_weights
 from .read import read_weights
+from .source import readable
 from .spec import Networks
 
 __all__ = ["Lora", "kohya_state", "parse_lora", "read_lora", "with_loras"]
@@ -82,14 +83,15 @@ def with_loras(model: Loaded, loras: Sequence[Lora]) -> Loaded:
     networks = (model.unet, *model.text_encoders)
     states = [network.state_dict() for network in networks]
     for lora in loras:
-        for (place, name), delta in _deltas(lora, homes, states):
-            now = changed[place].get(name, states[place][name])
-            value = now.float() + lora.weight * delta.to(now.device)
-            if not all_finite(value.to(now.dtype)):
-                raise CheckpointError(
-                    f"{lora.path.name} makes {name} not finite; give a smaller weight or another file"
-                )
-            changed[place][name] = value if name in changed[place] else value.clone()
+        with readable(str(lora.path)):
+            for (place, name), delta in _deltas(lora, homes, states):
+                now = changed[place].get(name, states[place][name])
+                value = now.float() + lora.weight * delta.to(now.device)
+                if not all_finite(value.to(now.dtype)):
+                    raise CheckpointError(
+                        f"{lora.path.name} makes {name} not finite; give a smaller weight or another file"
+                    )
+                changed[place][name] = value if name in changed[place] else value.clone()
     merged = [_changed(network, states[n], changed[n]) for n, network in enumerate(networks)]
     result: Any = replace(model, unet=merged[0], text_encoders=tuple(merged[1:]))  # type: ignore[type-var]
     return result
@@ -129,7 +131,7 @@ def _peft_alphas(metadata: Mapping[str, str], layers: Mapping[str, Mapping[str, 
     """Alphas of peft's settings, which diffusers writes into the header in place of tensors."""
     try:
         said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except NO_JSON:
         said = {}
     found = {}
     for name in layers:
@@ -180,6 +182,7 @@ def _deltas(
             continue
         fitting += 1
         place, name = home
+        _check_room(parts, states[place][name], layer, lora.path)
         yield home, _fit(_delta(parts, layer, lora.path), states[place][name], layer, lora.path)
         bias = name.removesuffix("weight") + "bias"
         if "bias" in parts and bias in states[place]:
@@ -199,6 +202,17 @@ def _plain(layer: str) -> str:
     """Diffusers' names of 2023 go by the processor, and leave out the number of the only layer of to_out."""
     layer = layer.replace(".processor.", ".")
     return re.sub(r"(attn\d\.to_out)$", r"\1.0", layer)
+
+
+def _check_room(parts: Mapping[str, Tensor], weight: Tensor, layer: str, path: Path) -> None:
+    """Two long thin factors multiply to a matrix of any size, so the size is known before they do."""
+    if {"down", "up"} <= parts.keys() and "mid" not in parts:
+        size = parts["up"].shape[0] * parts["down"][0].numel()
+        if size > weight.numel():
+            raise CheckpointError(
+                f"{path.name}: {layer} multiplies to {size:,} numbers and this model's weight has {weight.numel():,}; "
+                "give a LoRA of the model's own family"
+            )
 
 
 def _delta(parts: Mapping[str, Tensor], layer: str, path: Path) -> Tensor:

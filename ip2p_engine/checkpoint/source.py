@@ -22,6 +22,7 @@ __all__ = [
     "EMBEDDED",
     "fetch",
     "open_bundle",
+    "readable",
 ]
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def open_bundle(
     if weights not in ("ema", "raw"):
         raise CheckpointError(f"weights is {weights!r}; choose ema (averaged, the paper's choice) or raw")
     options: dict[str, Any] = {"weights": weights, "text_heads": text_heads, "prediction": prediction}
-    with _readable(str(source)):
+    with readable(str(source)):
         path = EMBEDDED_FOLDER if source in EMBEDDED else _local_path(str(source), weights)
         if path.is_dir():
             unet_folder = EMBEDDED.get(str(source), "unet")
@@ -60,7 +61,7 @@ def open_bundle(
 
 
 @contextmanager
-def _readable(source: str) -> Iterator[None]:
+def readable(source: str) -> Iterator[None]:
     """Whatever else is wrong with a checkpoint, as one sentence."""
     name = public_name(source)[:SHOWN]
     try:

@@ -70,8 +70,10 @@ def _import(options: argparse.Namespace) -> None:
     with progress_bar(0, "pairs") as bar:
         reading = reading_of(options)
         count = import_dataset(options.source, options.out, reading, on_progress=bar, on_fault=faults.append)
+    from ..progress import write_note
+
     for fault in faults[:SHOWN]:
-        sys.stderr.write(f"left out: {fault}\n")
+        write_note(f"ip2p: left out: {fault}")
     left = f", {len(faults):,} rows left out" if faults else ""
     values = {"out": str(options.out), "new": count, "left_out": len(faults), "faults": faults[:SHOWN]}
     _print(options, values, f"{options.out}: {count:,} new pairs{left}")

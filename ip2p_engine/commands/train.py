@@ -92,7 +92,9 @@ def _report(result: Any, as_json: bool) -> None:
     else:
         sys.stdout.write("".join(f"{path}\n" for path in result.files.values()))
     if result.broken_count:
-        sys.stderr.write(f"ip2p: {result.broken_count} broken rows were left out, such as {result.broken[0]}\n")
+        from ..progress import write_note
+
+        write_note(f"ip2p: {result.broken_count} broken rows were left out, such as {result.broken[0]}")
     if not result.finished:
         sys.stderr.write(f"ip2p: stopped after step {result.step}; the same command goes on\n")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokenizer import END_OF_TEXT, tokenize
+from ..errors import CheckpointError
+from ..tokenizer import END_OF_TEXT, MAX_TOKENS, tokenize
 from .model import Model
 
 __all__ = ["Conditioning", "TextEmbedding", "decode_latents", "encode_image", "encode_text", "size_ids"]
@@ -48,6 +49,13 @@ class Conditioning:
 def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
     """Encode texts as the checkpoint's family does; more than 77 tokens are cut off."""
     first = model.text_encoders[0]
+    for encoder in model.text_encoders:
+        words, places = encoder.config.vocab_size, encoder.config.max_position_embeddings
+        if words <= END_OF_TEXT or places < MAX_TOKENS:
+            raise CheckpointError(
+                f"the text encoder reads {words:,} tokens at {places} places, and CLIP's are {END_OF_TEXT + 1:,} at "
+                f"{MAX_TOKENS}; the checkpoint is no Stable Diffusion"
+            )
     if model.spec.family not in LAST_LAYERS:
         pad = 0 if model.spec.family == "sd2" else END_OF_TEXT
         tokens = tokenize(texts, pad=pad).to(first.device)
@@ -68,6 +76,11 @@ def encode_image(model: Model, pixels: Tensor) -> Tensor:
     """
     autoencoder = model.autoencoder
     mode = autoencoder.encode(pixels.to(autoencoder.device, autoencoder.dtype)).latent_dist.mode()
+    if 8 * mode.shape[-1] != pixels.shape[-1]:
+        raise CheckpointError(
+            f"the autoencoder makes {mode.shape[-1]} latents of {pixels.shape[-1]} pixels, and Stable Diffusion's an "
+            "eighth; the checkpoint is of another family"
+        )
     return mode * model.spec.latent_scale if model.spec.scaled_condition else mode
 
 

@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 
 from ip2p_engine.checkpoint import unpickle
 from ip2p_engine.checkpoint.limits import TENSORS_A_BLOCK, checked_config
+from ip2p_engine.checkpoint.lora import Lora, with_loras
 from ip2p_engine.checkpoint.read import HEADER_LIMIT, MAX_TENSORS
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.spec import ModelSpec, Part, recommended
 from ip2p_engine.checkpoint.write import ldm_state
 from ip2p_engine.errors import CheckpointError, ConfigError
+from ip2p_engine.networks.conditioning import encode_image, encode_text
 from ip2p_engine.networks.model import load_model
 
 READERS = [load_model, report_card]
@@ -291,3 +293,25 @@ def test_the_embedded_model_as_others_save_it(source, same_model, tmp_path):
     assert again.spec == model.spec
     same_model(again, model)
     assert again.unet.config.norm_num_groups == model.unet.config.norm_num_groups
+
+
+LONG, THIN = torch.zeros(200_000, 1), torch.zeros(1, 200_000)
+FACTORS = {
+    "multiplies to 40,000,000,000 numbers": {"lora_up.weight": LONG, "lora_down.weight": THIN},
+    "is damaged": {"lora_up.weight": torch.zeros(()), "lora_down.weight": torch.zeros(())},
+}
+
+
+@pytest.mark.parametrize("says", FACTORS)
+def test_a_lora_of_long_thin_factors(says, sd1, tmp_path):
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{layer}.{part}": value for part, value in FACTORS[says].items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=says):
+        with_loras(sd1, [Lora(path=tmp_path / "lora.safetensors")])
+
+
+def test_a_text_encoder_of_few_words_is_said_before_it_reads(sd1):
+    with pytest.raises(CheckpointError, match="reads 600 tokens at 77 places, and CLIP's are 49,408"):
+        encode_text(sd1, ["snow"])
+    with pytest.raises(CheckpointError, match="makes 32 latents of 64 pixels"):
+        encode_image(sd1, torch.zeros(1, 3, 64, 64))

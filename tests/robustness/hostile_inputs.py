@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from seeds import PAIRS
 
 PARENT = Path(__file__).parent
@@ -305,6 +306,31 @@ def own_architecture_bomb(case: Case) -> list[Any]:
         return said
 
     return reading(case, own_config(case, change))
+
+
+@generator
+def lora_file(case: Case) -> list[Any]:
+    path = case.copied("lora.safetensors")
+    tensors = load_file(path)
+    for name in case.rng.sample(sorted(tensors), 2):
+        tensors[name] = case.rng.choice(
+            (
+                torch.zeros(200_000, 1),
+                torch.zeros(1, 200_000),
+                torch.zeros(()),
+                torch.zeros(0, 16),
+                torch.full((16, 4), 1e38),
+            )
+        )
+    save_file(
+        tensors,
+        path,
+        {"lora_adapter_metadata": picked(case, "{}", "[" * 9999, "[3]", '{"a": NaN}', '{"unet.alpha_pattern": 3}')},
+    )
+    if case.rng.random() < 0.4:
+        spoil_bytes(path, case.rng, 2000)
+    weight = picked(case, "", ":1", ":nan", ":1e9", ":-1")
+    return [*editing(case, case.seeds / "tiny"), "--lora", f"{path}{weight}"]
 
 
 # ---- folders

@@ -51,6 +51,7 @@ def make_seeds(home: Path, main: Main, engine: Path) -> None:
     run("train", "--data", home / "store", "--base", home / "tiny4", "--out", home / "run", *TRAIN)
     max((home / "run" / "checkpoints").glob("step-*.pt")).unlink()  # so that a step is left to be made
     _evaluation(home / "evaluation")
+    save_file(_lora(), home / "lora.safetensors")
     shutil.copytree(engine / "ip2p_engine" / "scenes" / "embedded" / "clip", home / "clip")
     _triplets(home / "triplets")
 
@@ -111,6 +112,12 @@ def _evaluation(folder: Path) -> None:
     run = {"kind": "curve", "settings": {"n": 3}, "versions": {"torch": "2"}, "tables": [table], "figures": {}}
     (folder / "run.json").write_text(json.dumps({**run, "pictures": [["curve.png", "The curve"]]}))
     (folder / "rows.jsonl").write_text(json.dumps({"curve": "IP2P", "image": 0.5}) + "\n")
+
+
+def _lora() -> dict[str, torch.Tensor]:
+    layers = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_{name}" for name in "qkv"]
+    factors = {"lora_down.weight": torch.randn(4, 16), "lora_up.weight": torch.randn(16, 4), "alpha": torch.tensor(4.0)}
+    return {f"{layer}.{part}": value.clone() for layer in layers for part, value in factors.items()}
 
 
 def _triplets(folder: Path) -> None:
