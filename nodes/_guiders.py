@@ -32,14 +32,16 @@ CFG_HOOKS = (
     "sampler_post_cfg_function",
     "disable_cfg1_optimization",
 )
+PATCHES = ("patches", "patches_replace", "wrappers", "callbacks", "optimized_attention_override")
 Conds = list[dict[str, Any]]
 
 
 class DualGuider(comfy.samplers.CFGGuider):
     """u + s_I (i - u) + s_T (c - i) over a native MODEL; equation 3 of Brooks et al. (2023).
 
-    c and i are the positive and the negative condition with the picture; u, without it, is made here. u is evaluated
-    in a call of its own, so that the condition indices that other packs see stay 0 (text) and 1 (no text).
+    c and i are the positive and the negative condition with the picture; u, without it, is made here. The three are one
+    call of the network. Where a patch may look at the condition indices, u has a call of its own, so that they stay 0
+    (text) and 1 (no text), which is all that most packs know.
     """
 
     def __init__(self, model: comfy.model_patcher.ModelPatcher, text_cfg: float, image_cfg: float) -> None:
@@ -81,13 +83,14 @@ class DualGuider(comfy.samplers.CFGGuider):
     def _evaluate(self, names: tuple[str, ...], x: Tensor, timestep: Tensor, model_options: dict) -> dict[str, Tensor]:
         """The network's clean latents of some branches; the others are not computed."""
         positive, negative = self.conds["positive"], self.conds["negative"]
-        with_image = [positive if "c" in names else None, negative if "i" in names else None]
-        found = {}
-        if any(cond is not None for cond in with_image):
-            found["c"], found["i"] = self._calculate(with_image, x, timestep, model_options)
-        if "u" in names:
-            _, found["u"] = self._calculate([None, _without_image(negative)], x, timestep, model_options)
-        return {name: found[name] for name in names}
+        empty = _without_image(negative) if "u" in names else None
+        wanted = [positive if "c" in names else None, negative if "i" in names else None, empty]
+        if empty is None or not _indices_are_seen(model_options):
+            found = self._calculate(wanted[: 3 if empty else 2], x, timestep, model_options)
+        else:
+            found = self._calculate(wanted[:2], x, timestep, model_options) if any(wanted[:2]) else [None, None]
+            found = [*found, self._calculate([None, empty], x, timestep, model_options)[1]]
+        return {name: one for name, one in zip("ciu", found, strict=False) if name in names}
 
     def _calculate(self, conds: list[Conds | None], x: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
         hook = model_options.get("sampler_calc_cond_batch_function")
@@ -95,6 +98,17 @@ class DualGuider(comfy.samplers.CFGGuider):
             return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
         given = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
         return hook({**given, "model_options": model_options})
+
+
+def _indices_are_seen(model_options: dict[str, Any]) -> bool:
+    """Whether something of another pack runs where the condition indices are told."""
+    around = (model_options.get(name) for name in ("model_function_wrapper", "sampler_calc_cond_batch_function"))
+    inside = (model_options.get("transformer_options", {}).get(name) for name in PATCHES)
+    return any(map(_filled, (*around, *inside)))
+
+
+def _filled(value: Any) -> bool:
+    return any(map(_filled, value.values())) if isinstance(value, dict) else bool(value)
 
 
 def _with_image(conditioning: list, picture: Tensor) -> list:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 __all__ = ["identity"]
 
 PATCHES = ("patches", "hook_patches", "object_patches", "weight_wrapper_patches", "wrappers", "injections")
+# Where a file lacks them, as most of SD1.5 do, ComfyUI leaves them as the memory was; no picture hangs on them.
+BLANK = ("clip_l.transformer.text_projection.weight", "clip_h.transformer.text_projection.weight", "logit_scale")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum, type)
 _weights: WeakKeyDictionary[nn.Module, bytes] = WeakKeyDictionary()
 
@@ -99,7 +101,7 @@ def _own_weights(patcher: comfy.model_patcher.ModelPatcher) -> bytes:
     """Of the network without LoRAs, which ComfyUI adds to the weights themselves while they are on the device."""
     network = patcher.model
     if network not in _weights:
-        given = _tensors(network)
+        given = {name: value for name, value in _tensors(network).items() if not name.endswith(BLANK)}
         originals = {name: kept.weight for name, kept in patcher.backup.items() if name in given}
         _weights[network] = _content(*({**given, **originals}.values()))
     return _weights[network]

@@ -20,9 +20,11 @@ WIDTH, ACROSS, DOWN, SLOT, LINE, LETTER = 300, 40, 56, 20, 18, 6.2
 CLASSIC, NODES_2 = (24, 80, 0, 0), (29, 96, 28, 32)
 # The most that FitView shows with readable text (62 %) on a page of 1440 x 900.
 LARGEST = (1700, 1066)
-# Nodes with a text field stretch it over free room, so those that show previews get none: they grow when they do.
+# Nodes with a text field stretch it over free room, so those that also show previews get none and stand last in their
+# column: they grow when they do.
 SHOWS_PICTURE = {"SaveImage", "PreviewImage", "LoadImage", "SamplerCustomAdvanced", "IP2P_BeforeAfter"}
 SHOWS_TEXT = {"PreviewAny"}
+GROWS = {"IP2P_Sample", "IP2P_GeneratePairs", "IP2P_Train", "IP2P_Evaluate"}
 CORE, PACK = "comfy-core", "instruct-pix2pix"
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
@@ -48,6 +50,7 @@ class Graph:
         self._nodes: list[dict[str, Any]] = []
         self._links: list[list[Any]] = []
         self._bottom: dict[int, int] = {}
+        self._last: dict[int, str] = {}
         self._widths: dict[int, int] = {}
         self._extra: dict[str, Any] = {}
         self.width = WIDTH
@@ -109,6 +112,9 @@ class Graph:
     def _place(self, column: int, kind: str, size: list[int], title: str | None, folded: bool = False) -> int:
         """Put a node below the last one of its column; columns are laid out when the page is written."""
         top = self._bottom.get(column, 0)
+        if self._last.get(column) in GROWS:
+            raise ValueError(f"{self._last[column]} grows when it runs, so nothing may stand below it")
+        self._last[column] = kind
         number = len(self._nodes) + 1
         self._nodes.append(
             {

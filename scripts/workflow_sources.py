@@ -80,8 +80,8 @@ are what the checkpoint recommends. Another try: change the **seed**.
     edit = graph.add(
         1, "IP2P_Sample", **networks(loader), image=scene["image"], instruction="make it snow", **scales(adjust), seed=1
     )
-    graph.add(1, "SaveImage", images=edit["image"], filename_prefix="ip2p/edit", folded=True)
     shown = compare(graph, 2, scene, edit, width=680, shown=420)
+    graph.add(2, "SaveImage", images=edit["image"], filename_prefix="ip2p/edit", folded=True)
     picture = [(scene, "shape"), (scene, "colour"), (scene, "background")]
     chosen = [(edit, "instruction"), (adjust, "follow_instruction"), (adjust, "keep_picture"), (edit, "seed")]
     graph.app([*picture, *chosen], [shown])
@@ -271,7 +271,6 @@ model stays about as good as it was.
 own. Training SD1.5 from the paper's data takes days on one GPU.""",
     )
     data = graph.add(0, "IP2P_LoadDataset", count=64, preview=4)
-    train = graph.add(1, "IP2P_Train", pairs=data["pairs"], steps=10, batch_size=8, learning_rate=0.0001, shown=190)
     scene = graph.add(
         1,
         "IP2P_RenderScene",
@@ -281,6 +280,8 @@ own. Training SD1.5 from the paper's data takes days on one GPU.""",
         background="grey",
         place="bottom right",
     )
+    train = graph.add(1, "IP2P_Train", pairs=data["pairs"], steps=10, batch_size=8, learning_rate=0.0001)
+    graph.add(2, "PreviewAny", title="Where it is", source=train["checkpoint"], shown=110)
     edit = graph.add(
         2,
         "IP2P_Sample",
@@ -291,12 +292,10 @@ own. Training SD1.5 from the paper's data takes days on one GPU.""",
         text_cfg=4.0,
         seed=2,
     )
-    graph.add(2, "PreviewAny", title="Where it is", source=train["checkpoint"], shown=110)
-    graph.add(2, "SaveImage", title="First edit", images=edit["image"], filename_prefix="ip2p/trained", folded=True)
     shown = compare(graph, 3, scene, edit, shown=330)
-    graph.add(
-        3, "SaveImage", title="Loss", images=train["loss_curve"], filename_prefix="ip2p/loss", width=LARGE, shown=360
-    )
+    saved = {"filename_prefix": "ip2p/loss", "width": LARGE, "shown": 330}
+    graph.add(3, "SaveImage", title="Loss", images=train["loss_curve"], **saved)
+    graph.add(3, "SaveImage", title="First edit", images=edit["image"], filename_prefix="ip2p/trained", folded=True)
     return shown
 
 
@@ -406,8 +405,9 @@ There is no embedded SDXL. Until you load one, this runs on the embedded miniatu
         **scales(loader),
         seed=5,
     )
-    graph.add(2, "SaveImage", images=edit["image"], filename_prefix="ip2p/xl", folded=True)
-    return compare(graph, 3, scene, edit, width=560, shown=360)
+    shown = compare(graph, 3, scene, edit, width=560, shown=360)
+    graph.add(3, "SaveImage", images=edit["image"], filename_prefix="ip2p/xl", folded=True)
+    return shown
 
 
 def score_your_own(graph: Graph) -> Node:

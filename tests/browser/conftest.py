@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "comfyui"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "comfyui"), str(Path(__file__).parent)]
 
 from comfy_install import NoComfyUI, find  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402

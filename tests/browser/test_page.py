@@ -6,14 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from test_templates import OPEN, RECTANGLES, overlaps
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser, pytest.mark.slow]
 FOLDER = Path(__file__).parents[2] / "workflows"
 PAGES = sorted(FOLDER.glob("*.json"))
-OPEN = """async (name) => {
-    const answer = await fetch(`/api/workflow_templates/instruct-pix2pix/${encodeURIComponent(name)}.json`);
-    await window.app.loadGraphData(await answer.json(), true, true, name);
-}"""
 MISSING = (
     "window.app.graph.nodes.filter(node => !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"
 )
@@ -55,6 +52,7 @@ def test_a_template_opens_and_runs(page, server, screenshots, file):
     page.wait_for_function(SHOWN)
     page.wait_for_timeout(1500)
     page.screenshot(path=screenshots / f"{file.stem} done.png")
+    assert overlaps(page.evaluate(RECTANGLES)) == []  # with their pictures, too
     assert ours(page) == []
 
 

@@ -48,6 +48,36 @@ def test_only_needed_branches_are_evaluated_under_indices_0_and_1(server, scene,
     assert json.loads(run.texts("told")[0]) == rows
 
 
+@pytest.mark.parametrize(
+    ("text_cfg", "image_cfg", "rows"),
+    [(4.0, 1.5, 3), (4.0, 1.0, 2), (1.5, 1.5, 2), (0.0, 1.5, 2), (1.0, 1.0, 1), (0.0, 0.0, 1)],
+)
+def test_without_a_patch_a_step_is_one_call(server, scene, text_cfg, image_cfg, rows):
+    name = f"calls {text_cfg} {image_cfg}"
+    prompt = watched(
+        guided(scene, guider={"text_cfg": text_cfg, "image_cfg": image_cfg}, sigmas={"steps": 2}), name, "guider"
+    )
+    prompt["watch"] = node("Test_Count", model=["load", 0], name=name)
+    run = succeed(server.run(prompt))
+    assert [found for found, _ in json.loads(run.texts("told")[0])] == [rows] * 2
+
+
+def test_the_guider_equals_core_s(server, scene):
+    ours, theirs = guided(scene), guided(scene)
+    theirs["guider"] = node(
+        "DualCFGGuider",
+        model=["load", 0],
+        cond1=["encode", 0],
+        cond2=["encode", 1],
+        negative=["negative", 0],
+        cfg_conds=4.0,
+        cfg_cond2_negative=1.5,
+        style="regular",
+    )
+    first, second = (succeed(server.run(prompt)).pictures["save"][0] for prompt in (ours, theirs))
+    assert difference(first, second) == 0
+
+
 def test_branches_one_by_one_give_the_same_picture(server, scene):
     together = succeed(server.run(edit(scene, steps=4)))
     apart = succeed(server.run(watched(edit(scene, steps=4), "apart", "edit", apart=True)))

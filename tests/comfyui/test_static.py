@@ -154,6 +154,12 @@ def test_what_is_published_runs_and_explains_itself():
     assert ignored.match_file("docs/nodes.md") and ignored.match_file("tests/conftest.py")
 
 
+def test_help_pages_show_pictures_that_are_there():
+    for page in (ROOT / "web" / "docs").glob("*.md"):
+        shown = re.findall(r"!\[.+?\]\((.+?)\)", page.read_text())
+        assert shown and all((page.parent / name).stat().st_size > 1000 for name in shown), page.name
+
+
 def test_the_door_is_small_and_imports_nothing():
     source = (ROOT / "__init__.py").read_text()
     assert len(source.splitlines()) <= 20

@@ -57,7 +57,8 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
         if node["type"] in PAGE_ONLY:
             continue
         info = object_info[node["type"]]
-        values = zip(widgets_of(info), node.get("widgets_values", ()), strict=True)
+        # A page that was saved before a widget came has no value for it.
+        values = zip(widgets_of(info), node.get("widgets_values", ()), strict=False)
         inputs = {name: value for (name, _, _), value in values if name is not None}
         for socket in node.get("inputs", ()):
             if socket.get("link") is not None:

@@ -30,6 +30,28 @@ class Watch:
         return (clone,)
 
 
+class Count:
+    """A clone of a MODEL that notes each call of its network, without being a patch that could look at indices."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "name": ("STRING", {})}}
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "count", "tests"
+
+    def count(self, model, name):
+        seen = SEEN[name] = []
+        clone = model.clone()
+        plain = clone.get_model_object("apply_model")
+
+        def note(x, *args, **kwargs):
+            seen.append([len(x), kwargs["transformer_options"]["cond_or_uncond"]])
+            return plain(x, *args, **kwargs)
+
+        clone.add_object_patch("apply_model", note)
+        return (clone,)
+
+
 class Seen:
     """What a Watch of that name noted, once ``after`` is there."""
 
@@ -65,7 +87,7 @@ class Hook:
         return (clone,)
 
 
-NODE_CLASS_MAPPINGS = {"Test_Watch": Watch, "Test_Seen": Seen, "Test_Hook": Hook}
+NODE_CLASS_MAPPINGS = {"Test_Watch": Watch, "Test_Count": Count, "Test_Seen": Seen, "Test_Hook": Hook}
 
 # ComfyUI loads packs in the order of their names, so ours is loaded when this runs.
 HEAVY = ("diffusers", "open_clip", "pyarrow", "matplotlib", "accelerate", "peft", "datasets", "ray", "tqdm.notebook")
