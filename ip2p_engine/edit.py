@@ -18,9 +18,9 @@ from torch import Tensor
 from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
-from .diffusion.guidance import Denoiser, DualGuidance, Guidance, check_scale
-from .diffusion.noise import SampleNoise, check_seed
-from .diffusion.sampling import Sampler, named, sample, sampler_of
+from .diffusion.guidance import Denoiser, Guidance, check_scale, guidance_of
+from .diffusion.noise import check_seed
+from .diffusion.sampling import Sampler, named, sampler_of
 from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError, ImageError
 from .files import is_url, public_name
@@ -41,9 +41,10 @@ from .networks.conditioning import Conditioning, decode_latents, encode_image, e
 from .networks.denoiser import BranchDenoiser
 from .networks.digest import digest_of_weights
 from .networks.model import Model, load_model
+from .networks.walk import walk
 from .version import __version__
 
-__all__ = ["EditConfig", "EditResult", "InstructPix2Pix", "walk"]
+__all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
 
 HOW_FAST = ("batch", "together")  # settings that no picture depends on
 
@@ -61,7 +62,13 @@ class EditConfig:
     """A name of SAMPLERS, or a function that takes a Step and returns x at its next sigma."""
     schedule: str = "model"
     guidance: Guidance | None = None
-    """Makes the denoiser over the branches c, i, u and t; None is dual guidance by the two scales."""
+    """Makes the denoiser over the branches c, i, u and t; None is dual guidance by the two scales and what follows."""
+    guidance_interval: tuple[float, float] | None = None
+    """The noise levels, lowest and highest sigma, within which guidance acts; elsewhere c alone is computed."""
+    guidance_rescale: float = 0.0
+    """The share, 0 to 1, to which results get back the spread of c."""
+    apg: bool = False
+    """Leave out what is parallel to c, so that high scales do not burn (adaptive projected guidance)."""
     size: str | tuple[int, int] = "paper"
     """paper: the 64 rule of the paper's code; keep: the picture's own size; or WxH."""
     resolution: int | None = None
@@ -82,6 +89,7 @@ class EditConfig:
         sampler_of(self.sampler)
         if self.guidance is not None and not callable(self.guidance):
             raise ConfigError(f"guidance is {self.guidance!r}; give a function that makes a denoiser over branches")
+        guidance_of(1.0, 1.0, interval=self.guidance_interval, rescale=self.guidance_rescale, apg=self.apg)
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
 
@@ -464,37 +472,14 @@ class InstructPix2Pix:
         }
 
 
-@torch.inference_mode()
-def walk(
-    model: Model,
-    condition: Conditioning,
-    seeds: Sequence[int],
-    sigmas: Tensor,
-    guidance: Guidance,
-    *,
-    sampler: str | Sampler = "euler_ancestral",
-    start: Tensor | None = None,
-    together: bool | None = None,
-    hooks: Hooks | None = None,
-) -> tuple[Tensor, int]:
-    """(clean latents (B, 4, h, w), evaluations a sample) of a batch that walks down the sigmas.
-
-    From noise of sigmas[0] on ``start`` (B, 4, h, w), or on nothing; each row has the noise of its seed. The
-    condition's image may have no channels: then the model is one from text to image.
-    """
-    if len(seeds) != len(condition.image):
-        got = f"{len(seeds)} seeds for a condition of {len(condition.image)} rows"
-        raise ConfigError(f"{got}; give one seed for each row")
-    noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together, sigmas=sigmas.tolist())
-    blank = torch.zeros(len(seeds), 4, *condition.image.shape[-2:], device=condition.image.device)
-    x = noise.draw(blank) * float(sigmas[0])
-    x = x if start is None else x + start.to(x)
-    z = sample(sampler, guidance(branches), x, sigmas, condition, noise=noise.ahead(len(sigmas) - 1), hooks=hooks)
-    return z, branches.evaluations
-
-
 def _guidance_of(config: _Settled) -> Guidance:
-    return config.guidance or (lambda branches: DualGuidance(branches, config.text_cfg, config.image_cfg))
+    return config.guidance or guidance_of(
+        config.text_cfg,
+        config.image_cfg,
+        interval=config.guidance_interval,
+        rescale=config.guidance_rescale,
+        apg=config.apg,
+    )
 
 
 def _opened(picture: Picture) -> Image.Image:

@@ -137,6 +137,17 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="default: the checkpoint's recommendation")
     parser.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
     parser.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide between these noise levels (sigma) alone; the other steps cost a third",
+    )
+    parser.add_argument(
+        "--guidance-rescale", type=float, default=0.0, metavar="SHARE", help="against burnt colours, 0 to 1"
+    )
+    parser.add_argument("--apg", action="store_true", help="adaptive projected guidance: high scales do not burn")
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +198,7 @@ def torch_dtype(options: argparse.Namespace) -> Any:
 def edit_config(options: argparse.Namespace, **more: Any) -> Any:
     from ..edit import EditConfig
 
-    names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule")
+    names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "guidance_interval", "guidance_rescale", "apg")
     return EditConfig(**{name: getattr(options, name) for name in names}, **more)
 
 

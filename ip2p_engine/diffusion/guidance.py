@@ -20,10 +20,16 @@ __all__ = [
     "Denoiser",
     "DualGuidance",
     "Guidance",
+    "ProjectedGuidance",
+    "Remembered",
+    "Scale",
     "check_scale",
     "conditioning_dropout",
     "dual_guidance",
+    "guidance_of",
     "needed_branches",
+    "rescaled",
+    "within",
 ]
 
 BRANCHES = ("c", "i", "u")
@@ -45,17 +51,133 @@ Guidance = Callable[[Branches], Denoiser]
 """Makes a denoiser over branches; ``lambda branches: DualGuidance(branches, 7.5, 1.5)`` is one."""
 
 
-class DualGuidance:
-    """Equation 3 of Brooks et al. (2023) as a denoiser; branches that cannot change the result are not computed."""
+Scale = float | Callable[[float], float]
+"""A guidance scale, or what it is at a noise level sigma."""
 
-    def __init__(self, branches: Branches, text_cfg: float, image_cfg: float) -> None:
+
+def within(scale: float, low: float, high: float) -> Callable[[float], float]:
+    """A scale that acts from sigma ``low`` to ``high`` alone and is 1 elsewhere (Kynkäänniemi et al. 2024).
+
+    Where both scales are 1 only c is computed. Raises ConfigError for bounds that are not in order.
+    """
+    if not 0 <= low < high:
+        raise ConfigError(f"the interval is {low} to {high}; give two noise levels, the lower first")
+    return lambda sigma: scale if low <= sigma <= high else 1.0
+
+
+class DualGuidance:
+    """Equation 3 of Brooks et al. (2023) as a denoiser; a step computes no branch that cannot change its result."""
+
+    def __init__(self, branches: Branches, text_cfg: Scale, image_cfg: Scale) -> None:
         """Raises ConfigError for a scale that is not a finite number of at least 0."""
-        self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
-        self.branches, self._needed = branches, needed_branches(self.text_cfg, self.image_cfg)
+        self.branches = branches
+        self._scales = {"text_cfg": text_cfg, "image_cfg": image_cfg}
+        for name, scale in self._scales.items():
+            if not callable(scale):
+                check_scale(name, scale)
+
+    def at(self, sigma: float) -> tuple[float, float]:
+        """(s_T, s_I) at a noise level."""
+        text_cfg, image_cfg = (
+            check_scale(name, scale(sigma) if callable(scale) else scale) for name, scale in self._scales.items()
+        )
+        return text_cfg, image_cfg
 
     def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor:
         """The guided clean latent, (B, C, h, w)."""
-        return dual_guidance(self.branches(x, sigma, cond, self._needed), self.text_cfg, self.image_cfg)
+        scales = self.at(sigma)
+        return dual_guidance(self.branches(x, sigma, cond, needed_branches(*scales)), *scales)
+
+
+class ProjectedGuidance(DualGuidance):
+    """Dual guidance of which what is parallel to c is left out (APG, Sadat et al. 2024), so that it does not burn.
+
+    guided = c + (s_T - 1) p(c - i) + (s_I - 1) p(i - u), which is equation 3 where p is the identity. p(d) is d without
+    its part along c, and no longer than ``norm`` where that is above 0, sample by sample.
+    """
+
+    def __init__(
+        self, branches: Branches, text_cfg: Scale, image_cfg: Scale, *, parallel: float = 0.0, norm: float = 0.0
+    ):
+        """``parallel``: the share of the parallel part that is kept, 0 to 1; 1 is equation 3."""
+        super().__init__(branches, text_cfg, image_cfg)
+        self._parallel, self._norm = check_scale("parallel", parallel), check_scale("norm", norm)
+
+    def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor:
+        """The guided clean latent, (B, C, h, w)."""
+        text_cfg, image_cfg = self.at(sigma)
+        needed = {"c": True, "i": text_cfg != 1 or image_cfg != 1, "u": image_cfg != 1}
+        found = self.branches(x, sigma, cond, [name for name, wanted in needed.items() if wanted])
+        guided = c = found["c"]
+        if text_cfg != 1:
+            guided = guided + (text_cfg - 1) * self._projected(c - found["i"], c)
+        if image_cfg != 1:
+            guided = guided + (image_cfg - 1) * self._projected(found["i"] - found["u"], c)
+        return guided
+
+    def _projected(self, difference: Tensor, along: Tensor) -> Tensor:
+        if self._norm:
+            length = difference.flatten(1).norm(dim=1).clamp(min=1e-12)
+            difference = difference * (self._norm / length).clamp(max=1)[:, None, None, None]
+        flat = along.flatten(1)
+        share = (difference.flatten(1) * flat).sum(1) / flat.square().sum(1).clamp(min=1e-12)
+        return difference - (1 - self._parallel) * share[:, None, None, None] * along
+
+
+class Remembered:
+    """Branches that are not computed twice for one x: guidances that wrap one another share them."""
+
+    def __init__(self, branches: Branches) -> None:
+        self._branches = branches
+        self._seen: tuple[Tensor, float, Any, dict[str, Tensor]] | None = None
+
+    def __call__(self, x: Tensor, sigma: float, cond: Any, names: Sequence[str]) -> dict[str, Tensor]:
+        seen = self._seen
+        found = seen[3] if seen and seen[0] is x and seen[1:3] == (sigma, cond) else {}
+        missing = [name for name in names if name not in found]
+        if missing:
+            found = {**found, **self._branches(x, sigma, cond, missing)}
+            self._seen = (x, sigma, cond, found)
+        return {name: found[name] for name in names}
+
+
+def rescaled(guidance: Guidance, share: float) -> Guidance:
+    """A guidance whose results get back the spread of c, to a share of 0 to 1 (Lin et al. 2024, section 3.4).
+
+    share * guided std(c) / std(guided) + (1 - share) * guided, sample by sample. Raises ConfigError for another share.
+    """
+    if check_scale("rescale", share) > 1:
+        raise ConfigError(f"rescale is {share}; give a share, 0 to 1")
+
+    def over(branches: Branches) -> Denoiser:
+        remembered = Remembered(branches)
+        inner = guidance(remembered)
+
+        def denoiser(x: Tensor, sigma: float, cond: Any) -> Tensor:
+            guided, c = inner(x, sigma, cond), remembered(x, sigma, cond, ["c"])["c"]
+            ratio = c.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            return guided * (share * ratio + (1 - share))
+
+        return denoiser
+
+    return over
+
+
+def guidance_of(
+    text_cfg: float,
+    image_cfg: float,
+    *,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+    apg: bool = False,
+) -> Guidance:
+    """The guidance of settings: two scales, in an interval of sigma, projected (APG), rescaled to c's spread."""
+    scales: list[Scale] = [text_cfg, image_cfg]
+    if interval is not None:
+        scales = [within(scale, *interval) for scale in (text_cfg, image_cfg)]
+    kind = ProjectedGuidance if apg else DualGuidance
+    guidance: Guidance = lambda branches: kind(branches, *scales)  # noqa: E731
+    return rescaled(guidance, rescale) if rescale else guidance
 
 
 def dual_guidance(branches: dict[str, Tensor], text_cfg: float, image_cfg: float) -> Tensor:

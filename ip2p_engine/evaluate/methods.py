@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..diffusion.guidance import DualGuidance, check_scale
 from ..diffusion.schedule import make_sigmas
-from ..edit import EditConfig, InstructPix2Pix, walk
+from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError
 from ..hooks import Hooks, ShouldStop
 from ..images import to_images, to_tensor
 from ..networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
 from ..networks.digest import fingerprint
 from ..networks.model import Model
+from ..networks.walk import walk
 from ..p2p.generator import PairConfig, PairGenerator, PairJob
 from .samples import Sample
 

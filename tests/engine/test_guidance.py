@@ -11,7 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ip2p_engine.diffusion.guidance import BRANCHES, check_scale, conditioning_dropout, dual_guidance, needed_branches
+from ip2p_engine.diffusion.guidance import (
+    BRANCHES,
+    DualGuidance,
+    ProjectedGuidance,
+    check_scale,
+    conditioning_dropout,
+    dual_guidance,
+    guidance_of,
+    needed_branches,
+    rescaled,
+    within,
+)
 from ip2p_engine.errors import ConfigError
 
 REFERENCE = load_file(Path(__file__).parent.parent / "data" / "reference" / "schedule.safetensors")
@@ -154,3 +165,68 @@ def test_scales_that_pass(value):
 def test_scales_that_do_not(value):
     with pytest.raises(ConfigError, match="text_cfg is .*finite number of at least 0"):
         check_scale("text_cfg", value)
+
+
+class Given:
+    """Branches that are there, and what was asked of them."""
+
+    def __init__(self, seed=0):
+        self.values, self.asked = random_branches(torch.float64, seed), []
+
+    def __call__(self, x, sigma, cond, names):
+        self.asked.append("".join(names))
+        return {name: self.values[name] for name in names}
+
+
+@pytest.mark.parametrize(("sigma", "acts"), [(4.999, False), (5.0, True), (7.0, True), (10.0, True), (10.001, False)])
+def test_guidance_acts_within_its_interval_alone(sigma, acts):
+    branches = Given()
+    guided = guidance_of(7.5, 1.5, interval=(5.0, 10.0))(branches)(torch.zeros(1), sigma, None)
+    expected = dual_guidance(branches.values, 7.5, 1.5) if acts else branches.values["c"]
+    assert torch.equal(guided, expected) and branches.asked == ["ciu" if acts else "c"]
+
+
+def test_a_scale_may_follow_the_noise_level():
+    branches = Given()
+    denoiser = DualGuidance(branches, lambda sigma: sigma, 1.0)
+    for sigma in (0.0, 1.0, 3.0):
+        assert torch.equal(denoiser(torch.zeros(1), sigma, None), dual_guidance(branches.values, sigma, 1.0))
+    assert branches.asked == ["i", "c", "ci"]
+    with pytest.raises(ConfigError, match="text_cfg is -1"):
+        denoiser(torch.zeros(1), -1.0, None)
+    for low, high in ((5, 5), (6, 5), (-1, 5)):
+        with pytest.raises(ConfigError, match="the lower first"):
+            within(2.0, low, high)
+
+
+@pytest.mark.parametrize(
+    ("text_cfg", "image_cfg", "asked"), [(7.5, 1.5, "ciu"), (7.5, 1, "ci"), (1, 1.5, "ciu"), (1, 1, "c")]
+)
+def test_projected_guidance(text_cfg, image_cfg, asked):
+    """All of the parallel part is equation 3; none of it leaves every difference at right angles to c."""
+    branches = Given(1)
+    whole = ProjectedGuidance(branches, text_cfg, image_cfg, parallel=1.0)(torch.zeros(1), 1.0, None)
+    assert (whole - dual_guidance(branches.values, text_cfg, image_cfg)).abs().max() < 1e-12
+    guided = ProjectedGuidance(branches, text_cfg, image_cfg)(torch.zeros(1), 1.0, None)
+    c = branches.values["c"]
+    assert ((guided - c) * c).sum((1, 2, 3)).abs().max() < 1e-10
+    assert branches.asked == [asked] * 2
+    short = ProjectedGuidance(branches, text_cfg, 1.0, parallel=1.0, norm=2.0)(torch.zeros(1), 1.0, None)
+    assert (short - c).flatten(1).norm(dim=1).tolist() == pytest.approx([abs(text_cfg - 1) * 2.0] * 2)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_rescaled_guidance_has_the_spread_of_c(share):
+    branches = Given(2)
+    inner = lambda given: DualGuidance(given, 7.5, 1.5)  # noqa: E731
+    guided, plain = (
+        rescaled(inner, share)(branches)(torch.zeros(1), 1.0, None),
+        inner(branches)(torch.zeros(1), 1.0, None),
+    )
+    spread = [branches.values["c"].std((1, 2, 3)), plain.std((1, 2, 3))]
+    expected = plain * (share * spread[0] / spread[1] + 1 - share)[:, None, None, None]
+    assert (guided - expected).abs().max() < 1e-12
+    assert branches.asked == ["ciu", "ciu"]  # what is known is not asked for again
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="rescale is"):
+            rescaled(inner, wrong)

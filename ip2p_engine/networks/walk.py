@@ -1,0 +1,48 @@
+"""The walk of a batch from noise to clean latents, the same for edits and for what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..diffusion.guidance import Guidance
+from ..diffusion.noise import SampleNoise
+from ..diffusion.sampling import Sampler, sample
+from ..errors import ConfigError
+from ..hooks import Hooks
+from .conditioning import Conditioning
+from .denoiser import BranchDenoiser
+from .model import Model
+
+__all__ = ["walk"]
+
+
+@torch.inference_mode()
+def walk(
+    model: Model,
+    condition: Conditioning,
+    seeds: Sequence[int],
+    sigmas: Tensor,
+    guidance: Guidance,
+    *,
+    sampler: str | Sampler = "euler_ancestral",
+    start: Tensor | None = None,
+    together: bool | None = None,
+    hooks: Hooks | None = None,
+) -> tuple[Tensor, int]:
+    """(clean latents (B, 4, h, w), evaluations a sample) of a batch that walks down the sigmas.
+
+    From noise of sigmas[0] on ``start`` (B, 4, h, w), or on nothing; each row has the noise of its seed. The
+    condition's image may have no channels: then the model is one from text to image.
+    """
+    if len(seeds) != len(condition.image):
+        got = f"{len(seeds)} seeds for a condition of {len(condition.image)} rows"
+        raise ConfigError(f"{got}; give one seed for each row")
+    noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together, sigmas=sigmas.tolist())
+    blank = torch.zeros(len(seeds), 4, *condition.image.shape[-2:], device=condition.image.device)
+    x = noise.draw(blank) * float(sigmas[0])
+    x = x if start is None else x + start.to(x)
+    z = sample(sampler, guidance(branches), x, sigmas, condition, noise=noise.ahead(len(sigmas) - 1), hooks=hooks)
+    return z, branches.evaluations
