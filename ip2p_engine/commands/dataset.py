@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         ("info", _info, "say what is in a data set"),
         ("verify", _verify, "read everything and list the faults; exit code 1 if there are any"),
         ("import", _import, "bring in a data set of any known layout, or a part of it"),
-        ("export", _export, "write the original repository's layout"),
+        ("export", _export, "write it as the original repository, other trainers, or the hub have it"),
         ("sheet", _sheet, "write a contact sheet, one HTML file to sort and filter in any browser"),
         ("copy", _copy, "bring it to shared storage (s3://bucket/pairs ...) or back, or up to date there"),
     ):
@@ -35,12 +35,19 @@ def add(commands: Any) -> None:
             parser.add_argument("--out", type=local_path, required=True, help="where to write")
         if name == "sheet":
             parser.add_argument("--side", type=int, default=256, help="pixels of a shown picture (default: 256)")
-        if name in ("import", "verify", "sheet"):
+        if name == "export":
+            choices = ("original", "folders", "musubi", "hub")
+            parser.add_argument("--layout", choices=choices, default="original", help="default: original")
+        if name in ("import", "export", "verify", "sheet"):
             add_reading_options(parser)
         if name == "import":
             parser.add_argument("--download", action="store_true", help="fetch pictures that are given as addresses")
             parser.add_argument("--licence", metavar="NAME", help="of all pairs (default: as rows or data card say)")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    merge = add_command(group, "merge", _merge, "make one store of several data sets")
+    merge.add_argument("sources", metavar="SOURCE", nargs="+", help="of any known layout")
+    merge.add_argument("--out", type=local_path, required=True, help="where to write")
+    merge.add_argument("--json", action="store_true", help="print the result as JSON")
     layouts = add_command(group, "layouts", _layouts, "print the layouts that are known, by their columns")
     layouts.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -70,13 +77,7 @@ def _import(options: argparse.Namespace) -> None:
     with progress_bar(0, "pairs") as bar:
         reading = reading_of(options)
         count = import_dataset(options.source, options.out, reading, on_progress=bar, on_fault=faults.append)
-    from ..progress import write_note
-
-    for fault in faults[:SHOWN]:
-        write_note(f"ip2p: left out: {fault}")
-    left = f", {len(faults):,} rows left out" if faults else ""
-    values = {"out": str(options.out), "new": count, "left_out": len(faults), "faults": faults[:SHOWN]}
-    _print(options, values, f"{options.out}: {count:,} new pairs{left}")
+    _say(options, {"new": count}, f"{count:,} new pairs", faults)
 
 
 def _layouts(options: argparse.Namespace) -> None:
@@ -88,8 +89,19 @@ def _layouts(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from ..data.tools import export_dataset
 
-    count = export_dataset(options.store, options.out)
-    _print(options, {"out": str(options.out), "pairs": count}, f"{options.out}: {count:,} pairs")
+    faults: list[str] = []
+    reading = reading_of(options)
+    count = export_dataset(options.store, options.out, reading, layout=options.layout, on_fault=faults.append)
+    _say(options, {"pairs": count}, f"{count:,} pairs", faults)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from ..data.tools import merge_datasets
+
+    faults: list[str] = []
+    with progress_bar(0, "pairs") as bar:
+        count = merge_datasets(options.sources, options.out, on_progress=bar, on_fault=faults.append)
+    _say(options, {"new": count}, f"{count:,} new pairs", faults)
 
 
 def _sheet(options: argparse.Namespace) -> None:
@@ -108,6 +120,17 @@ def _copy(options: argparse.Namespace) -> None:
         report = copy_dataset(options.source, options.target, on_progress=bar)
     megabytes = f"{report.files:,} files ({report.bytes / 2**20:,.1f} MiB) copied, {report.present:,} were there"
     _print(options, asdict(report), f"{public_name(options.target)}: {megabytes}")
+
+
+def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[str]) -> None:
+    """What was written, and what was left out."""
+    from ..progress import write_note
+
+    for fault in faults[:SHOWN]:
+        write_note(f"ip2p: left out: {fault}")
+    left = f", {len(faults):,} rows left out" if faults else ""
+    values = {"out": str(options.out), **counts, "left_out": len(faults), "faults": faults[:SHOWN]}
+    _print(options, values, f"{options.out}: {text}{left}")
 
 
 def _print(options: argparse.Namespace, values: Any, text: str) -> None:

@@ -1,22 +1,29 @@
-"""Data sets out again: the original repository's folders."""
+"""Data sets out again: the original repository's folders, folder pairs, musubi-tuner's JSON Lines, a folder of the hub.
+
+Each goes on where it was killed: files appear whole, what is there is not written again, and the file that says what is
+being exported goes last.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ..errors import DatasetError
-from ..files import disk_errors, whole_file, write_json
+from ..config import versions_of
+from ..errors import ConfigError, DatasetError
+from ..files import disk_errors, read_json, whole_file, write_json
 from ..images import open_image
-from .record import IMAGE_COLUMNS, PairRecord
+from .reading import KEPT_FORMATS, Pairs, format_of
+from .record import IMAGE_COLUMNS, PICTURES, SCORES, PairRecord
+from .store import PairWriter
 
-__all__ = ["write_original"]
+__all__ = ["EXPORTS", "export_pairs"]
 
 METADATA = {
     "p": "p2p_threshold",
@@ -27,34 +34,92 @@ METADATA = {
     "sim_direction": "clip_sim_dir",
 }
 CAPTION_FOLDER = re.compile(r"[0-9]{7}")
+UNDER_WAY, CARD, LINES = ".export.json", "README.md", "metadata.jsonl"
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+OnFault = Callable[[str], None]
 
 
-def write_original(pairs: Iterable[PairRecord], folder: Path) -> int:
-    """Write pairs as the original repository does, JPEGs byte for byte, others at quality 100; returns their number.
+def export_pairs(pairs: Pairs, folder: Path, layout: str, *, name: str = "", on_fault: OnFault | None = None) -> int:
+    """Write pairs in a layout of ``EXPORTS``; returns their number. Rows that cannot be used are passed over.
+
+    ``name``: what to call the data set in its card. Raises ConfigError for an unknown layout, and DatasetError if the
+    folder holds something else or the disk refuses.
+    """
+    if layout not in EXPORTS:
+        raise ConfigError(f"layout is {layout!r}; choose {', '.join(EXPORTS)}")
+    said = on_fault or (lambda fault: None)
+    if layout == "hub":
+        return _write_hub(pairs, folder, name or pairs.folder.name, said)
+    with disk_errors(folder, "written", DatasetError, "free some space and run the same command again"):
+        _begin(folder, {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name})
+        count = WRITERS[layout](_usable(pairs, said), folder)
+        (folder / UNDER_WAY).unlink()
+    return count
+
+
+def _begin(folder: Path, about: dict[str, Any]) -> None:
+    """Take an empty folder, or one in which the same export was killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / UNDER_WAY
+    if not marker.exists():
+        if any(path.name[:1] != "." for path in folder.iterdir()):
+            raise DatasetError(f"{folder} is not empty; export to a new folder")
+        write_json(marker, about)
+    if read_json(marker, DatasetError) != about:
+        raise DatasetError(f"{folder} holds the beginning of another export; export to a new folder")
+
+
+def _usable(pairs: Pairs, on_fault: OnFault) -> Iterator[PairRecord]:
+    fault, good = None, False
+    for found in pairs.outcomes():
+        if isinstance(found, DatasetError):
+            fault = found
+            on_fault(str(found))
+        else:
+            good = True
+            yield found
+    if fault is not None and not good:
+        raise DatasetError(f"no pair can be used; the last: {fault}") from fault
+
+
+def _put(path: Path, content: Callable[[], bytes]) -> None:
+    """A file that is whole, or absent; one that is there was written before a kill."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as stream:
+        stream.write(content())
+
+
+def _write_original(pairs: Iterator[PairRecord], folder: Path) -> int:
+    """JPEGs byte for byte, others at quality 100.
 
     A key such as 0000012/34 names the folder; other pairs are gathered by their texts, in the order of appearance.
-    seeds.json comes last, so a folder without it is unfinished. Raises DatasetError if the folder is not empty.
     """
     numbers: dict[Any, str] = {}
-    seeds: dict[str, list[str]] = {}
-    with disk_errors(folder, "written", DatasetError, "free some space and export to a new folder"):
-        if folder.exists() and any(folder.iterdir()):
-            raise DatasetError(f"{folder} is not empty; export to a new folder")
-        for pair in pairs:
-            name = _caption_folder(pair, numbers)
-            if name not in seeds:
-                seeds[name] = []
-                _begin(folder / name, pair)
-            seed = str(len(seeds[name]) if pair.seed is None else pair.seed)
-            if seed in seeds[name]:
-                raise DatasetError(
-                    f"{folder / name} would get seed {seed} twice (pair {pair.key!r}); give each its own"
-                )
-            _write_pair(folder / name, seed, pair)
-            seeds[name].append(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "seeds.json", sorted([name, sorted(of)] for name, of in seeds.items()))
-    return sum(map(len, seeds.values()))
+    metadata: dict[str, dict[str, str]] = {}
+    for pair in pairs:
+        name = _caption_folder(pair, numbers)
+        rows, place = metadata.setdefault(name, {}), folder / name
+        seed = str(len(rows) if pair.seed is None else pair.seed)
+        if seed in rows:
+            raise DatasetError(f"{place} would get seed {seed} twice (pair {pair.key!r}); give each its own")
+        if not rows:
+            texts = {"input": pair.original_prompt, "edit": pair.edit_prompt, "output": pair.edited_prompt}
+            # Both names, since the authors' generator asks for one and their published file has the other.
+            prompt = json.dumps({**texts, "caption": pair.original_prompt}).encode()
+            _put(place / "prompt.json", lambda prompt=prompt: prompt)  # type: ignore[misc]
+        for n, column in enumerate(IMAGE_COLUMNS):
+            called = f"the {column} of pair {pair.key or f'{name}/{seed}'}"
+            data = getattr(pair, column)
+            _put(place / f"{seed}_{n}.jpg", lambda data=data, called=called: _jpeg(data, called))  # type: ignore[misc]
+        scores = {theirs: getattr(pair, column) for column, theirs in METADATA.items()}
+        rows[seed] = json.dumps({"seed": int(seed), **scores})
+    for name, rows in metadata.items():
+        _put(folder / name / LINES, lambda rows=rows: ("\n".join(rows.values()) + "\n").encode())  # type: ignore[misc]
+    listed = sorted([name, sorted(rows)] for name, rows in metadata.items())
+    _put(folder / "seeds.json", lambda: (json.dumps(listed, indent=2) + "\n").encode())
+    return sum(map(len, metadata.values()))
 
 
 def _caption_folder(pair: PairRecord, numbers: dict[Any, str]) -> str:
@@ -64,33 +129,98 @@ def _caption_folder(pair: PairRecord, numbers: dict[Any, str]) -> str:
     return numbers.setdefault((pair.original_prompt, pair.edit_prompt, pair.edited_prompt), f"{len(numbers):07d}")
 
 
-def _begin(place: Path, pair: PairRecord) -> None:
-    place.mkdir(parents=True)
-    prompt = {"input": pair.original_prompt, "edit": pair.edit_prompt, "output": pair.edited_prompt}
-    # Both names, since the authors' generator asks for one and their published file has the other.
-    (place / "prompt.json").write_text(json.dumps({**prompt, "caption": pair.original_prompt}), encoding="utf-8")
-
-
-def _write_pair(place: Path, seed: str, pair: PairRecord) -> None:
-    for n, column in enumerate(IMAGE_COLUMNS):
-        data, name = getattr(pair, column), f"the {column} of pair {pair.key or f'{place.name}/{seed}'}"
-        with whole_file(place / f"{seed}_{n}.jpg") as stream:
-            stream.write(data if _format(data, name) == "JPEG" else _encoded(data, "JPEG", name))
-    row = {"seed": int(seed), **{theirs: getattr(pair, column) for column, theirs in METADATA.items()}}
-    with (place / "metadata.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
-
-
-def _format(data: bytes, name: Any) -> str | None:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.format
-    except Exception as error:  # as in images.open_image: decoders raise nearly every class
-        raise DatasetError(f"{name} is no picture; restore it, or leave the pair out") from error
-
-
-def _encoded(data: bytes, kind: str, name: str) -> bytes:
+def _jpeg(data: bytes, name: str) -> bytes:
+    if format_of(data) == "JPEG":
+        return data
     stream = io.BytesIO()
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
-    open_image(data, name=name).save(stream, kind, **options)
+    open_image(data, name=name).save(stream, "JPEG", quality=100, subsampling=0)
     return stream.getvalue()
+
+
+def _write_folders(pairs: Iterator[PairRecord], folder: Path) -> int:
+    """``control`` and ``target`` with equal names; the instruction is NAME.txt beside the target."""
+    count = 0
+    for count, pair in enumerate(pairs, start=1):
+        _put_pictures(pair, folder, f"{count - 1:07d}")
+        _put(folder / f"target/{count - 1:07d}.txt", pair.edit_prompt.encode)
+    return count
+
+
+def _write_musubi(pairs: Iterator[PairRecord], folder: Path) -> int:
+    """The pictures as folder pairs, and a line for each pair with all that is known of it."""
+    lines = []
+    for count, pair in enumerate(pairs):
+        before, after = _put_pictures(pair, folder, f"{count:07d}")
+        row = {"image_path": after, "control_path": before, "caption": pair.edit_prompt}
+        known = {name: value for name, value in vars(pair).items() if name not in (*PICTURES, "edit_prompt")}
+        lines.append(json.dumps({**row, **{name: value for name, value in known.items() if value not in (None, "")}}))
+    _put(folder / LINES, lambda: "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
+
+
+def _put_pictures(pair: PairRecord, folder: Path, name: str) -> list[str]:
+    """Byte for byte; their names within the folder."""
+    names = []
+    for place, column in zip(("control", "target"), IMAGE_COLUMNS, strict=True):
+        data = getattr(pair, column)
+        kind = format_of(data)
+        if kind not in KEPT_FORMATS:
+            raise DatasetError(f"the {column} of pair {pair.key} is not a picture of a known format; leave it out")
+        names.append(f"{place}/{name}.{kind.lower()}")
+        _put(folder / names[-1], lambda data=data: data)  # type: ignore[misc]
+    return names
+
+
+def _write_hub(pairs: Pairs, folder: Path, name: str, on_fault: OnFault) -> int:
+    """A store of its own, which is the hub's layout as it is, and a data card."""
+    counted: Counter[str] = Counter()
+    licences: set[str] = set()
+    with PairWriter(folder, manifest={"config": {"exported": name}}) as writer:
+        done = writer.done_keys()
+        for number, pair in enumerate(_usable(pairs, on_fault)):
+            key = pair.key or f"row/{number}"
+            counted.update(name for name in ("mask", "kind", "session", *SCORES) if getattr(pair, name) is not None)
+            counted["pairs"] += 1
+            licences |= {pair.licence} if pair.licence else set()
+            if key not in done:
+                writer.write(replace(pair, key=key))
+    with disk_errors(folder, "written", DatasetError), whole_file(folder / CARD) as stream:
+        stream.write(_card(name, counted, sorted(licences), _filter_of(pairs)).encode())
+    return counted["pairs"]
+
+
+def _filter_of(pairs: Pairs) -> dict[str, Any]:
+    """The thresholds that the pairs passed, as far as their manifest says."""
+    try:
+        config = pairs.manifest.get("config")
+    except DatasetError:
+        return {}
+    for name in ("filtered", "factory"):
+        part = config.get(name) if isinstance(config, dict) else None
+        if isinstance(part, dict) and isinstance(part.get("filter"), dict):
+            return part["filter"]
+    return {}
+
+
+def _card(name: str, counted: Counter[str], licences: list[str], thresholds: dict[str, Any]) -> str:
+    size = next((word for most, word in SIZES if counted["pairs"] < most), "n>1M")
+    licence = licences[0] if len(licences) == 1 else "other" if licences else "unknown"
+    head = ["---", f"license: {json.dumps(licence)}", "task_categories:", "- image-to-image", "size_categories:"]
+    head += [f"- {size}", "tags:", "- instruct-pix2pix", "- image-editing", "---", "", f"# {name}", ""]
+    rows = [f"| pairs | {counted['pairs']:,} |", "|---|---|"]
+    rows += [f"| with {column} | {count:,} |" for column, count in sorted(counted.items()) if column != "pairs"]
+    text = ["A row is a pair: `original_image`, `edit_prompt`, `edited_image`, and what is known of it.", "", *rows, ""]
+    if licences:
+        text += [f"Licences of the pairs: {', '.join(licences)}.", ""]
+    if thresholds:
+        text += ["Kept by " + ", ".join(f"{key} {value}" for key, value in thresholds.items()) + ".", ""]
+    made = ", ".join(f"{key} {value}" for key, value in versions_of("pyarrow").items())
+    return "\n".join([*head, *text, f"Written by {made}.", ""])
+
+
+WRITERS: dict[str, Callable[[Iterator[PairRecord], Path], int]] = {
+    "original": _write_original,
+    "folders": _write_folders,
+    "musubi": _write_musubi,
+}
+EXPORTS = (*WRITERS, "hub")

@@ -28,7 +28,7 @@ from .store import PairStore, read_manifest
 from .tables import OriginalTable, Table
 from .where import Where
 
-__all__ = ["Example", "ForeignPairs", "Pairs", "Reading", "Rows", "open_pairs"]
+__all__ = ["Example", "ForeignPairs", "Pairs", "Reading", "Rows", "format_of", "open_pairs"]
 
 SAMPLE, MOST_BROKEN, MOST_BYTES, SECONDS = 3, 1000, 100 * 2**20, 30
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -321,7 +321,7 @@ class ForeignPairs(Sequence[PairRecord]):
         if isinstance(value, str):
             with disk_errors(Path(value), "read", DatasetError):
                 value = Path(value).read_bytes()
-        if isinstance(value, bytes) and _format_of(value) in KEPT_FORMATS:
+        if isinstance(value, bytes) and format_of(value) in KEPT_FORMATS:
             return value
         stream = io.BytesIO()
         open_image(value, name=f"its {column}").save(stream, "PNG")
@@ -466,7 +466,8 @@ def _single(value: Any) -> Any:
     return value
 
 
-def _format_of(data: bytes) -> str:
+def format_of(data: bytes) -> str:
+    """Of the formats that a store keeps as they are: PNG, JPEG, WEBP; empty for all else."""
     if data.startswith(b"\x89PNG"):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):

@@ -289,7 +289,7 @@ class FolderTable:
         said = None
         if note.is_file():
             with disk_errors(note, "read", DatasetError):
-                said = note.read_text(encoding="utf-8-sig", errors="replace").strip()
+                said = note.read_text(encoding="utf-8-sig", errors="replace").rstrip("\r\n")
         picture = self._before.get(stem)
         return {
             before: picture and f"{before}/{picture}",

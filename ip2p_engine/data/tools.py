@@ -10,22 +10,22 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError
 from ..files import TEMPORARY
-from .export import write_original
+from .export import export_pairs
 from .ledger import pair_key, read_candidates
 from .reading import ForeignPairs, Pairs, Reading, open_pairs
 from .record import OPTIONAL, SCORES, PairRecord
 from .store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 
-__all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info", "verify"]
+__all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info", "merge_datasets", "verify"]
 
 OnProgress = Callable[[int, int], None]
 MAX_FAULTS = 100
@@ -217,7 +217,7 @@ def import_dataset(
     count, seen, faults, said = 0, set[str](), 0, ""
     with PairWriter(out, manifest=manifest, rows_per_shard=rows_per_shard) as writer:
         done = writer.done_keys()
-        for number, pair in enumerate(map(_keyed, pairs.outcomes(), itertools.count())):
+        for number, pair in enumerate(_all_keyed(pairs)):
             if isinstance(pair, PairRecord) and pair.key in seen:
                 pair = DatasetError(f"{source}, row {number + 1}: another row has its key {pair.key!r}")
             if isinstance(pair, DatasetError):
@@ -252,8 +252,47 @@ def _keyed(pair: PairRecord | DatasetError, number: int) -> PairRecord | Dataset
     return replace(pair, key=f"row/{number}") if isinstance(pair, PairRecord) and not pair.key else pair
 
 
-def export_dataset(folder: Path | str, out: Path | str, *, layout: str = "original") -> int:
-    """Write a store in a foreign layout; returns the number of pairs. Raises ConfigError, DatasetError."""
-    if layout != "original":
-        raise ConfigError(f"layout is {layout!r}; choose original (a store is the hub's layout as it is)")
-    return write_original(PairStore(folder), Path(out))
+def export_dataset(
+    folder: Path | str,
+    out: Path | str,
+    reading: Reading | None = None,
+    *,
+    layout: str = "original",
+    on_fault: Callable[[str], None] | None = None,
+) -> int:
+    """Write a data set in one of the layouts of ``export.EXPORTS``; returns the number of pairs.
+
+    A killed export goes on. Raises ConfigError, DatasetError.
+    """
+    return export_pairs(open_pairs(folder, reading), Path(out), layout, on_fault=on_fault or log.warning)
+
+
+def merge_datasets(
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    on_progress: OnProgress | None = None,
+    on_fault: Callable[[str], None] | None = None,
+) -> int:
+    """Several data sets of any layout as one store; the keys of source n begin with ``n/``. Returns the new pairs.
+
+    Rows that cannot be used are passed over; a stopped merge goes on. Raises DatasetError.
+    """
+    opened = [open_pairs(source) for source in sources]
+    count, total = 0, sum(map(len, opened))
+    with PairWriter(out, manifest={"config": {"merged": list(map(str, sources))}}) as writer:
+        done = writer.done_keys()
+        numbered = ((number, pair) for number, pairs in enumerate(opened) for pair in _all_keyed(pairs))
+        for at, (number, pair) in enumerate(numbered, start=1):
+            if isinstance(pair, DatasetError):
+                (on_fault or log.warning)(str(pair))
+            elif (key := f"{number}/{pair.key}") not in done:
+                writer.write(replace(pair, key=key))
+                count += 1
+            if on_progress is not None:
+                on_progress(at, total)
+    return count
+
+
+def _all_keyed(pairs: Pairs) -> Iterator[PairRecord | DatasetError]:
+    return map(_keyed, pairs.outcomes(), itertools.count())

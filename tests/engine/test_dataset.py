@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ip2p_engine.data import export
+from ip2p_engine.data.reading import open_pairs
 from ip2p_engine.data.sheet import sheet
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
-from ip2p_engine.data.tools import export_dataset, import_dataset, info, verify
+from ip2p_engine.data.tools import export_dataset, import_dataset, info, merge_datasets, verify
 from ip2p_engine.errors import ConfigError, DatasetError, ImageError
 from ip2p_engine.factory.refilter import rescored
+from ip2p_engine.files import whole_file
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCORES = {"p2p_threshold": 0.5, "cfg_scale": 9.0, "clip_sim_0": 0.25, "clip_sim_1": 0.26}
@@ -252,6 +255,65 @@ def test_unknown_layouts_are_refused(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+RICH = {"kind": "style", "scores": {"o_score": 9.0}, "session": "a", "licence": "MIT", "paraphrases": ("let it snow",)}
+
+
+@pytest.mark.parametrize("layout", ["folders", "musubi", "hub"])
+def test_out_and_in_again_nothing_is_lost(tmp_path, layout):
+    """Pictures to the byte; folder pairs hold an instruction alone."""
+    rows = [pair(n, **RICH if n else {}, edited_image=encoded("red", "JPEG")) for n in range(3)]
+    store = make_store(tmp_path / "store", rows)
+    assert export_dataset(store, tmp_path / "out", layout=layout) == 3
+    before = files_of(tmp_path / "out")
+    again = list(open_pairs(tmp_path / "out"))
+    assert [row.original_image for row in again] == [row.original_image for row in rows]
+    assert [row.edited_image for row in again] == [row.edited_image for row in rows]
+    assert [row.edit_prompt for row in again] == [row.edit_prompt for row in rows]
+    if layout != "folders":
+        assert again == rows
+    assert import_dataset(tmp_path / "out", tmp_path / "third") == 3
+    if layout == "hub":
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert 'license: "MIT"' in card and "| with kind | 2 |" in card and "n<1K" in card
+        assert export_dataset(store, tmp_path / "out", layout=layout) == 3
+        assert files_of(tmp_path / "out") == before
+    else:
+        with pytest.raises(DatasetError, match="is not empty; export to a new folder"):
+            export_dataset(store, tmp_path / "out", layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["original", "folders", "musubi", "hub"])
+def test_a_killed_export_goes_on(store, tmp_path, monkeypatch, layout):
+    export_dataset(store, tmp_path / "whole", layout=layout)
+    times = []
+
+    def give_up(*arguments):
+        times.append(arguments)
+        if len(times) % 5 == 0:
+            raise KeyboardInterrupt
+        return whole_file(*arguments)
+
+    monkeypatch.setattr(export, "whole_file", give_up)
+    for _ in range(50):
+        try:
+            export_dataset(store, tmp_path / "killed", layout=layout)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_several_sets_become_one(store, original, tmp_path):
+    assert merge_datasets([store, original, store], tmp_path / "one") == 8 + 3 + 8
+    merged = list(PairStore(tmp_path / "one"))
+    assert [row.key for row in merged[6:10]] == ["0/0000006/6", "0/0000007/7", "1/0000000/12", "1/0000000/7"]
+    assert replace(merged[0], key="") == replace(PairStore(store)[0], key="")
+    assert merge_datasets([store, original, store], tmp_path / "one") == 0
+    with pytest.raises(DatasetError, match="holds pairs of another run"):
+        merge_datasets([store, original], tmp_path / "one")
+    assert verify(tmp_path / "one").sound
+
+
 def test_info_says_what_is_there(store):
     found = info(store)
     assert (found.pairs, found.captions, found.shards) == (8, 8, 1)
@@ -340,7 +402,7 @@ def test_seeds_that_are_paths_write_nothing(store, tmp_path):
     shard = PairStore(store).shards[0]
     rows = [{**row, "seed": "../../outside"} for row in pq.read_table(shard).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), shard)
-    with pytest.raises(DatasetError, match=r"row 1: its seed is '../../outside' \(str\); give a whole number"):
+    with pytest.raises(DatasetError, match=r"row 8: its seed is '../../outside' \(str\); give a whole number"):
         export_dataset(store, tmp_path / "a" / "b" / "out")
     assert not list(tmp_path.rglob("outside*"))
     assert "its seed is" in verify(store).faults[0]

@@ -225,7 +225,7 @@ def test_two_folders_of_equal_names(tmp_path, names):
     before, after = (tmp_path / name for name in names)
     for number in range(3):
         files(before, **{f"{number}_dot_png": RED})
-        files(after, **{f"{number}_dot_jpg": encoded("blue", "JPEG"), f"{number}_dot_txt": f" {EDIT}\n".encode()})
+        files(after, **{f"{number}_dot_jpg": encoded("blue", "JPEG"), f"{number}_dot_txt": f"{EDIT}\n".encode()})
     (before / "1.png").unlink()
     pairs = open_pairs(tmp_path)
     assert (len(pairs), pairs[2].edit_prompt, pairs[2].original_image) == (3, EDIT, RED)
