@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from .options import add_command, add_reading_options, local_path, progress_bar, reading_of
+from .options import Several, add_command, add_reading_options, local_path, progress_bar, reading_of
 
 __all__ = ["add"]
 
@@ -44,6 +44,13 @@ def add(commands: Any) -> None:
             parser.add_argument("--download", action="store_true", help="fetch pictures that are given as addresses")
             parser.add_argument("--licence", metavar="NAME", help="of all pairs (default: as rows or data card say)")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    checked = add_command(group, "doctor", _doctor, "measure what will hurt training, pair by pair; leave it out")
+    checked.add_argument("store", metavar="STORE")
+    checked.add_argument("--out", type=local_path, metavar="FILE", help="an HTML page of the pairs with a fault")
+    checked.add_argument("--drop", type=local_path, metavar="FOLDER", help="write the pairs without one as a store")
+    checked.add_argument("--faults", action=Several, nargs="+", help="that --drop leaves out (default: all but split)")
+    add_reading_options(checked)
+    checked.add_argument("--json", action="store_true", help="print the result as JSON")
     merge = add_command(group, "merge", _merge, "make one store of several data sets")
     merge.add_argument("sources", metavar="SOURCE", nargs="+", help="of any known layout")
     merge.add_argument("--out", type=local_path, required=True, help="where to write")
@@ -93,6 +100,20 @@ def _export(options: argparse.Namespace) -> None:
     reading = reading_of(options)
     count = export_dataset(options.store, options.out, reading, layout=options.layout, on_fault=faults.append)
     _say(options, {"pairs": count}, f"{count:,} pairs", faults)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from ..data.doctor import doctor, drop, show
+
+    reading, kept = reading_of(options), None
+    with progress_bar(0, "pairs") as bar:
+        found = doctor(options.store, reading, on_progress=bar)
+    if options.out:
+        show(options.store, options.out, found, reading)
+    if options.drop:
+        kept = drop(options.store, options.drop, found, reading, faults=options.faults or ())
+    lines = [found.as_text(), *([f"{options.drop}: {kept:,} new pairs"] if kept is not None else [])]
+    _print(options, {**asdict(found), "counts": found.counts(), "new": kept}, "\n".join(lines))
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..images import open_image
 from .reading import Pairs, Reading, open_pairs
 from .record import SCORES, PairRecord
 
-__all__ = ["sheet"]
+__all__ = ["sheet", "write_page"]
 
 log = logging.getLogger(__name__)
 NUMBERS = (*SCORES, "p", "cfg", "seed")
@@ -43,18 +43,31 @@ def sheet(
     shown = list(_readable(pairs, (n * len(pairs) // count for n in range(count))))
     if not shown:
         raise DatasetError(f"{folder} has no pair that can be shown; look with ip2p dataset verify")
+    title = f"{Path(folder).resolve().name}: {len(shown)} of {len(pairs):,} pairs"
+    write_page(shown, out, title, side=side)
+    return len(shown)
+
+
+def write_page(
+    shown: Sequence[tuple[int, PairRecord]],
+    out: Path,
+    title: str,
+    *,
+    side: int = 256,
+    notes: Mapping[int, str] | None = None,
+) -> None:
+    """A page of pairs, (row, pair), with a note below some; raises DatasetError if the disk refuses."""
     page = Template(files(__package__).joinpath("sheet.html").read_text(encoding="utf-8")).substitute(
         nonce=secrets.token_urlsafe(16),
-        title=escape(f"{Path(folder).resolve().name}: {len(shown)} of {len(pairs):,} pairs"),
+        title=escape(title),
         options="".join(f'<option value="{name}">{name}</option>' for name in _sort_names(shown)),
         thresholds="\n".join(map(_threshold, _present(shown, SCORES))),
-        cards="\n".join(_card(index, pair, side) for index, pair in shown),
+        cards="\n".join(_card(index, pair, side, (notes or {}).get(index, "")) for index, pair in shown),
     )
     with disk_errors(out, "written", DatasetError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as stream:
             stream.write(page.encode())
-    return len(shown)
 
 
 def _readable(pairs: Pairs, indices: Iterable[int]) -> Iterator[tuple[int, PairRecord]]:
@@ -65,11 +78,11 @@ def _readable(pairs: Pairs, indices: Iterable[int]) -> Iterator[tuple[int, PairR
             log.warning("left out: %s", error)
 
 
-def _present(shown: list[tuple[int, PairRecord]], names: tuple[str, ...]) -> list[str]:
+def _present(shown: Sequence[tuple[int, PairRecord]], names: tuple[str, ...]) -> list[str]:
     return [name for name in names if any(getattr(pair, name) is not None for _, pair in shown)]
 
 
-def _sort_names(shown: list[tuple[int, PairRecord]]) -> list[str]:
+def _sort_names(shown: Sequence[tuple[int, PairRecord]]) -> list[str]:
     """The direction similarity first, since pairs are kept by it; then the order in the data set."""
     names = _present(shown, NUMBERS)
     return [*sorted(names, key=lambda name: name != "sim_direction"), "index"]
@@ -79,12 +92,12 @@ def _threshold(name: str) -> str:
     return f'<label>{name} ≥ <input type="number" step="0.01" name="{name}" data-least></label>'
 
 
-def _card(index: int, pair: PairRecord, side: int) -> str:
+def _card(index: int, pair: PairRecord, side: int, note: str) -> str:
     numbers = {"index": index, **{name: getattr(pair, name) for name in NUMBERS}}
     texts = (pair.edit_prompt, pair.original_prompt, pair.edited_prompt)
     data = {name: "" if value is None else value for name, value in numbers.items()}
     attributes = " ".join(f'data-{name}="{escape(str(value))}"' for name, value in data.items())
-    words = escape("\n".join(texts).lower())
+    words = escape("\n".join((*texts, note)).lower())
     shown = [f"{name} {_short(value)}" for name, value in numbers.items() if value is not None]
     pictures = "".join(
         f'<img alt="{alt}" src="{_data_uri(data, side, f"pair {pair.key or index}, the picture {alt},")}">'
@@ -93,7 +106,8 @@ def _card(index: int, pair: PairRecord, side: int) -> str:
     return (
         f'<article {attributes} data-words="{words}"><div class="pictures">{pictures}</div><div class="text">'
         f'<p class="instruction">{escape(pair.edit_prompt)}</p>'
-        f'<p class="captions">{escape(pair.original_prompt)} → {escape(pair.edited_prompt)}</p>'
+        + (f'<p class="note">{escape(note)}</p>' if note else "")
+        + f'<p class="captions">{escape(pair.original_prompt)} → {escape(pair.edited_prompt)}</p>'
         f'<p class="numbers">{"".join(f"<span>{escape(text)}</span> " for text in shown)}</p></div></article>'
     )
 

@@ -1,0 +1,141 @@
+"""The doctor finds what was planted and nothing else; what it drops is a store without it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from ip2p_engine.data.doctor import FAULTS, doctor, drop, show
+from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.store import PairStore, PairWriter
+from ip2p_engine.errors import ConfigError, DatasetError
+
+SIDE = 96
+
+
+def encoded(pixels, kind="PNG", **options):
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def picture(seed):
+    """As busy as a photograph: a smooth ground, some shapes."""
+    draw = np.random.default_rng(seed)
+    ground = Image.fromarray(draw.integers(60, 190, (7, 7, 3), dtype=np.uint8)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
+    brush = ImageDraw.Draw(ground)
+    for _ in range(9):
+        x, y, w, h = draw.integers(4, 70, 2).tolist() + draw.integers(8, 26, 2).tolist()
+        brush.ellipse((x, y, x + w, y + h), fill=tuple(draw.integers(0, 255, 3).tolist()))
+    return np.asarray(ground)
+
+
+def edited(pixels, seed):
+    """One more shape."""
+    found = Image.fromarray(pixels)
+    x, y = np.random.default_rng(seed + 1000).integers(10, 60, 2).tolist()
+    ImageDraw.Draw(found).rectangle((x, y, x + 22, y + 18), fill=(250, 240, 20))
+    return np.asarray(found)
+
+
+def shifted(pixels, dx, dy):
+    wide = np.pad(pixels, ((8, 8), (8, 8), (0, 0)), mode="edge")
+    return wide[8 - dy : 8 - dy + SIDE, 8 - dx : 8 - dx + SIDE]
+
+
+def zoomed(pixels, factor):
+    margin = SIDE * (1 - 1 / factor) / 2
+    box = (margin, margin, SIDE - margin, SIDE - margin)
+    return np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
+
+
+def pair(n, before, after, said="add a yellow box", **more):
+    texts = {"original_prompt": f"a street {n}", "edited_prompt": f"a street {n} with a box", "edit_prompt": said}
+    pictures = {"original_image": before, "edited_image": after}
+    return PairRecord(**{**texts, **pictures, "seed": n, "p": None, "cfg": None, "key": f"k/{n}", **more})
+
+
+def planted(n):
+    """(fault, pair) number n: every second one is sound."""
+    before = picture(n)
+    after = edited(before, n)
+    kinds = {
+        1: ("offset", pair(n, encoded(before), encoded(shifted(after, 3, -2)))),
+        3: ("offset", pair(n, encoded(before), encoded(zoomed(after, 1.06)))),
+        5: ("unchanged", pair(n, encoded(before), encoded(before))),
+        7: ("cast", pair(n, encoded(before), encoded((after + np.array([18.0, 0, -14])).clip(0, 255)))),
+        9: ("blocks", pair(n, encoded(before), encoded(after, "JPEG", quality=8))),
+        11: ("caption", pair(n, encoded(before), encoded(after), f"a street {n} with a box")),
+        13: ("caption", pair(n, encoded(before), encoded(after), "a yellow box on a street")),
+        15: ("aspect", pair(n, encoded(before), encoded(after[:72]))),
+        17: ("tiny", pair(n, encoded(before), encoded(np.zeros((SIDE, SIDE, 3))))),
+        19: ("tiny", pair(n, encoded(before[:32, :32]), encoded(after[:32, :32]))),
+    }
+    return kinds.get(n, ("", pair(n, encoded(before), encoded(after))))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("doctor") / "pairs"
+    rows = [planted(n) for n in range(20)]
+    again = edited(picture(0), 0)
+    rows.append(("duplicate", pair(20, encoded(picture(0), "JPEG", quality=90), encoded(again, "JPEG", quality=90))))
+    with PairWriter(folder, manifest={}) as writer:
+        writer.write(*(one for _, one in rows))
+    return folder, [fault for fault, _ in rows]
+
+
+def test_what_was_planted_is_found_and_nothing_else(store):
+    folder, faults = store
+    found = doctor(folder)
+    named = {one.row: set(one.faults) - {"split"} for one in found.findings}
+    assert {row: {fault} for row, fault in enumerate(faults) if fault} == {
+        row: one for row, one in named.items() if one
+    }
+    assert found.counts()["offset"] == 2
+    assert found.pairs == 21
+    assert set(found.counts()) == set(FAULTS)
+    assert "shifted by +3, -2 px" in found.as_text()
+
+
+def test_a_clean_store_is_written_and_gone_on_with(store, tmp_path):
+    folder, faults = store
+    found = doctor(folder)
+    assert drop(folder, tmp_path / "clean", found) == faults.count("")
+    assert doctor(tmp_path / "clean").counts().keys() == found.counts().keys()
+    assert not any(set(one.faults) - {"split"} for one in doctor(tmp_path / "clean").findings)
+    assert drop(folder, tmp_path / "clean", found) == 0
+    assert drop(folder, tmp_path / "some", found, faults=["caption"]) == len(faults) - 2
+    with pytest.raises(ConfigError, match="fault 'ugly' is unknown; choose among offset"):
+        drop(folder, tmp_path / "other", found, faults=["ugly"])
+    with pytest.raises(DatasetError, match="holds pairs of another run"):
+        drop(folder, tmp_path / "clean", found, faults=["caption"])
+    assert PairStore(tmp_path / "clean")[0].key == "k/0"
+
+
+def test_the_worst_can_be_looked_at(store, tmp_path):
+    folder, faults = store
+    found = doctor(folder)
+    assert show(folder, tmp_path / "page.html", found) == len(found.findings)
+    page = (tmp_path / "page.html").read_text()
+    assert 'class="note">unchanged: 0.00% of the pixels differ' in page
+
+
+def test_rows_that_cannot_be_used_are_broken(tmp_path):
+    good = planted(0)[1]
+    with PairWriter(tmp_path / "pairs", manifest={}) as writer:
+        writer.write(
+            good, pair(1, b"no picture", good.edited_image), pair(2, good.original_image, good.edited_image, " ")
+        )
+    found = {one.key: one.faults for one in doctor(tmp_path / "pairs").findings}
+    assert set(found["k/1"]) == {"broken"}
+    assert found["k/2"]["caption"] == "there is no instruction"
+    with pytest.raises(DatasetError, match="has no pairs yet"):
+        with PairWriter(tmp_path / "none", manifest={}):
+            pass
+        doctor(tmp_path / "none")
