@@ -37,6 +37,7 @@ __all__ = [
     "is_locked",
     "is_url",
     "json_lines",
+    "link_or_copy",
     "locked",
     "public_name",
     "read_json",
@@ -239,6 +240,26 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The file, or the folder's files, under a second name, without a second copy where the disk can; raises OSError.
+
+    Only for what is replaced and never written into: both names are one content.
+    """
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copyfile(one, other)
+
+    if source.is_dir():
+        with whole_folder(target) as new:
+            shutil.copytree(source, new, copy_function=link, dirs_exist_ok=True)
+    else:
+        with whole_path(target) as new:
+            link(os.fspath(source), os.fspath(new))
 
 
 def write_json(path: Path, value: Any) -> None:

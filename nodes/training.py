@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -149,7 +150,11 @@ def publish(file: Path, name: str) -> str:
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0]) / "ip2p"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.tmp"
-    shutil.copyfile(file, temporary)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)  # one content under two names, where both are on one disk
+    except OSError:
+        shutil.copyfile(file, temporary)
     temporary.replace(folder / f"{name}.safetensors")
     folder_paths.filename_list_cache.pop("checkpoints", None)
     return str(Path("ip2p") / f"{name}.safetensors")

@@ -29,7 +29,7 @@ class ReportCard:
 
     source: str
     layout: str
-    """ldm, ldm-unet, diffusers or diffusers-unet."""
+    """ldm, ldm-unet, diffusers, diffusers-unet, or run (a step of a training run)."""
     base: str
     """SD1.5, SD2, SDXL, CosXL or embedded."""
     task: str

@@ -16,6 +16,7 @@ from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_f
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
+from .training_run import RunStep, base_of, bundle_of_step, find_step
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -44,20 +45,38 @@ def open_bundle(
     text_heads: int | None = None,
     prediction: str | None = None,
     header_only: bool = False,
+    base: str | Path | None = None,
 ) -> Bundle:
     """Take apart "embedded", "embedded-sd", a file, a folder, a hub id (owner/name, hf://owner/name/file) or a URL.
 
-    Raises CheckpointError for a source that does not exist or is no checkpoint.
+    Of a training run (its folder, RUN@STEP, or a step's file) it is the UNet of a step, with the other networks of
+    ``base``, or of what the run began with. Raises CheckpointError for a source that is missing or none of these.
     """
     if weights not in ("ema", "raw"):
         raise CheckpointError(f"weights is {weights!r}; choose ema (averaged, the paper's choice) or raw")
     options: dict[str, Any] = {"weights": weights, "text_heads": text_heads, "prediction": prediction}
     with readable(str(source)):
+        step = None if source in EMBEDDED else find_step(str(source), weights)
+        if step is not None and not step.exported:
+            return _bundle_of_run(step, base, weights, header_only=header_only)
+        source = step.file if step is not None else source
         path = EMBEDDED_FOLDER if source in EMBEDDED else _local_path(str(source), weights)
         if path.is_dir():
             unet_folder = EMBEDDED.get(str(source), "unet")
             return bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)
         return bundle_of_file(read_header(path) if header_only else read_weights(path), **options)
+
+
+def _bundle_of_run(step: RunStep, base: str | Path | None, weights: str, *, header_only: bool) -> Bundle:
+    origin = base_of(step) if base is None else base
+    try:
+        giver = open_bundle(origin, header_only=header_only)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{step.folder} was trained from {public_name(origin)}, which gives the other networks and cannot be "
+            f"opened ({error}); name it as the base (--base)"
+        ) from error
+    return bundle_of_step(step, giver, weights, header_only=header_only)
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class Bundle:
 
     path: Path
     layout: str
-    """ldm, ldm-unet, diffusers or diffusers-unet."""
+    """ldm, ldm-unet, diffusers, diffusers-unet, or run (a step of a training run)."""
     spec: ModelSpec
     unet: Part
     autoencoder: Part | None = None

@@ -20,7 +20,17 @@ __all__ = ["add", "training_bars"]
 PRESET_NAMES = ("paper", "one-gpu", "lora", "sd2", "sdxl", "cosxl", "embedded")
 STOPPED = 130
 READING = ("data_weights", "columns", "split", "limit", "where", "inverses", "pictures_from")
-WHOLE = ("steps", "batch_size", "micro_batch", "resolution", "workers", "save_every", "validate_every", "seed")
+WHOLE = (
+    "steps",
+    "batch_size",
+    "micro_batch",
+    "resolution",
+    "workers",
+    "save_every",
+    "export_every",
+    "validate_every",
+    "seed",
+)
 FLAGS = ("hold_out_test", "cache", "streaming", "buckets", "gradient_checkpointing", "compile")
 EXAMPLES = """examples:
   ip2p train --data my-pairs --base sd15.safetensors --out runs/edit
@@ -52,6 +62,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "muon"))
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
+    parser.add_argument(
+        "--outputs", nargs="+", choices=("ema", "raw", "diffusers", "lora"), help="what is left (default: ema)"
+    )
     add_reading_options(parser)
     for flag in FLAGS:
         parser.add_argument(f"--{flag.replace('_', '-')}", action=argparse.BooleanOptionalAction)
@@ -59,26 +72,35 @@ def add(commands: Any) -> None:
         "--set", action=Several, nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON"
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: what Accelerate finds")
+    parser.add_argument("--plan", action="store_true", help="say what the run would take, and do not train")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ..train import train
+    from ..train import plan, train
 
     config = _config(options)
+    what = {"data": options.data, "base": options.base, "out": options.out, "device": options.device}
+    if options.plan:
+        told = plan(config, **what)
+        sys.stdout.write(f"{json.dumps(told.as_dict()) if options.json else told}\n" if _is_first_process() else "")
+        return 0
     with stop_signals() as should_stop, training_bars() as (steps, caching):
         result = train(
             config,
-            data=options.data,
-            base=options.base,
-            out=options.out,
-            device=options.device,
+            **what,
             hooks=Hooks(on_progress=steps, should_stop=should_stop),
             on_cache=caching,
+            on_plan=_say_plan,
         )
     if _is_first_process():
         _report(result, options.json)
     return 0 if result.finished else STOPPED
+
+
+def _say_plan(plan: Any) -> None:
+    if _is_first_process():
+        sys.stderr.write(f"{plan}\n")
 
 
 def _is_first_process() -> bool:
@@ -103,7 +125,7 @@ def _config(options: argparse.Namespace) -> Any:
     from ..config import from_mapping
     from ..train.config import PRESETS, TrainConfig, read_config
 
-    names = (*WHOLE, "learning_rate", "optimizer", "precision", *READING, "lora_rank", *FLAGS)
+    names = (*WHOLE, "learning_rate", "optimizer", "precision", "outputs", *READING, "lora_rank", *FLAGS)
     values = PRESETS[options.preset]
     values = read_config(options.config, values) if options.config else values
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -104,7 +104,7 @@ def load_model(
     text_heads: int | None = None,
     prediction: str | None = None,
 ) -> Model:
-    """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder, a Hugging Face id or a URL.
+    """Load "embedded", "embedded-sd", a checkpoint file, a diffusers folder, a training run, a hub id or a URL.
 
     ``weights`` picks the averaged (ema) or the raw UNet where there are both. ``base`` gives the autoencoder and the
     text encoders to a lone UNet. The device defaults to a GPU if there is one, the type to half precision there and
@@ -121,10 +121,10 @@ def _complete_bundle(
     source: str | Path, base: str | Path | None, *, weights: str, text_heads: int | None, prediction: str | None
 ) -> Bundle:
     """The source taken apart, with what it lacks from the base."""
-    bundle = open_bundle(source, weights=weights, text_heads=text_heads, prediction=prediction)
+    bundle = open_bundle(source, weights=weights, text_heads=text_heads, prediction=prediction, base=base)
     if not bundle.complete:
         bundle = _with_base(bundle, base, text_heads)
-    elif base is not None:
+    elif base is not None and bundle.layout != "run":
         log.warning("%s is complete, so nothing of the base is taken", bundle.path.name)
     if weights == "raw" and bundle.spec.weights != "raw":
         log.warning("%s has one set of UNet weights, so there is no raw one to choose", bundle.path.name)

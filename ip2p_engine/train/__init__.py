@@ -1,7 +1,7 @@
 """Training an InstructPix2Pix: ``train(config, data=..., base=..., out=...)``.
 
 From the bottom up: config, randomness, optimizers, progress; augment, sources, order, batches; networks, objective,
-encoding; checkpoints, run_folder, results, validation; setup, loop.
+encoding, planning; checkpoints, run_folder, results, validation; setup, loop.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import PRESETS, TrainConfig, preset
-    from .loop import train
+    from .loop import plan, train
+    from .planning import Plan
     from .progress import Progress, TrainResult
     from .sources import Example, Rows
 
-__all__ = ["PRESETS", "Example", "Progress", "Rows", "TrainConfig", "TrainResult", "preset", "train"]
+__all__ = ["PRESETS", "Example", "Plan", "Progress", "Rows", "TrainConfig", "TrainResult", "plan", "preset", "train"]
 
 HOMES = {
     "PRESETS": "config",
     "TrainConfig": "config",
     "preset": "config",
+    "Plan": "planning",
     "Progress": "progress",
     "TrainResult": "progress",
     "Rows": "sources",

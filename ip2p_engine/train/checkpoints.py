@@ -24,6 +24,7 @@ from .progress import diverged
 
 __all__ = [
     "State",
+    "keep_last",
     "is_sharded",
     "latest",
     "load_checkpoint",
@@ -49,9 +50,16 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
                 torch.save({"step": step, **state}, stream)
             except RuntimeError as error:  # torch's own way to say that the disk refused
                 raise OSError(str(error.__context__ or first_line(error))) from error
-        for old in _all(folder)[:-keep]:
-            old.unlink()
+    keep_last(folder, keep)
     return path
+
+
+def keep_last(folder: Path, count: int) -> None:
+    """Remove all but the last ``count`` checkpoints."""
+    with disk_errors(folder, "changed", CheckpointError):
+        found = _all(folder)
+        for old in found[: len(found) - count]:
+            old.unlink()
 
 
 def latest(folder: Path) -> Path | None:

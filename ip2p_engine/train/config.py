@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..config import from_mapping
 from ..errors import ConfigError
 from ..files import read_json
 
-__all__ = ["ADJUSTABLE", "FREE", "PRESETS", "TrainConfig", "preset", "read_config"]
+__all__ = ["ADJUSTABLE", "FREE", "PRESETS", "TrainConfig", "changed_fields", "preset", "read_config", "with_outputs"]
 
 CHOICES = {
     "optimizer": ("adamw", "adamw8bit", "muon"),
@@ -21,6 +21,7 @@ CHOICES = {
     "prediction": (None, "eps", "v"),
     "tracker": (None, "tensorboard", "wandb"),
 }
+OUTPUTS = ("ema", "raw", "diffusers", "lora")
 AT_LEAST: dict[str, float] = {
     "steps": 1,
     "batch_size": 1,
@@ -31,7 +32,8 @@ AT_LEAST: dict[str, float] = {
     "lora_rank": 0,
     "cache_variants": 1,
     "save_every": 1,
-    "keep": 1,
+    "keep": 0,
+    "export_every": 0,
     "validate_every": 0,
     "validation_count": 1,
     "seed": 0,
@@ -152,7 +154,12 @@ class TrainConfig:
 
     save_every: int = 500
     keep: int = 2
-    """Checkpoints that are kept."""
+    """Checkpoints that are kept while the run goes on; a finished one keeps its last, and with 0 none to go on from."""
+    export_every: int = 0
+    """Steps between models that are written to exports/ in the forms of ``outputs``; 0 for none."""
+    outputs: tuple[str, ...] | None = None
+    """What a finished run leaves: ema, raw (whole checkpoints), diffusers (a folder, with raw also as its variant
+    non_ema), lora (adapters). None: ema, and lora where adapters are trained."""
     validate_every: int = 500
     """Steps between validation strips; 0 for none."""
     validation_count: int = 4
@@ -184,7 +191,18 @@ class TrainConfig:
         for name, least in (("micro_batch", 1), ("limit", 1), ("lora_alpha", 0)):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), least, None)
+        self._check_outputs()
         self._check_together()
+
+    def _check_outputs(self) -> None:
+        if self.outputs is None:
+            return
+        known = isinstance(self.outputs, list | tuple) and set(self.outputs) <= set(OUTPUTS)
+        if not known or not self.outputs:
+            raise ConfigError(f"outputs are {self.outputs!r}; choose among {', '.join(OUTPUTS)}")
+        if "lora" in self.outputs and not self.lora_rank:
+            raise ConfigError("outputs name lora, and all weights are trained; give lora_rank, or leave lora out")
+        object.__setattr__(self, "outputs", tuple(dict.fromkeys(self.outputs)))
 
     def _check_together(self) -> None:
         low, high = self.resize
@@ -221,12 +239,14 @@ FREE = frozenset(
         "gradient_checkpointing",
         "save_every",
         "keep",
+        "export_every",
+        "outputs",
         "validate_every",
         "validation_count",
         "tracker",
     }
 )
-"""What may differ between a run and its continuation; steps only under a constant schedule."""
+"""What may differ between a run and its continuation."""
 ADJUSTABLE = frozenset({"learning_rate", "clip_norm", "precision"})
 """What may be changed for the steps to come, and is noted: the ways out where a loss is not finite any more."""
 
@@ -311,11 +331,23 @@ def read_config(path: Path, base: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **given}
 
 
+def with_outputs(config: TrainConfig, saved: Mapping[str, Any] | None) -> TrainConfig:
+    """The config with what its run leaves filled in: as the run began, where nothing else is asked for.
+
+    Of a run that 0.1 began, which left every form.
+    """
+    if config.outputs is not None:
+        return config
+    before = tuple((saved or {}).get("outputs") or ())
+    if saved is not None and "outputs" not in saved:
+        before = OUTPUTS if config.lora_rank else OUTPUTS[:3]
+    return replace(config, outputs=before or (("ema", "lora") if config.lora_rank else ("ema",)))
+
+
 def changed_fields(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """Fields by which a config would not go on as the saved one does."""
-    free = FREE if config.schedule == "constant" else FREE - {"steps"}
     known = from_mapping(TrainConfig, saved)
-    names = [field.name for field in fields(config) if field.name not in free]
+    names = [field.name for field in fields(config) if field.name not in FREE]
     return [name for name in names if getattr(known, name) != getattr(config, name)]
 
 

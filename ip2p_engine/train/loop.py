@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,10 +15,11 @@ from .checkpoints import latest
 from .config import TrainConfig
 from .distributed import accelerated, ordinary_gradients, total
 from .optimizers import learning_rate, set_learning_rate
+from .planning import Plan
 from .progress import Clock, Progress, TrainResult, check_loss
-from .setup import Data, begin
+from .setup import Data, begin, planned
 
-__all__ = ["Progress", "TrainResult", "train"]
+__all__ = ["Plan", "Progress", "TrainResult", "plan", "train"]
 
 
 def train(
@@ -29,20 +31,23 @@ def train(
     device: str | None = None,
     hooks: Hooks | None = None,
     on_cache: Callable[[int, int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> TrainResult:
     """Train an InstructPix2Pix (Brooks et al. 2023, section 3.2), or go on where ``out`` stopped.
 
-    ``data``: a store, an original data set, a hub data set, folder or file with ``config.columns``, or a sequence of
-    PairRecord. ``base``: what load_model takes, Stable Diffusion (widened) or an InstructPix2Pix. ``on_cache`` hears of
-    (rows, all rows) while they are cached. ``hooks.on_result`` hears of each step and its Progress;
-    ``hooks.should_stop`` is asked after each step, and True saves and returns an unfinished result. Raises ConfigError,
-    CheckpointError, DatasetError, Interrupted if it is to stop while it caches, and TrainingError if the loss is not
-    finite, naming the last good checkpoint.
+    ``data``: what ``train/sources.open_source`` opens. ``base``: what load_model takes, Stable Diffusion (widened) or
+    an InstructPix2Pix. ``on_cache`` hears of (rows, all rows) while they are cached, ``on_plan`` of what the run takes
+    before its first step. ``hooks.on_result`` hears of each step and its Progress; ``hooks.should_stop`` is asked after
+    each step, and True saves and returns an unfinished result. Raises ConfigError, CheckpointError, DatasetError,
+    Interrupted if it is to stop while it caches, and TrainingError if the loss is not finite, naming the last good
+    checkpoint.
     """
     hooks = hooks or Hooks()
     should_stop = hooks.should_stop or bool
     with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator, ExitStack() as held:
-        run = begin(config, accelerator, data, base, Path(out), should_stop, on_cache or _ignore, held)
+        run = begin(
+            config, accelerator, data, base, Path(out), should_stop, on_cache or _ignore, on_plan or _ignore, held
+        )
         parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
@@ -82,6 +87,8 @@ def train(
             accelerator.log({"loss": mean, "learning_rate": rate}, step=step)
             if stopped or step % config.save_every == 0 or step == config.steps:
                 run.save(step)
+            if config.export_every and step % config.export_every == 0 and step < config.steps:
+                run.export(step)
             if config.validate_every and step % config.validate_every == 0:
                 run.validate(step)
             hooks.result(step, progress)
@@ -89,5 +96,11 @@ def train(
         return run.result(step)
 
 
-def _ignore(done: int, of: int) -> None:
+def plan(config: TrainConfig, *, data: Data, base: str | Path, out: str | Path, device: str | None = None) -> Plan:
+    """What ``train`` with the same arguments would take; loads the networks, times a micro-batch, writes nothing."""
+    with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator:
+        return planned(config, accelerator, data, base, Path(out))
+
+
+def _ignore(*told: Any) -> None:
     """Nobody watches."""

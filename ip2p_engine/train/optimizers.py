@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .config import TrainConfig
 __all__ = [
     "Average",
     "Muon",
+    "check_packages",
     "decay_at",
     "is_matrix",
     "learning_rate",
@@ -38,6 +40,14 @@ def make_optimizers(parameters: Mapping[str, nn.Parameter], config: TrainConfig)
     rest = [p for name, p in parameters.items() if not is_matrix(name, p)]
     muon = [Muon(matrices, lr=config.learning_rate)] if matrices else []
     return [*muon, *([_adamw(rest, config)] if rest else [])]
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Raises ConfigError for an extra that the run will need and that is missing."""
+    needed = {"peft": ("LoRA", config.lora_rank > 0), "bitsandbytes": ("adamw8bit", config.optimizer == "adamw8bit")}
+    for package, (what, is_needed) in needed.items():
+        if is_needed and find_spec(package) is None:
+            raise ConfigError(f"{what} needs {package}, which is missing; pip install {package}")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -1,12 +1,14 @@
-"""What a finished run gives away: averaged and raw weights as LDM files, a diffusers folder, adapters."""
+"""What a run gives away: averaged or raw weights as LDM files, a diffusers folder, adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..checkpoint.write import RAW_UNET, save_diffusers, save_ldm, write_safetensors
 from ..networks.model import Model, load_model
@@ -29,28 +31,43 @@ def export(
     base: str | Path,
     writes: bool,
 ) -> dict[str, Path]:
-    """Write ema.safetensors and raw.safetensors (whole checkpoints, the run in their headers) and diffusers/.
+    """Write the forms that ``config.outputs`` names.
 
-    diffusers/ holds the averaged UNet, and the raw one as variant non_ema. With LoRA also lora.safetensors, which
-    diffusers, ComfyUI and ``ip2p edit --lora`` take; a first convolution that was trained beside it lies in
-    conv_in.safetensors.
-    Every process calls this, and one ``writes``.
+    ema.safetensors and raw.safetensors are whole checkpoints with the run in their headers; diffusers/ is a pipeline of
+    one type, float32, with the averaged UNet. lora.safetensors is what diffusers, ComfyUI and ``ip2p edit --lora`` take; a first
+    convolution that was trained beside it lies in conv_in.safetensors. Every process calls this, and one ``writes``.
     """
-    files = {name: folder / f"{name}.safetensors" for name in ("ema", "raw")}
-    files["diffusers"] = folder / "diffusers"
+    wanted = config.outputs or ("ema",)
+    files: dict[str, Path] = {kind: folder / f"{kind}.safetensors" for kind in ("ema", "raw") if kind in wanted}
+    files |= {"diffusers": folder / "diffusers"} if "diffusers" in wanted else {}
     for kind in ("ema", "raw"):
+        if not _uses(kind, wanted):
+            continue
         with average.applied() if kind == "ema" else nullcontext(), usable(model) as shown:
             if not writes:
                 continue
-            whole = finished(shown, load_model(base, device="cpu", dtype="file"), config)
-            whole = replace(whole, spec=replace(whole.spec, weights=kind))
-            save_ldm(whole, files[kind], training=training)
-            if kind == "ema":
-                save_diffusers(whole, files["diffusers"], training=training)
-                files |= _write_adapters(model, folder, config) if config.lora_rank else {}
-            else:
-                write_safetensors(_on_cpu(whole.unet), files["diffusers"] / RAW_UNET, FORMAT)
+            if {kind, "diffusers"} & set(wanted):
+                whole = finished(shown, load_model(base, device="cpu", dtype="file"), config)
+                _write_whole(replace(whole, spec=replace(whole.spec, weights=kind)), files, training, kind)
+            if kind == "ema" and "lora" in wanted:
+                files |= _write_adapters(model, folder, config)
     return files
+
+
+def _uses(kind: str, wanted: Collection[str]) -> bool:
+    return kind in wanted or (kind == "ema" and not {"diffusers", "lora"}.isdisjoint(wanted))
+
+
+def _write_whole(whole: Model, files: Mapping[str, Path], training: Mapping[str, Any], kind: str) -> None:
+    if kind in files:
+        save_ldm(whole, files[kind], training=training)
+    if "diffusers" not in files:
+        return
+    if kind == "ema":
+        # Of one type: plain from_pretrained leaves text encoders as they lie on the disk and makes the rest float32.
+        save_diffusers(whole, files["diffusers"], torch.float32, training=training)
+    else:
+        write_safetensors(_on_cpu(whole.unet), files["diffusers"] / RAW_UNET, FORMAT)
 
 
 def _write_adapters(model: Model, folder: Path, config: TrainConfig) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The folder of a run: what was asked for, the loss of every step, the curve, the pictures.
 
-run.json  log.jsonl  loss.png  checkpoints/  validation/  cache/  ema.safetensors  raw.safetensors  diffusers/
+run.json  log.jsonl  loss.png  checkpoints/  validation/  cache/  exports/, and what ``outputs`` names
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..checkpoint.training_run import CHECKPOINTS, EXPORTS, RUN
 from ..config import versions_of
 from ..errors import ConfigError
 from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
 from ..images import save_image
 from ..networks.model import ModelSpec
 from .checkpoints import State, latest, load_checkpoint, save_checkpoint, step_of
-from .config import ADJUSTABLE, TrainConfig, changed_fields
+from .config import ADJUSTABLE, TrainConfig, changed_fields, with_outputs
 
 __all__ = [
     "RunFolder",
@@ -49,7 +50,6 @@ VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safete
 CURVE_SIZE = (900, 420)
 MARGIN = (64, 16, 16, 52)
 SMOOTHING = 50
-RUN = "run.json"
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self.path, self.writes = path, writes
-        self.checkpoints, self.validation, self.cache = (path / n for n in ("checkpoints", "validation", "cache"))
+        self.checkpoints, self.validation, self.cache = (path / n for n in (CHECKPOINTS, "validation", "cache"))
+        self.exports = path / EXPORTS
         self.curve, self._rows_file = path / "loss.png", path / "log.jsonl"
         self._log: AppendLog | None = None
 
@@ -79,7 +80,8 @@ class RunFolder:
         if not self.writes:
             return
         with disk_errors(self.path, "written", ConfigError):
-            write_json(self.path / RUN, {"config": asdict(config), "versions": versions_of(*VERSIONED), **about})
+            said = {"config": asdict(config), "versions": versions_of(*VERSIONED), "directory": os.getcwd(), **about}
+            write_json(self.path / RUN, said)
             rows = [row for row in self.rows() if row["step"] <= first]
             with whole_file(self._rows_file) as stream:
                 stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -112,8 +114,17 @@ class RunFolder:
         """A checkpoint after ``step`` steps, of which the last ``keep`` are kept; every process calls this."""
         saved = state.saved(latest(self.checkpoints))
         if self.writes:
-            save_checkpoint(self.checkpoints, step, {**saved, "broken": list(broken)}, keep=keep)
+            save_checkpoint(self.checkpoints, step, {**saved, "broken": list(broken)}, keep=max(1, keep))
             self.draw_curve()
+
+    def export_folder(self, step: int) -> Path:
+        """Where the models of a step are written while the run goes on."""
+        return self.exports / f"step-{step:08d}"
+
+    def outputs(self, config: TrainConfig) -> TrainConfig:
+        """The config with what this run leaves filled in."""
+        about = self._saved()
+        return with_outputs(config, about.get("config") if isinstance(about, dict) else None)
 
     def draw_curve(self) -> None:
         """loss.png: each step's loss, and their running mean; nothing before the first step."""
@@ -131,6 +142,11 @@ class RunFolder:
         if about is None:
             return
         saved = about.get("config", {}) if isinstance(about, dict) else about
+        if latest(self.checkpoints) is None and (gone := self._finished_step()):
+            raise ConfigError(
+                f"{self.path} holds a run that is finished after {gone} steps and kept no checkpoint to go on from; "
+                "train in a new folder, from its ema.safetensors if you like"
+            )
         finished = step_of(latest(self.checkpoints)) >= config.steps
         changed = [name for name in changed_fields(saved, config) if finished or name not in ADJUSTABLE]
         if changed:
@@ -161,12 +177,19 @@ class RunFolder:
             return {}
         changes = [{**one, "after_step": min(one["after_step"], first)} for one in about.get("changes", [])]
         before, now = about.get("config", {}), asdict(config)
-        new = {name: [before[name], now[name]] for name in sorted(ADJUSTABLE & before.keys())}
+        # Under a constant rate more steps change nothing that was there before.
+        noted = ADJUSTABLE | ({"steps"} if config.schedule != "constant" else set())
+        new = {name: [before[name], now[name]] for name in sorted(noted & before.keys())}
         new = {name: values for name, values in new.items() if values[0] != values[1]}
         for name, (old, chosen) in new.items() if self.writes else ():
             log.warning("%s goes on after step %d with %s %s instead of %s", self.path, first, name, chosen, old)
         changes += [{"after_step": first, **new}] if new else []
         return {"changes": changes} if changes else {}
+
+    def _finished_step(self) -> int:
+        """After which step what the folder gives away was written; 0 where there is nothing yet."""
+        rows = self.rows() if any((self.path / f"{kind}.safetensors").exists() for kind in ("ema", "raw")) else []
+        return int(rows[-1]["step"]) if rows else 0
 
     def _saved(self) -> Any:
         """What run.json says; None where there is none yet."""

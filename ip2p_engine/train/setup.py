@@ -11,26 +11,27 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import ConfigError
-from ..files import digest_of_text, public_name
+from ..errors import CheckpointError, ConfigError
+from ..files import digest_of_text, disk_errors, link_or_copy, public_name
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
 from .batches import Batch, PictureReader, Reader, Share, batches
-from .checkpoints import State, latest
+from .checkpoints import State, keep_last, latest, step_of
 from .config import TrainConfig
 from .distributed import refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
 from .networks import make_trainable, move_frozen, trained_parameters
 from .objective import Objective
-from .optimizers import Average, make_optimizers
+from .optimizers import Average, check_packages, make_optimizers
 from .order import make_order
+from .planning import Plan, plan_of, seconds_of_a_micro_batch
 from .progress import TrainResult
 from .results import export
 from .run_folder import RunFolder
 from .sources import licences_of, measured_rows, name_of, open_source
 from .validation import ValidationSet
 
-__all__ = ["Data", "Run", "begin"]
+__all__ = ["Data", "Run", "begin", "planned"]
 
 
 class Examples(Protocol):
@@ -99,14 +100,33 @@ class Run:
         if self.accelerator.is_main_process:
             self.validation.save(rows, self.folder.validation / f"step-{step:08d}.png")
 
+    def export(self, step: int, folder: Path | None = None) -> dict[str, Path]:
+        """The models of ``step``, in exports/ or another folder; every process calls this."""
+        training = {"config": asdict(self.config), **self.about, "step": step}
+        writes = self.accelerator.is_main_process
+        target = folder or self.folder.export_folder(step)
+        return export(self.model, self.state.average, self.config, target, training, base=self.base, writes=writes)
+
+    def _give_away(self, step: int) -> dict[str, Path]:
+        """What a finished run leaves: what was exported after this step already gets a second name."""
+        done, out = self.folder.export_folder(step), self.folder.path
+        if self.config.export_every == 0 or step % self.config.export_every:
+            return self.export(step, out)
+        files = {name: out / path.relative_to(done) for name, path in self.export(step).items()}
+        if self.accelerator.is_main_process:
+            with disk_errors(out, "written", CheckpointError):
+                for path in files.values():
+                    link_or_copy(done / path.relative_to(out), path)
+        return files
+
     def result(self, step: int) -> TrainResult:
-        """What is left after the last step; a finished run's files are written."""
+        """What is left after the last step; a finished run's files are written, and one checkpoint stays."""
         files: dict[str, Path] = {}
-        finished, writes = step >= self.config.steps, self.accelerator.is_main_process
+        finished = step >= self.config.steps
         if finished:
-            training = {"config": asdict(self.config), **self.about, "step": step}
-            out = self.folder.path
-            files = export(self.model, self.state.average, self.config, out, training, base=self.base, writes=writes)
+            files = self._give_away(step)
+            if self.accelerator.is_main_process:
+                keep_last(self.folder.checkpoints, min(1, self.config.keep))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return TrainResult(
@@ -129,41 +149,33 @@ def begin(
     out: Path,
     should_stop: Callable[[], bool],
     on_cache: Callable[[int, int], None],
+    on_plan: Callable[[Plan], None],
     held: ExitStack,
 ) -> Run:
     """Open the data and the base, cache what is to be cached, take up the last checkpoint of ``out`` if there is one.
 
     ``held`` keeps the folder from other runs until it closes. Raises Interrupted if it is to stop while it caches.
     """
-    share = Share.of(config, accelerator.process_index, accelerator.num_processes)
     folder = RunFolder(out, writes=accelerator.is_main_process)
-    folder.refuse_other(config)
-    source = open_source(data, config)
+    share, config, source, model, origin = _opened(config, accelerator, folder, data, base)
     test = _measured(source, data, folder)
-    model, base_digest = _model(base, config, accelerator.device)
-    origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
-    folder.refuse_other_origin(model.spec, **origin)
     encoder = Encoder(model)
     held.enter_context(folder.taken())
+    unet, state = _state(model, config, accelerator)
+    first, broken = folder.take_up(state)
+    on_plan(_plan(config, model, out, source, test, first))
+    with refusals():
+        accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
     reader: Reader = PictureReader(source, config)
     broken_rows: Collection[int] = ()
     if config.cache:
-        key = cache_key(source, model, config)
-        build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
-        accelerator.wait_for_everyone()
-        reader = cached = CacheReader(folder.cache, key, config)
-        broken_rows = cached.broken() if config.buckets else ()
-        move_frozen(model, "cpu")
+        reader, broken_rows = _cached(config, accelerator, source, encoder, model, share, folder, should_stop, on_cache)
     order = make_order(source, config, broken_rows, should_stop)
-    unet, state = _state(model, config, accelerator)
-    first, broken = folder.take_up(state)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
     about |= _of_data(source) | {"processes": share.world, "test_pairs": test, **origin}
     about |= folder.adjusted(config, first)
     folder.begin(config, about, first)
     held.callback(folder.draw_curve)  # however the run ends
-    with refusals():
-        accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
     return Run(
         config=config,
         accelerator=accelerator,
@@ -188,6 +200,62 @@ def _of_data(source: Any) -> dict[str, Any]:
     held_out = {"held_out": source.held_out, "split_rule": source.split_rule} if getattr(source, "held_out", 0) else {}
     licences = licences_of(source)
     return {**held_out, **({"licences": licences} if licences else {})}
+
+
+def planned(config: TrainConfig, accelerator: Any, data: Data, base: str | Path, out: Path) -> Plan:
+    """What the same arguments would train, with a micro-batch timed; nothing is written."""
+    folder = RunFolder(out, writes=False)
+    share, config, source, model, _ = _opened(config, accelerator, folder, data, base)
+    first = step_of(latest(folder.checkpoints))
+    null = Encoder(model).null_text
+    unet = accelerator.prepare(model.unet)
+    objective = Objective(model, null, config)
+    seconds = seconds_of_a_micro_batch(model, unet, objective, null, share.micro, config)
+    seconds *= -(-config.batch_size // share.world // share.micro) * max(0, config.steps - first)
+    return _plan(config, model, out, source, len(measured_rows(source)), first, seconds)
+
+
+def _opened(
+    config: TrainConfig, accelerator: Any, folder: RunFolder, data: Data, base: str | Path
+) -> tuple[Share, TrainConfig, Any, Model, dict[str, str]]:
+    """(share, the whole config, data, what is trained, digests of where it comes from); all that can be is refused."""
+    check_packages(config)
+    share = Share.of(config, accelerator.process_index, accelerator.num_processes)
+    folder.refuse_other(config)
+    config = folder.outputs(config)
+    source = open_source(data, config)
+    model, base_digest = _model(base, config, accelerator.device)
+    origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
+    folder.refuse_other_origin(model.spec, **origin)
+    return share, config, source, model, origin
+
+
+def _cached(
+    config: TrainConfig,
+    accelerator: Any,
+    source: Any,
+    encoder: Encoder,
+    model: Model,
+    share: Share,
+    folder: RunFolder,
+    should_stop: Callable[[], bool],
+    on_cache: Callable[[int, int], None],
+) -> tuple[Reader, Collection[int]]:
+    """(what reads the cache, which is made first, rows that it has not); the frozen networks then leave the device."""
+    key = cache_key(source, model, config)
+    build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
+    accelerator.wait_for_everyone()
+    reader = CacheReader(folder.cache, key, config)
+    move_frozen(model, "cpu")
+    return reader, reader.broken() if config.buckets else ()
+
+
+def _plan(
+    config: TrainConfig, model: Model, out: Path, source: Any, test: int, first: int, seconds: float | None = None
+) -> Plan:
+    pairs = len(source) if hasattr(source, "__len__") else None
+    held_out = getattr(source, "held_out", 0)
+    return plan_of(config, model, out, pairs=pairs, test_pairs=test, held_out=held_out, first=first, seconds=seconds)
 
 
 def _measured(source: Any, data: Data, folder: RunFolder) -> int:

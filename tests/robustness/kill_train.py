@@ -36,7 +36,7 @@ def live(home: Path, out: Path, steps: int, kill_after: float | None) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            settings = config(steps=steps, save_every=2, cache=True, learning_rate=1e-3)
+            settings = config(steps=steps, save_every=2, cache=True, learning_rate=1e-3, outputs=("ema", "raw"))
             train(settings, data=true_pairs(10), base=home / "base.safetensors", out=out, device="cpu")
             os._exit(0)
         finally:

@@ -25,7 +25,7 @@ SHORT = ["--resolution", "64", "--set", "resize=[64,72]", "--workers", "0", "--v
 
 
 PIECES = Path(__file__).parent / "in_pieces.py"
-OUTPUTS = ("ema.safetensors", "raw.safetensors", "diffusers")
+OUTPUTS = ("ema.safetensors",)
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
