@@ -233,7 +233,7 @@ def test_a_run_of_an_earlier_version_goes_on(run, copy):
 def test_a_run_json_that_is_none_is_refused(run, tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(text)
-    with pytest.raises(ConfigError, match="TrainConfig cannot be made from"):
+    with pytest.raises(ConfigError, match="is no training run.s; restore it from a copy"):
         run()
 
 
