@@ -34,8 +34,8 @@ def export(
     """Write the forms that ``config.outputs`` names.
 
     ema.safetensors and raw.safetensors are whole checkpoints with the run in their headers; diffusers/ is a pipeline of
-    one type, float32, with the averaged UNet. lora.safetensors is what diffusers, ComfyUI and ``ip2p edit --lora`` take;
-    a first convolution that was trained beside it lies in conv_in.safetensors. Every process calls this, and one
+    one type, float32, with the averaged UNet. lora.safetensors is what diffusers, ComfyUI and ``ip2p edit --lora``
+    take; a first convolution that was trained beside it lies in conv_in.safetensors. Every process calls this, and one
     ``writes``.
     """
     wanted = config.outputs or ("ema",)
