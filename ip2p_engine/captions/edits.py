@@ -202,12 +202,14 @@ def make_captions(
     per_caption: int = 1,
     seed: int = 0,
     moderate: Callable[[CaptionEdit], bool] | None = None,
+    retry_rejected: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> CaptionReport:
     """Ask ``source`` for ``per_caption`` edits of each caption and append the good ones to ``out`` (JSON Lines).
 
-    Rejected answers go to a file beside it, with the reason, so a stopped run goes on without asking again.
+    Rejected answers go to a file beside it, with the reason, so a stopped run goes on without asking again; with
+    ``retry_rejected`` it asks again about those.
     ``moderate`` may refuse an edit by returning False. Raises CaptionError, ConfigError, or Interrupted.
     """
     if per_caption < 1:
@@ -223,7 +225,10 @@ def make_captions(
         for requests in _batches(todo, source.batch):
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped with {ledger.written} edits in {out}; the same command goes on")
-            ledger.settle(source, [request for request in requests if not ledger.knows(request, source.name)])
+            ledger.settle(
+                source,
+                [request for request in requests if not ledger.knows(request, "" if retry_rejected else source.name)],
+            )
             finished += len(requests)
             if on_progress is not None:
                 on_progress(finished, len(unique) * per_caption)

@@ -18,9 +18,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CaptionError, ConfigError
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 # A caption that the server's policy or its model's context refuses, or a wrong setting.
 PERHAPS_OF_ONE_CAPTION = (400, 413, 422)
+ADJUSTABLE = ("max_tokens", "max_completion_tokens", "temperature", "seed")
+LONGER = 16
+THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>|^.*</(think|thinking|reasoning)>", re.DOTALL)
 MAX_ANSWER, LONGEST_ASKED, LOOK_UP = 1_000_000, 3600.0, 0.5
 
 INSTRUCTION = """\
@@ -60,6 +63,14 @@ class ServerConfig:
     temperature: float = 0.7
     """As in the paper's code."""
     max_tokens: int = 256
+    """Of an answer; one that is cut off is asked for again with up to sixteen times as many, as models that think need.
+    Servers that want max_completion_tokens, or take no temperature or seed, say so and get what they want."""
+    system: str = ""
+    """What the model is told first; empty for our own text, which asks for instruction and edited_caption as JSON."""
+    examples: tuple[CaptionEdit, ...] = ()
+    """Answers to show it; none for our own three."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of the request, such as {"reasoning_effort": "low"}; they win over ours."""
     concurrency: int = 4
     """Requests under way at one time."""
     retries: int = 8
@@ -83,6 +94,10 @@ class ServerConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give seconds above 0")
 
 
+CUT_OFF = Rejected(reason="cut off")
+"""The answer reached max_tokens before it was one."""
+
+
 class ServerSource:
     """A source of edits; requests run side by side, answers keep their order."""
 
@@ -95,6 +110,7 @@ class ServerSource:
         self._key = _key(config.key_variable)
         self.batch = 8 * config.concurrency
         self._gate = _Gate()
+        self._unwanted: set[str] = set()
         self._answers, self._trial = False, threading.Lock()
         # No redirects: the key would go wherever they lead.
         self._opener = urllib.request.build_opener(_NoRedirects)
@@ -156,19 +172,34 @@ class ServerSource:
         return True
 
     def _answer(self, request: Request) -> CaptionEdit | Rejected:
-        body = json.dumps(_body(request, self.config)).encode()
-        for attempt in range(self.config.retries + 1):
+        config, attempt = self.config, 0
+        while True:
             self._gate.wait()
+            body = _body(request, config, self._unwanted)
             try:
-                answer = _parsed(request.caption, self._post(body))
+                answer = _parsed(request.caption, self._post(json.dumps(body).encode()))
                 self._answers = True
-                return answer
+                if answer != CUT_OFF or config.max_tokens >= LONGER * self.config.max_tokens:
+                    return answer
+                config = replace(config, max_tokens=4 * config.max_tokens)
+            except _Refused as refusal:
+                if refusal.code not in PERHAPS_OF_ONE_CAPTION or not self._gives_up(body, refusal.said):
+                    raise
             except _Passing as trouble:
                 if attempt == self.config.retries:
                     tried = f"{self.config.base_url} failed {attempt + 1} times, at last with: {trouble}"
                     raise CaptionError(f"{tried}; see to the server, then run the same command again") from trouble
                 self._hold_back(trouble, attempt)
-        raise AssertionError("the loop returns or raises")
+                attempt += 1
+
+    def _gives_up(self, body: Mapping[str, Any], said: str) -> bool:
+        """Whether a refusal names a field that can be left out, or called otherwise, from now on."""
+        named = [name for name in ADJUSTABLE if name in body and re.search(rf"\b{name}\b", said)]
+        new = set(named[:1]) - set(self.config.extra)
+        for name in new - self._unwanted:
+            log.info("%s takes no %s", self.config.base_url, name)
+        self._unwanted |= new
+        return bool(new)
 
     def _hold_back(self, trouble: _Passing, attempt: int) -> None:
         """This request waits twice as long each time; what the server asks for holds all of them."""
@@ -266,37 +297,57 @@ def _key(variable: str) -> str:
     return key
 
 
-def _body(request: Request, config: ServerConfig) -> dict[str, Any]:
-    messages = [{"role": "system", "content": INSTRUCTION}]
-    for caption, instruction, edited in EXAMPLES:
+def _body(request: Request, config: ServerConfig, unwanted: set[str]) -> dict[str, Any]:
+    """``unwanted``: fields that the server has refused."""
+    messages = [{"role": "system", "content": config.system or INSTRUCTION}]
+    for caption, instruction, edited in [tuple(vars(one).values()) for one in config.examples] or EXAMPLES:
         answer = json.dumps({"instruction": instruction, "edited_caption": edited})
         messages += [{"role": "user", "content": caption}, {"role": "assistant", "content": answer}]
-    return {
-        "model": config.model,
-        "messages": [*messages, {"role": "user", "content": request.caption}],
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-        "seed": request.seed % 2**31,
-    }
+    fields = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": request.seed % 2**31}
+    if "max_tokens" in unwanted:
+        fields["max_completion_tokens"] = config.max_tokens
+    said = {name: value for name, value in fields.items() if name not in unwanted}
+    talk = [*messages, {"role": "user", "content": request.caption}]
+    return {"model": config.model, "messages": talk, **said, **config.extra}
 
 
 def _parsed(caption: str, answer: Any) -> CaptionEdit | Rejected:
     """The edit in a chat answer; _Passing if it is no chat answer, Rejected if the model wrote something else."""
     try:
-        text = answer["choices"][0]["message"]["content"]
+        choice = answer["choices"][0]
+        text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise _Passing(f"an answer without choices: {json.dumps(answer)[:200]}") from error
-    if not isinstance(text, str):
-        return Rejected(reason="malformed", text="" if text is None else json.dumps(text)[:1000])
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    try:
-        fields = json.loads(found.group()) if found else {}
-        edit = {name: fields[name] for name in ("instruction", "edited_caption")}
-    except (*NO_JSON, KeyError):
-        return Rejected(reason="malformed", text=text)
-    if not all(isinstance(value, str) and value.strip() and is_unicode(value) for value in edit.values()):
-        return Rejected(reason="malformed", text=text)
-    return CaptionEdit(caption=caption, **{name: " ".join(value.split()) for name, value in edit.items()})
+    edit = fields_of(_said(text), ("instruction", "edited_caption"))
+    if edit is not None:
+        return CaptionEdit(caption=caption, **edit)
+    if choice.get("finish_reason") == "length":
+        return CUT_OFF
+    shown = text if isinstance(text, str) else "" if text is None else json.dumps(text)[:1000]
+    return Rejected(reason="malformed", text=shown)
+
+
+def _said(content: Any) -> str:
+    """The text of an answer, which some servers give in parts."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def fields_of(text: str, names: Sequence[str]) -> dict[str, str] | None:
+    """The texts under these names in the last JSON object that has them, behind what the model thought; or None."""
+    text = THOUGHTS.sub("", text)
+    flat = [found.group() for found in re.finditer(r"\{[^{}]*\}", text)]
+    whole = re.search(r"\{.*\}", text, re.DOTALL)
+    for part in [*reversed(flat), *([whole.group()] if whole else [])]:
+        try:
+            fields = json.loads(part)
+        except NO_JSON:
+            continue
+        values = [fields.get(name) if isinstance(fields, dict) else None for name in names]
+        if all(isinstance(value, str) and value.strip() and is_unicode(value) for value in values):
+            return {name: " ".join(str(value).split()) for name, value in zip(names, values, strict=True)}
+    return None
 
 
 def _message(error: urllib.error.HTTPError) -> str:

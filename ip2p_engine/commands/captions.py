@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import NO_JSON
+from ..progress import write_note
 from .options import add_command, check_positive, local_path, progress_bar, stop_signals
 
 __all__ = ["add"]
@@ -16,10 +19,15 @@ __all__ = ["add"]
 OPTIONS = {
     "grammar": ("sample", "held_out"),
     "language-model": ("language_model", "device", "batch", "temperature", "max_tokens"),
-    "server": ("base_url", "model", "key_variable", "concurrency", "retries", "temperature", "max_tokens"),
+    "server": ("base_url", "model", "key_variable", "concurrency", "retries", "temperature", "max_tokens")
+    + ("system", "examples", "request"),
 }
 """What each source alone understands."""
 FINE_TUNE = "fine-tune"
+UNKNOWN_CAPTIONS = (
+    "the grammar knows captions of scenes alone (ip2p captions --sample 10 shows some); for captions of your own give "
+    "--source server with --base-url and --model, or --source language-model"
+)
 
 
 def add(commands: Any) -> None:
@@ -40,6 +48,7 @@ def _add_captions(commands: Any) -> None:
         "--source", choices=tuple(OPTIONS), default="grammar", help="who thinks of the edits (default: grammar)"
     )
     parser.add_argument("--per-caption", type=int, default=1, metavar="N", help="edits of each caption (default: 1)")
+    parser.add_argument("--retry-rejected", action="store_true", help="ask again about what was rejected")
     parser.add_argument("--seed", type=int, default=0, help="of the whole run (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     grammar = parser.add_argument_group("grammar: scenes, exact and free")
@@ -54,6 +63,9 @@ def _add_captions(commands: Any) -> None:
     server.add_argument("--model", help="the name under which the server knows it")
     server.add_argument("--key-variable", help="the environment variable with the key (default: OPENAI_API_KEY)")
     server.add_argument("--concurrency", type=int, help="requests at one time (default: 4)")
+    server.add_argument("--system", type=Path, metavar="FILE", help="a text that the model is told in place of ours")
+    server.add_argument("--examples", type=Path, metavar="FILE", help="triplets to show it in place of ours (.jsonl)")
+    server.add_argument("--request", metavar="JSON", help='more fields, such as {"reasoning_effort": "low"}')
     server.add_argument("--retries", type=int, help="of errors that may pass (default: 8)")
     both = parser.add_argument_group("language-model and server")
     both.add_argument("--temperature", type=float, help="default: 0.7, the paper's")
@@ -89,9 +101,12 @@ def _captions(options: argparse.Namespace) -> None:
             options.out,
             per_caption=options.per_caption,
             seed=options.seed,
+            retry_rejected=options.retry_rejected,
             on_progress=bar,
             should_stop=should_stop,
         )
+    if options.source == "grammar" and options.captions and not report.written:
+        write_note(f"ip2p: {UNKNOWN_CAPTIONS}")
     sys.stdout.write((json.dumps(vars(report)) if options.json else f"{options.out}: {report.as_text()}") + "\n")
 
 
@@ -132,7 +147,33 @@ def _source(options: argparse.Namespace) -> Any:
 
     if not options.base_url or not options.model:
         raise ConfigError("--source server needs to know where and what; give --base-url URL and --model NAME")
-    return ServerSource(ServerConfig(**_given(options, *OPTIONS["server"])))
+    return ServerSource(ServerConfig(**_server_options(options)))
+
+
+def _server_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The server's fields, those from files read."""
+    from ..captions.edits import read_edits
+    from ..errors import CaptionError
+    from ..files import text_lines
+
+    given = _given(options, *OPTIONS["server"])
+    if "system" in given:
+        given["system"] = "".join(text_lines(given["system"], CaptionError))
+    if "examples" in given:
+        given["examples"] = tuple(read_edits(given["examples"]))
+    if "request" in given:
+        given["extra"] = _object(given.pop("request"))
+    return given
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except NO_JSON:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'--request is {text[:60]!r}; give a JSON object such as {{"reasoning_effort": "low"}}')
+    return found
 
 
 def _language_model(options: argparse.Namespace) -> Any:

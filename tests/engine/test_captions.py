@@ -30,6 +30,7 @@ from ip2p_engine.captions.language_model import (
     fine_tune,
 )
 from ip2p_engine.captions.server import ServerConfig, ServerSource
+from ip2p_engine.cli import main
 from ip2p_engine.errors import CaptionError, CheckpointError, ConfigError, Interrupted
 from ip2p_engine.files import locked
 from ip2p_engine.scenes.grammar import GrammarSource, captions_of, edits_from, parse_caption, sample_captions
@@ -577,6 +578,95 @@ def test_trouble_that_passes_is_waited_out(trouble):
     with Server(trouble, trouble, reply(answer())) as server:
         assert source_of(server, timeout=0.5).propose(requests_of("a cat")) == [edit()]
     assert len(server.requests) == 3
+
+
+NO_MAX_TOKENS = (
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+)
+NO_TEMPERATURE = (
+    "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) is supported."
+)
+
+
+def cut_off(content=None):
+    message = {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
+    return {"code": 200, "headers": {}, "body": json.dumps(message)}
+
+
+def test_todays_servers_get_the_fields_that_they_want(tmp_path):
+    """Each refuses once; what it refused is not sent again."""
+    script = [
+        fault(400, message=NO_MAX_TOKENS),
+        fault(400, message=NO_TEMPERATURE),
+        fault(400, message="seed: unknown"),
+    ]
+    with Server(*script, reply(answer())) as server:
+        source = source_of(server, concurrency=1)
+        assert source.propose(requests_of("a cat", "a dog")) == [edit(), edit(caption="a dog")]
+    first, *_, last = [body for _, _, body in server.requests]
+    assert {"max_tokens", "temperature", "seed"} <= set(first)
+    assert set(last) == {"model", "messages", "max_completion_tokens"}
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '<think>{a cat} in {braces} {"instruction": "no", "edited_caption": "no"}</think>\n' + answer(),
+        "thoughts {x}</think>" + answer(),
+        "<reasoning>{</reasoning>```json\n" + answer() + "\n```",
+        "First {} then " + answer(instruction="no", edited="no") + " or rather " + answer(),
+        [{"type": "text", "text": answer()}],
+    ],
+)
+def test_what_a_model_thought_is_passed_over(content):
+    with Server(reply(content)) as server:
+        assert source_of(server).propose(requests_of("a cat")) == [edit()]
+
+
+def test_answers_that_are_cut_off_get_more_room():
+    with Server(cut_off(), cut_off("<think>still"), reply(answer())) as server:
+        assert source_of(server, max_tokens=100).propose(requests_of("a cat")) == [edit()]
+    assert [body["max_tokens"] for _, _, body in server.requests] == [100, 400, 1600]
+    with Server(cut_off()) as server:
+        assert source_of(server).propose(requests_of("a cat")) == [Rejected(reason="cut off")]
+    assert len(server.requests) == 3
+
+
+def test_own_words_examples_and_fields(tmp_path):
+    shown = (CaptionEdit(caption="a", instruction="b", edited_caption="c"),)
+    with Server(reply(answer())) as server:
+        source_of(server, system="Be brief.", examples=shown, extra={"top_p": 0.9, "seed": 1}).propose(
+            requests_of("a cat")
+        )
+    body = server.requests[0][2]
+    assert [one["content"] for one in body["messages"]][:2] == ["Be brief.", "a"]
+    assert len(body["messages"]) == 4
+    assert (body["top_p"], body["seed"]) == (0.9, 1)
+
+
+def test_what_was_rejected_is_asked_again_on_wish(tmp_path):
+    with Server(reply("no"), reply(answer())) as server:
+        source = source_of(server)
+        assert make_captions(["a cat"], source, tmp_path / "e.jsonl").written == 0
+        assert make_captions(["a cat"], source, tmp_path / "e.jsonl").written == 0
+        assert make_captions(["a cat"], source, tmp_path / "e.jsonl", retry_rejected=True).written == 1
+        assert make_captions(["a cat"], source, tmp_path / "e.jsonl", retry_rejected=True).new == 0
+    assert len(server.requests) == 2
+
+
+def test_first_captions_of_ones_own_get_a_hint(tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("a photo of my cat\n")
+    assert main(["captions", str(tmp_path / "in.txt"), "--out", str(tmp_path / "e.jsonl")]) == 0
+    assert "the grammar knows captions of scenes alone" in capsys.readouterr().err
+    assert (
+        main(
+            ["captions", str(tmp_path / "in.txt"), "--out", str(tmp_path / "f.jsonl"), "--source", "server"]
+            + ["--base-url", "http://127.0.0.1:1/v1", "--model", "m", "--request", "[1]"]
+        )
+        == 2
+    )
+    assert "--request is '[1]'; give a JSON object" in capsys.readouterr().err
 
 
 def test_a_silent_server_times_out_and_is_asked_again():
