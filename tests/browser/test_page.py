@@ -83,6 +83,37 @@ def wait_for_job(page, server, before):
     raise TimeoutError("pressing Run queued nothing")
 
 
+APP = """async (name) => {
+    const answer = await fetch(`/api/workflow_templates/instruct-pix2pix/${encodeURIComponent(name)}.json`);
+    await window.app.loadGraphData(await answer.json(), true, true, name);
+}"""
+
+
+def test_the_first_template_opens_as_an_app(page, screenshots):
+    page.evaluate(APP, PAGES[0].stem)
+    page.wait_for_timeout(2500)
+    if not page.get_by_text("Number of runs").count():
+        pytest.skip("this page has no app view")
+    page.screenshot(path=screenshots / "app.png")
+    for label in ("instruction", "follow_instruction", "keep_picture", "seed"):
+        assert page.get_by_text(label, exact=True).first.is_visible()
+    page.evaluate(OPEN, PAGES[0].stem)  # the tests after this one want nodes
+
+
+def test_the_blueprint_edits(page, server):
+    """As the page puts it into a graph: a node around three."""
+    file = next((Path(__file__).parents[2] / "subgraphs").glob("*.json"))
+    page.evaluate(
+        "async workflow => window.app.loadGraphData(workflow, true, true, 'blueprint')", json.loads(file.read_text())
+    )
+    page.wait_for_timeout(1500)
+    posted = {node["class_type"]: node["inputs"] for node in page.evaluate(POSTED).values()}
+    assert set(posted) == {"IP2P_LoadCheckpoint", "IP2P_AdjustScales", "IP2P_Sample"}
+    assert posted["IP2P_LoadCheckpoint"]["checkpoint"] == "embedded"
+    assert posted["IP2P_Sample"]["instruction"] == "make it snow"
+    assert posted["IP2P_AdjustScales"]["keep_picture"] == 1
+
+
 def test_the_help_panel_shows_our_page(page, screenshots):
     open_template(page, PAGES[0].stem)
     page.evaluate(

@@ -301,12 +301,12 @@ def test_the_report_says_what_the_base_gave(server):
 
 
 @pytest.mark.slow
-def test_a_hundred_edits_keep_memory_flat(server, scene):
+def test_three_hundred_edits_keep_memory_flat(server, scene):
     for seed in range(5):
         succeed(server.run(edit(scene, seed=1000 + seed, steps=2), fetch=False))
-    jobs = [server.submit(edit(scene, seed=2000 + seed, steps=2)) for seed in range(100)]
-    succeed(server.wait(jobs[9], fetch=False))
+    jobs = [server.submit(edit(scene, seed=2000 + seed, steps=2)) for seed in range(300)]
+    succeed(server.wait(jobs[29], fetch=False))
     early = server.memory()
     for job in jobs:
         assert server.wait(job, fetch=False).status == "success"
-    assert server.memory() - early < 48 * 2**20
+    assert server.memory() <= 1.02 * early

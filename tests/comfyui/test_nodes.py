@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
 
 import pytest
 from workflow_format import choices, default_of, inputs_of, is_widget, to_api, type_name, widgets_of
@@ -88,8 +90,27 @@ def test_no_workflow_uses_what_comfyui_has_given_up(object_info):
 
 def test_templates_are_offered(server):
     offered = server.get("/workflow_templates")
-    assert sorted(offered["instruct-pix2pix"]) == [page.stem for page in PAGES]
+    assert sorted(offered["instruct-pix2pix"]) == sorted(page.stem for page in PAGES)
+    for page in PAGES:
+        address = f"/api/workflow_templates/instruct-pix2pix/{quote(page.name)}"
+        assert server.get(address) == json.loads(page.read_text())
+        assert server.get(address.replace(".json", ".jpg")) == page.with_suffix(".jpg").read_bytes()
     assert server.get("/extensions/instruct-pix2pix/docs/IP2P_Sample.md").startswith(b"# IP2P Edit Image")
+
+
+def test_help_pages_pictures_are_delivered(server):
+    for picture in (ROOT / "web" / "docs" / "images").glob("*.jpg"):
+        assert server.get(f"/extensions/instruct-pix2pix/docs/images/{picture.name}") == picture.read_bytes()
+
+
+def test_translations_and_the_blueprint_are_delivered(server):
+    assert server.get("/i18n")["zh"]["nodeDefs"]["IP2P_Sample"]["display_name"] == "IP2P 编辑图像"
+    try:
+        found = server.get("/global_subgraphs")
+    except HTTPError:
+        pytest.skip("this ComfyUI has no blueprints")
+    ours = [entry for entry in found.values() if entry["info"]["node_pack"] == "custom_nodes.instruct-pix2pix"]
+    assert [entry["name"] for entry in ours] == ["Edit image (InstructPix2Pix)"]
 
 
 def test_importing_the_pack_loads_nothing_heavy(server):

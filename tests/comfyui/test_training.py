@@ -106,6 +106,18 @@ def test_an_evaluation_has_one_bar(server):
     assert {of for _, of in shown} == {36} and shown[-1][0] == 36
 
 
+def test_an_evaluation_stops_within_a_step(server):
+    client = uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
+        server.submit(evaluation(count=9, steps=200, seed=7), client=client)
+        shown, _ = progress_of(listener, until=(27, 9 * 200))
+        server.post("/interrupt", {})
+        rest, kind = progress_of(listener)
+    assert kind == "execution_interrupted"
+    # Messages wait in a queue while a step runs, so those that were on their way count too.
+    assert len(rest) <= 3
+
+
 def test_a_label_is_no_reference_s(server):
     assert "is a reference's name; choose another" in complaint(server, evaluation(label="the pairs' own edits"))
 
