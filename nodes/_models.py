@@ -83,9 +83,13 @@ def source_of(name: str) -> str | Path:
 
 def _diffusers_folders() -> list[str]:
     """Folders at any depth, since people keep them as author/name and as the hub's cache does."""
-    found = []
+    found, seen = [], set()
     for root in folder_paths.get_folder_paths("diffusers"):
         for place, folders, files in os.walk(root, followlinks=True):
+            if (home := os.path.realpath(place)) in seen:  # links in a circle
+                folders.clear()
+                continue
+            seen.add(home)
             if "model_index.json" in files:
                 folders.clear()
                 found.append(f"diffusers/{Path(place).relative_to(root).as_posix()}")

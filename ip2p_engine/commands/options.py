@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,6 +66,7 @@ MOST = {
     "workers": 256,
     "worst": 10_000,
 }
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP is Unix's, SIGBREAK Windows'
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -224,7 +225,9 @@ def check_positive(name: str, value: int) -> int:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """``should_stop`` for the length of a with-block: true after a Ctrl-C or SIGTERM; a second Ctrl-C ends at once.
+    """``should_stop`` for the length of a with-block: true after a Ctrl-C, SIGTERM, or the end of the terminal.
+
+    A second Ctrl-C ends at once. What is ignored, as nohup has it of SIGHUP, stays ignored.
 
     Outside the main thread, where signals do not arrive, it stays false.
     """
@@ -236,12 +239,15 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
                 raise KeyboardInterrupt
             return  # torchrun passes a Ctrl-C on as SIGTERM
         asked.set()
-        sys.stderr.write("\nip2p: stopping, and keeping what is finished; once more ends at once\n")
+        with suppress(OSError):  # the terminal may be gone
+            sys.stderr.write("\nip2p: stopping, and keeping what is finished; once more ends at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked.is_set
     finally:

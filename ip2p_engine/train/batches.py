@@ -130,8 +130,10 @@ def batches(reader: Reader, order: Order, config: TrainConfig, share: Share, fir
 
 
 def outlive_signals(worker: int) -> None:
-    """Leave Ctrl-C and the first SIGTERM, which reach a whole group of processes, to the one that saves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C, the terminal's end and the first SIGTERM, which reach a whole group, to the process that saves."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # A second one is that process's own at its end, which waits for the worker.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ip2p_engine.cli import main
-from ip2p_engine.commands.options import MOST
+from ip2p_engine.commands.options import MOST, stop_signals
 from ip2p_engine.errors import DatasetError, printable
 from ip2p_engine.evaluate.report import write_report
 from ip2p_engine.evaluate.run_folder import Table, save_run
@@ -152,3 +153,32 @@ def test_a_stranger_s_run_embeds_no_file_of_this_machine(changes, tmp_path):
     with pytest.raises(DatasetError):
         write_report(folder, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_end_of_the_terminal_asks_to_stop(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with stop_signals() as should_stop:
+        assert not should_stop()
+        os.kill(os.getpid(), number)
+        assert should_stop()
+    assert signal.getsignal(number) is before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as should_stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_windows_has_other_signals(monkeypatch):
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    with stop_signals() as should_stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert should_stop()

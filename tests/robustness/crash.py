@@ -42,7 +42,7 @@ def commands(seeds: Path, out: Path) -> dict[str, list[Any]]:
         "copy": ["dataset", "copy", store, out],
         "export": ["dataset", "export", store, "--out", out],
         "sheet": ["dataset", "sheet", store, "--out", out / "sheet.html"],
-        "captions": ["captions", "--sample", "6", "--out", out / "edits.jsonl"],
+        "captions": ["captions", "--sample", "100", "--out", out / "edits.jsonl"],
         "pairs": pairs,
         "train": ["train", "--data", store, "--base", seeds / "tiny4", "--out", out, *TRAIN],
     }

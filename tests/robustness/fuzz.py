@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def warm_up(root: Path) -> None:
         raise SystemExit((root / "seeds.log").read_text())
     # Once here, so that the tokenizer and the like are not made anew in every fork.
     for path, layout in (("model.safetensors", "ldm"), ("model", "diffusers")):
-        command(["convert", str(root / "seeds" / "tiny"), str(root / "home" / path), "--to", layout])
+        with redirect_stdout(None):
+            command(["convert", str(root / "seeds" / "tiny"), str(root / "home" / path), "--to", layout])
 
 
 def leave(work: Any) -> None:
