@@ -63,7 +63,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
     parser.add_argument(
-        "--outputs", nargs="+", choices=("ema", "raw", "diffusers", "lora"), help="what is left (default: ema)"
+        "--outputs",
+        action=Several,
+        nargs="+",
+        choices=("ema", "raw", "diffusers", "lora"),
+        help="what is left (default: ema)",
     )
     add_reading_options(parser)
     for flag in FLAGS:
