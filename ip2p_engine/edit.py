@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,29 +19,20 @@ from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
 from .diffusion.guidance import Denoiser, Guidance, check_scale, guidance_of
+from .diffusion.mask import latent_mask
 from .diffusion.noise import check_seed
 from .diffusion.sampling import Sampler, named, sampler_of
 from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError, ImageError
 from .files import is_url, public_name
 from .hooks import Hooks
-from .images import (
-    FULL_SIZE,
-    Picture,
-    fit,
-    give_back,
-    open_image,
-    pixels_digest,
-    plan_size,
-    to_images,
-    to_tensor,
-    upright_size,
-)
-from .networks.conditioning import Conditioning, decode_latents, encode_image, encode_text, size_ids
+from .images import Picture, fit, open_image, plan_size, to_images, to_tensor, upright_size
+from .networks.conditioning import Conditioning, clean_latents, decode_latents, encode_image, encode_text, size_ids
 from .networks.denoiser import BranchDenoiser
 from .networks.digest import digest_of_weights
 from .networks.model import Model, load_model
 from .networks.walk import walk
+from .pictures import EditResult, Fitted, Opener
 from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
@@ -79,6 +70,8 @@ class EditConfig:
     """The guidance branches in one batch (True), one after another (False), or as memory allows (None)."""
     restore_size: bool = True
     """Give the original width and height back."""
+    detail: bool = False
+    """Take the source's detail where a local colour transform explains the edit (``detail.with_detail``)."""
 
     def __post_init__(self) -> None:
         for name in ("text_cfg", "image_cfg"):
@@ -104,44 +97,6 @@ class _Settled(EditConfig):
     resolution: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditResult:
-    """One edited picture and all that is needed to make it again."""
-
-    edited: Image.Image | None
-    """As the decoder gave it, at the size that was edited; None if nothing was."""
-    picture: Picture
-    """What was edited, as it came."""
-    size: tuple[int, int]
-    """Of ``image``: the source's, or what was edited at."""
-    profile: bytes | None = None
-    """The source's colour profile, in which the numbers are."""
-    instruction: str
-    seed: int
-    evaluations: int
-    """Network evaluations that this picture took."""
-    latent: Tensor | None
-    """The clean latent (4, h, w), float32, as the decoder got it; None if nothing was edited."""
-    settings: dict[str, Any]
-    index: int = 0
-    """Its place among the results that were asked for."""
-
-    @property
-    def source(self) -> Image.Image:
-        """The picture that was edited, upright RGB; a file is opened again."""
-        return _opened(self.picture)
-
-    @cached_property
-    def image(self) -> Image.Image:
-        """The edited picture, at the source's size unless ``restore_size`` is off; made when first asked for."""
-        if self.edited is None:
-            return self.source.copy()
-        image = self.edited if self.size == self.edited.size else give_back(self.edited, self.size)
-        if self.profile:
-            image.info["icc_profile"] = self.profile
-        return image
-
-
 @dataclass(frozen=True)
 class _Job:
     """One picture to make: its place among the results, rows of the picture and the instruction, and the seed."""
@@ -159,17 +114,8 @@ class _Work:
     jobs: Sequence[_Job]
     pictures: Sequence[Picture]
     texts: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fitted:
-    """A picture at its working size, and what has to be known of the one that it was."""
-
-    picture: Picture
-    small: Image.Image | None
-    size: tuple[int, int]
-    profile: bytes | None
-    digest: str
+    masks: Mapping[int, Picture] = field(default_factory=dict)
+    """By the row of their picture."""
 
 
 class InstructPix2Pix:
@@ -233,6 +179,7 @@ class InstructPix2Pix:
         instructions: str | Sequence[str],
         *,
         seeds: int | Sequence[int] = 0,
+        masks: Picture | Sequence[Picture | None] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
@@ -240,11 +187,12 @@ class InstructPix2Pix:
         """Edit every picture by every instruction with every seed, in that order of nesting.
 
         Sizes may differ. Each result depends on its picture, instruction, seed and settings alone. An empty
-        instruction gives the picture back, as the paper's code does. ``overrides`` are fields of EditConfig.
+        instruction gives the picture back, as the paper's code does. ``masks``, one or one a picture, are white where
+        something may change; elsewhere the source's pixels come back. ``overrides`` are fields of EditConfig.
         Raises ImageError, ConfigError, or Interrupted once ``hooks.should_stop()``.
         """
         pictures = [open_image(image) for image in as_list(images, Picture)]
-        made = self.edits(pictures, instructions, seeds=seeds, config=config, hooks=hooks, **overrides)
+        made = self.edits(pictures, instructions, seeds=seeds, masks=masks, config=config, hooks=hooks, **overrides)
         return sorted(made, key=lambda result: result.index)
 
     def edits(
@@ -253,6 +201,7 @@ class InstructPix2Pix:
         instructions: str | Sequence[str],
         *,
         seeds: int | Sequence[int] = 0,
+        masks: Picture | Sequence[Picture | None] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
@@ -266,7 +215,8 @@ class InstructPix2Pix:
         pictures, texts = as_list(images, Picture), as_list(instructions, str)
         combinations = product(range(len(pictures)), range(len(texts)), as_list(seeds, int))
         jobs = [_Job(place, *combination) for place, combination in enumerate(combinations)]
-        return self._run(_Work(jobs, pictures, texts), self._settle(config, overrides), hooks or Hooks())
+        work = _Work(jobs, pictures, texts, _masks_of(masks, len(pictures)))
+        return self._run(work, self._settle(config, overrides), hooks or Hooks())
 
     def edits_each(
         self,
@@ -274,6 +224,7 @@ class InstructPix2Pix:
         instructions: Sequence[str],
         *,
         seeds: Sequence[int],
+        masks: Picture | Sequence[Picture | None] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
@@ -284,9 +235,11 @@ class InstructPix2Pix:
                 f"{len(images)} pictures, {len(instructions)} instructions and {len(seeds)} seeds do not pair up; "
                 "give as many of each, or use edit() for every combination"
             )
-        first: dict[int, int] = {}  # a picture that is given again is opened once
-        jobs = [_Job(n, first.setdefault(id(images[n]), n), n, seed) for n, seed in enumerate(seeds)]
-        return self._run(_Work(jobs, images, instructions), self._settle(config, overrides), hooks or Hooks())
+        given = _masks_of(masks, len(images))
+        first: dict[Any, int] = {}  # a picture that is given again is opened once
+        rows = [first.setdefault((id(image), id(given.get(n))), n) for n, image in enumerate(images)]
+        jobs = [_Job(n, rows[n], n, seed) for n, seed in enumerate(seeds)]
+        return self._run(_Work(jobs, images, instructions, given), self._settle(config, overrides), hooks or Hooks())
 
     def edit_each(
         self,
@@ -294,13 +247,16 @@ class InstructPix2Pix:
         instructions: Sequence[str],
         *,
         seeds: Sequence[int],
+        masks: Picture | Sequence[Picture | None] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
     ) -> list[EditResult]:
         """Edit the n-th picture by the n-th instruction with the n-th seed; otherwise as ``edit``."""
         pictures = [open_image(image) for image in images]
-        made = self.edits_each(pictures, instructions, seeds=seeds, config=config, hooks=hooks, **overrides)
+        made = self.edits_each(
+            pictures, instructions, seeds=seeds, masks=masks, config=config, hooks=hooks, **overrides
+        )
         return sorted(made, key=lambda result: result.index)
 
     def condition(
@@ -364,11 +320,12 @@ class InstructPix2Pix:
 
     def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
         finished, broken = 0, set[int]()
-        with _Opener(work) as opener:
+        with Opener(work.pictures, work.masks) as opener:
             batches = list(_batches(work, config, hooks))
             for (size, jobs), following in zip(batches, [*batches[1:], None], strict=True):
-                fitted: dict[int, _Fitted] = {}
-                for row, future in opener.take(size, jobs, following).items():
+                fitted: dict[int, Fitted] = {}
+                later = {(job.picture, following[0]) for job in following[1]} if following else set()
+                for row, future in opener.take(size, {job.picture for job in jobs}, later).items():
                     try:
                         fitted[row] = future.result()
                     except ImageError as error:
@@ -393,7 +350,7 @@ class InstructPix2Pix:
     def _edit_batch(
         self,
         jobs: Sequence[_Job],
-        fitted: dict[int, _Fitted],
+        fitted: dict[int, Fitted],
         texts: Sequence[str],
         size: tuple[int, int] | None,
         config: _Settled,
@@ -401,19 +358,25 @@ class InstructPix2Pix:
     ) -> Iterator[EditResult]:
         """The results of a batch of one size; size None: empty instructions, which give their pictures back."""
         sources, words = [fitted[job.picture] for job in jobs], [texts[job.instruction] for job in jobs]
-        edited: Any = [(None, None)] * len(jobs)
+        edited: Any = [(None, None, None)] * len(jobs)
         evaluations = 0
         if jobs and size is not None:
             with enough_memory(len(jobs), size), torch.inference_mode():
                 condition = self._condition([source.small for source in sources], words)  # type: ignore[misc]
-                z, evaluations = self._walk(condition, [job.seed for job in jobs], config, hooks)
-                edited = list(zip(self.pictures(z), z.cpu(), strict=True))
-        for job, source, text, (picture, latent) in zip(jobs, sources, words, edited, strict=True):
+                kept = clean_latents(self.model, condition.image)
+                free = _free(sources, kept)
+                seeds = [job.seed for job in jobs]
+                z, evaluations = self._walk(condition, seeds, config, hooks, free=free, kept=kept)
+                round_trips = self.pictures(kept) if config.detail else [None] * len(jobs)
+                edited = list(zip(self.pictures(z), z.cpu(), round_trips, strict=True))
+        for job, source, text, (picture, latent, round_trip) in zip(jobs, sources, words, edited, strict=True):
             yield EditResult(
                 edited=picture,
                 picture=source.picture,
                 size=size if size is not None and not config.restore_size else source.size,
                 profile=source.profile,
+                mask=source.mask,
+                round_trip=round_trip,
                 instruction=text if size is not None else "",
                 seed=job.seed,
                 latent=latent,
@@ -423,13 +386,11 @@ class InstructPix2Pix:
             )
 
     def _walk(
-        self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks
+        self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks, **mask: Tensor | None
     ) -> tuple[Tensor, int]:
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
-        together, guidance = config.together, _guidance_of(config)
-        return walk(
-            self.model, condition, seeds, sigmas, guidance, sampler=config.sampler, together=together, hooks=hooks
-        )
+        how: Any = {"sampler": config.sampler, "together": config.together, "hooks": hooks, **mask}
+        return walk(self.model, condition, seeds, sigmas, _guidance_of(config), **how)
 
     @torch.inference_mode()
     def _condition(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Conditioning:
@@ -450,7 +411,7 @@ class InstructPix2Pix:
         return digest_of_weights(self._plain)
 
     def _settings(
-        self, instruction: str, seed: int, source: _Fitted, size: tuple[int, int], config: _Settled
+        self, instruction: str, seed: int, source: Fitted, size: tuple[int, int], config: _Settled
     ) -> dict[str, Any]:
         values = asdict(config)
         return {
@@ -460,6 +421,7 @@ class InstructPix2Pix:
             "edited_at": list(size),
             "source": _base_name(source.picture) if isinstance(source.picture, str | os.PathLike) else None,
             "source_sha256": source.digest,
+            "mask": _base_name(source.mask) if isinstance(source.mask, str | os.PathLike) else source.mask is not None,
             "checkpoint": _base_name(self.name),
             "checkpoint_digest": self._digest,
             "base": self.base and _base_name(self.base),
@@ -482,9 +444,20 @@ def _guidance_of(config: _Settled) -> Guidance:
     )
 
 
-def _opened(picture: Picture) -> Image.Image:
-    """A picture that is opened already as it is, else a new one."""
-    return picture if isinstance(picture, Image.Image) else open_image(picture)
+def _masks_of(masks: Picture | Sequence[Picture | None] | None, pictures: int) -> dict[int, Picture]:
+    """Masks by the row of their picture: one for all, or one a picture. Raises ConfigError for another number."""
+    given = [masks] * pictures if masks is None or isinstance(masks, Picture) else list(masks)
+    if len(given) != pictures:
+        raise ConfigError(f"there are {len(given)} masks and {pictures} pictures; give one mask, or one a picture")
+    return {row: mask for row, mask in enumerate(given) if mask is not None}
+
+
+def _free(sources: Sequence[Fitted], like: Tensor) -> Tensor | None:
+    """Where the latents of a batch may change; None: everywhere."""
+    if all(source.small_mask is None for source in sources):
+        return None
+    pixels = [source.small_mask or Image.new("L", source.small.size, 255) for source in sources if source.small]
+    return latent_mask(torch.stack([torch.from_numpy(np.array(one))[None] / 255 for one in pixels]), like)
 
 
 def _base_name(name: str | os.PathLike[str]) -> str:
@@ -493,50 +466,6 @@ def _base_name(name: str | os.PathLike[str]) -> str:
     if is_url(text):
         return public_name(text).rstrip("/").rpartition("/")[2]
     return Path(text).name if Path(text).is_absolute() or os.path.lexists(text) else text
-
-
-def _fitted(picture: Picture, size: tuple[int, int] | None) -> _Fitted:
-    """A picture opened and fitted, of which only the small one is kept; size None: nothing is to be edited."""
-    with FULL_SIZE:
-        whole = _opened(picture)
-        return _Fitted(
-            picture=picture,
-            small=None if size is None else fit(whole, size),
-            size=whole.size,
-            profile=whole.info.get("icc_profile"),
-            digest=pixels_digest(whole),
-        )
-
-
-class _Opener:
-    """Opens and fits pictures in threads, one batch ahead of the network."""
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ip2p-open")
-        self._ahead: dict[tuple[int, Any], Future[_Fitted]] = {}
-
-    def __enter__(self) -> _Opener:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def take(
-        self,
-        size: tuple[int, int] | None,
-        jobs: Sequence[_Job],
-        following: tuple[tuple[int, int] | None, list[_Job]] | None,
-    ) -> dict[int, Future[_Fitted]]:
-        """A batch's pictures by row, and the following batch's are begun."""
-        now = {(job.picture, size) for job in jobs}
-        later = {(job.picture, following[0]) for job in following[1]} if following else set()
-        known = self._ahead
-        self._ahead = {key: known.get(key) or self._begin(*key) for key in sorted(now | later, key=str)}
-        return {row: future for (row, at), future in self._ahead.items() if (row, at) in now}
-
-    def _begin(self, row: int, size: tuple[int, int] | None) -> Future[_Fitted]:
-        return self._pool.submit(_fitted, self._work.pictures[row], size)
 
 
 def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:

@@ -18,7 +18,7 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from .errors import ConfigError, ImageError
 from .files import whole_file, write_new
@@ -30,12 +30,16 @@ __all__ = [
     "FULL_SIZE",
     "PNG_LEVEL",
     "MAX_SIDE",
+    "MIN_SIDE",
+    "MIN_SIDE",
     "Picture",
     "check_output",
     "fit",
+    "frame_of",
     "give_back",
     "is_picture_name",
     "open_image",
+    "open_mask",
     "paper_size",
     "pixels_digest",
     "plan_size",
@@ -86,6 +90,24 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: st
         warnings.simplefilter("ignore")
         with _recognised(source, name) as (picture, called):
             return _normalise(picture, called)
+
+
+def open_mask(source: Picture, size: Size) -> Image.Image:
+    """A mask as a grey picture of ``size``, white (255) where something may change.
+
+    Of a picture with transparency it is what is clear, as ComfyUI reads one. Raises ImageError for one that is black
+    everywhere.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _recognised(source, "the given mask") as (picture, name):
+            clear = None
+            if picture.has_transparency_data:
+                clear = ImageChops.invert(picture.convert("RGBA").getchannel("A"))
+            grey = clear if clear is not None and clear.getextrema()[1] else _normalise(picture, name).convert("L")
+    if not grey.getextrema()[1]:
+        raise ImageError(f"{name} is black everywhere, so nothing may change; paint white where something may")
+    return grey.resize(size)
 
 
 def upright_size(source: str | os.PathLike[str] | bytes | Image.Image) -> Size:
@@ -301,11 +323,17 @@ def give_back(edited: Image.Image, original_size: Size) -> Image.Image:
 
     The margins that ``fit`` cut off are filled by mirroring the edited picture, so that nothing shifts or stretches.
     """
-    (frame_w, frame_h), (w, h) = original_size, edited.size
+    (pad_x, pad_y), box = frame_of(edited.size, original_size)
+    padded = np.pad(np.asarray(edited), ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
+    return Image.fromarray(padded).resize(original_size, Image.Resampling.LANCZOS, box=box)
+
+
+def frame_of(size: Size, original_size: Size) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+    """((x, y) padding in whole pixels, box): where ``original_size``'s frame lies in a fitted picture so padded."""
+    (frame_w, frame_h), (w, h) = original_size, size
     pad_x, left, right = _span(frame_w, min(frame_w, frame_h * w / h), w)
     pad_y, top, bottom = _span(frame_h, min(frame_h, frame_w * h / w), h)
-    padded = np.pad(np.asarray(edited), ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
-    return Image.fromarray(padded).resize(original_size, Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+    return (pad_x, pad_y), (left, top, right, bottom)
 
 
 def _span(frame: int, crop: float, side: int) -> tuple[int, float, float]:

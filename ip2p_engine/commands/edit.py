@@ -49,6 +49,8 @@ def _add_edit(commands: Any) -> None:
         metavar="FILE",
         help="in place of the two: .csv or .jsonl of image, instruction and, at will, seed, text_cfg, image_cfg, steps",
     )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="white where the pictures may change, the rest stays")
+    parser.add_argument("--detail", action="store_true", help="take the source's detail where the edit only tones it")
     add_model_options(parser)
     add_guidance_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the first result (default: 0)")
@@ -85,7 +87,9 @@ def _edit(options: argparse.Namespace) -> None:
 
     if options.resolution and options.size != "paper":
         raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
-    config = edit_config(options, size=options.size, resolution=options.resolution, batch=options.batch)
+    config = edit_config(
+        options, size=options.size, resolution=options.resolution, batch=options.batch, detail=options.detail
+    )
     if not 0 <= options.png_level <= 9:
         raise ConfigError(f"--png-level is {options.png_level}; give a whole number from 0 to 9")
     if options.json and options.out == STDOUT:
@@ -104,6 +108,7 @@ def _edit(options: argparse.Namespace) -> None:
                 out=options.out, png_level=options.png_level, keep_exif=options.keep_exif, strict=options.strict
             ),
             show=show,
+            mask=options.mask and options.mask.expanduser(),
         )
 
 

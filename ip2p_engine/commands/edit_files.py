@@ -19,10 +19,12 @@ from ..errors import ConfigError, ImageError, Interrupted
 from ..hooks import Hooks
 from ..images import (
     FULL_SIZE,
+    MIN_SIDE,
     PNG_LEVEL,
     check_output,
     is_picture_name,
     open_image,
+    open_mask,
     plan_size,
     read_exif,
     save_image,
@@ -58,6 +60,7 @@ def edit_files(
     config: EditConfig,
     writing: Writing,
     show: Callable[[dict[str, Any]], None],
+    mask: Path | None = None,
 ) -> None:
     """Make every row's picture; each is written, and its settings with its file shown, while the network goes on.
 
@@ -70,6 +73,8 @@ def edit_files(
     paths = output_paths(rows, writing.out)
     if writing.out != STDOUT:
         check_output(paths[0], {"instruction": max((row.instruction for row in rows), key=len)})
+    if mask is not None:
+        open_mask(mask, (MIN_SIDE, MIN_SIDE))
     left_out = _LeftOut(len({id(row.source) for row in rows}))
     _check_sources(rows, config, writing.strict, left_out)
     groups = _groups(rows, config, left_out)
@@ -87,6 +92,7 @@ def edit_files(
                     [row.source.picture for row in chosen],
                     [row.instruction for row in chosen],
                     seeds=[row.seed for row in chosen],
+                    masks=mask,
                     config=group_config,
                     hooks=Hooks(
                         should_stop=should_stop,

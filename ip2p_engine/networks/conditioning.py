@@ -12,7 +12,15 @@ from ..errors import CheckpointError
 from ..tokenizer import END_OF_TEXT, MAX_TOKENS, tokenize
 from .model import Model
 
-__all__ = ["Conditioning", "TextEmbedding", "decode_latents", "encode_image", "encode_text", "size_ids"]
+__all__ = [
+    "Conditioning",
+    "TextEmbedding",
+    "clean_latents",
+    "decode_latents",
+    "encode_image",
+    "encode_text",
+    "size_ids",
+]
 
 LAST_LAYERS = {"sdxl", "cosxl"}
 
@@ -82,6 +90,11 @@ def encode_image(model: Model, pixels: Tensor) -> Tensor:
             "eighth; the checkpoint is of another family"
         )
     return mode * model.spec.latent_scale if model.spec.scaled_condition else mode
+
+
+def clean_latents(model: Model, image: Tensor) -> Tensor:
+    """The clean latents (B, 4, h, w), as a sampler would return them, of pictures whose conditions are ``image``."""
+    return image if model.spec.scaled_condition else image * model.spec.latent_scale
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.guidance import Guidance
+from ..diffusion.mask import Masked
 from ..diffusion.noise import SampleNoise
 from ..diffusion.sampling import Sampler, sample
 from ..errors import ConfigError
@@ -29,20 +30,27 @@ def walk(
     *,
     sampler: str | Sampler = "euler_ancestral",
     start: Tensor | None = None,
+    free: Tensor | None = None,
+    kept: Tensor | None = None,
     together: bool | None = None,
     hooks: Hooks | None = None,
 ) -> tuple[Tensor, int]:
     """(clean latents (B, 4, h, w), evaluations a sample) of a batch that walks down the sigmas.
 
     From noise of sigmas[0] on ``start`` (B, 4, h, w), or on nothing; each row has the noise of its seed. The
-    condition's image may have no channels: then the model is one from text to image.
+    condition's image may have no channels: then the model is one from text to image. Where the mask ``free``
+    (B, 1, h, w) is 0 the clean latents are ``kept`` (B, 4, h, w).
     """
     if len(seeds) != len(condition.image):
         got = f"{len(seeds)} seeds for a condition of {len(condition.image)} rows"
         raise ConfigError(f"{got}; give one seed for each row")
     noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together, sigmas=sigmas.tolist())
     blank = torch.zeros(len(seeds), 4, *condition.image.shape[-2:], device=condition.image.device)
-    x = noise.draw(blank) * float(sigmas[0])
+    drawn = noise.draw(blank)
+    x = drawn * float(sigmas[0])
     x = x if start is None else x + start.to(x)
-    z = sample(sampler, guidance(branches), x, sigmas, condition, noise=noise.ahead(len(sigmas) - 1), hooks=hooks)
+    denoiser = guidance(branches)
+    if free is not None and kept is not None:
+        denoiser = Masked(denoiser, free, kept.to(x), drawn)
+    z = sample(sampler, denoiser, x, sigmas, condition, noise=noise.ahead(len(sigmas) - 1), hooks=hooks)
     return z, branches.evaluations

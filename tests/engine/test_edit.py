@@ -15,8 +15,8 @@ from PIL import Image, ImageCms
 from ip2p_engine import EditConfig, Hooks, InstructPix2Pix
 from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.diffusion.sampling import euler
-from ip2p_engine.errors import CheckpointError, ConfigError, Interrupted
-from ip2p_engine.images import to_images
+from ip2p_engine.errors import CheckpointError, ConfigError, ImageError, Interrupted
+from ip2p_engine.images import fit, to_images
 from ip2p_engine.networks.conditioning import Conditioning, decode_latents, encode_text
 from ip2p_engine.networks.denoiser import BranchDenoiser, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
@@ -246,6 +246,7 @@ OTHER_SETTINGS = {
     "batch": 1,
     "together": False,
     "restore_size": False,
+    "detail": True,
 }
 
 
@@ -484,3 +485,39 @@ def test_pairs_and_edits_in_four_threads(editor):
     with ThreadPoolExecutor(4) as pool:
         for one, other in zip(alone, pool.map(make, range(12)), strict=True):
             assert (one - other).abs().max() < 1e-4
+
+
+def test_outside_a_mask_the_source_stays_to_the_bit(editor, tmp_path):
+    picture = render(HEART).resize((90, 70))
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (30, 10, 60, 50))
+    painted = picture.copy()
+    painted.putalpha(Image.eval(mask, lambda level: 255 - level))  # what ComfyUI's mask editor saves
+    painted.save(tmp_path / "mask.png")
+    free = editor.edit(picture, "make it night", config=QUICK)[0]
+    results = [
+        editor.edit(picture, "make it night", config=QUICK, masks=given)[0] for given in (mask, tmp_path / "mask.png")
+    ]
+    inside = np.asarray(mask) > 0
+    for result in results:
+        before, after = np.asarray(picture).astype(int), np.asarray(result.image).astype(int)
+        assert np.array_equal(before[~inside], after[~inside])
+        assert np.abs(before - after)[inside].mean() > 20
+        assert result.settings["mask"] in (True, "mask.png")
+    near(*results)
+    assert (free.latent - results[0].latent).abs().max() > 0.1
+    white = editor.edit(picture, "make it night", config=QUICK, masks=Image.new("L", picture.size, 255))[0]
+    near(free, white)
+    kept = editor.edit(picture, "make it night", config=QUICK, masks=mask, restore_size=False)[0]
+    assert kept.image.size == (64, 64)
+    assert np.asarray(fit(picture, (64, 64)))[0, 0].tolist() == list(kept.image.getpixel((0, 0)))
+
+
+def test_masks_are_one_or_one_a_picture(editor):
+    picture, mask = render(HEART), Image.new("L", (64, 64), 255)
+    with pytest.raises(ConfigError, match="2 masks and 3 pictures"):
+        editor.edit([picture] * 3, "make it snow", masks=[mask] * 2)
+    with pytest.raises(ImageError, match="is black everywhere, so nothing may change"):
+        editor.edit(picture, "make it snow", masks=Image.new("L", (64, 64)))
+    both = editor.edit([picture, picture], "make it night", config=QUICK, masks=[mask, None])
+    near(*both)

@@ -233,7 +233,7 @@ def test_settings_name_no_place(photos, editor, tmp_path):
 
 def test_only_small_pictures_are_held(editor, monkeypatch):
     """Of many pictures in one batch, as many are open at full size as there are hands."""
-    from ip2p_engine import edit
+    from ip2p_engine import edit, pictures
 
     open_now, most, lock = [], [], threading.Lock()
 
@@ -246,8 +246,21 @@ def test_only_small_pictures_are_held(editor, monkeypatch):
             open_now.pop()
         return image
 
-    monkeypatch.setattr(edit, "_opened", opening)
+    monkeypatch.setattr(pictures, "opened", opening)
     monkeypatch.setattr(edit, "upright_size", lambda picture: (512, 512))
     results = list(editor.edits([f"{n}.png" for n in range(9)], "make it snow", steps=1, size="64x64"))
     assert len(results) == len(most) == 9 and max(most) <= 2
     assert all(result.edited.size == (64, 64) and "image" not in vars(result) for result in results)
+
+
+def test_a_mask_keeps_the_source_s_pixels(photos, tmp_path, capsys):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    mask.save(tmp_path / "mask.png")
+    out = tmp_path / "out.png"
+    assert run("edit", photos / "a.png", *SNOW, "--mask", tmp_path / "mask.png", "--out", out) == 0
+    before, after, inside = (np.asarray(Image.open(path)) for path in (photos / "a.png", out, tmp_path / "mask.png"))
+    assert np.array_equal(before[inside == 0], after[inside == 0]) and (before != after)[inside > 0].any()
+    Image.new("L", (64, 64)).save(tmp_path / "black.png")
+    assert run("edit", photos / "a.png", *SNOW, "--mask", tmp_path / "black.png", "--out", tmp_path / "no.png") == 2
+    assert "is black everywhere" in capsys.readouterr().err

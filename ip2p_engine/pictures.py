@@ -1,0 +1,133 @@
+"""The pictures of an edit: opened and fitted before the network runs, given back at full size when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from .images import FULL_SIZE, Picture, Size, fit, give_back, open_image, open_mask, pixels_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["EditResult", "Fitted", "Opener", "opened"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditResult:
+    """One edited picture and all that is needed to make it again."""
+
+    edited: Image.Image | None
+    """As the decoder gave it, at the size that was edited; None if nothing was."""
+    picture: Picture
+    """What was edited, as it came."""
+    size: tuple[int, int]
+    """Of ``image``: the source's, or what was edited at."""
+    profile: bytes | None = None
+    """The source's colour profile, in which the numbers are."""
+    mask: Picture | None = None
+    """White where the picture could change; elsewhere it is the source."""
+    round_trip: Image.Image | None = None
+    """With detail: the source as the autoencoder gives it back, at the size that was edited."""
+    instruction: str
+    seed: int
+    evaluations: int
+    """Network evaluations that this picture took."""
+    latent: Tensor | None
+    """The clean latent (4, h, w), float32, as the decoder got it; None if nothing was edited."""
+    settings: dict[str, Any]
+    index: int = 0
+    """Its place among the results that were asked for."""
+
+    @property
+    def source(self) -> Image.Image:
+        """The picture that was edited, upright RGB; a file is opened again."""
+        return opened(self.picture)
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The edited picture, at the source's size unless ``restore_size`` is off; made when first asked for."""
+        if self.edited is None:
+            return self.source.copy()
+        image = self._whole(self.edited)
+        if self.mask is not None:
+            source = self.source
+            image = Image.composite(image, self._framed(source), self._framed(open_mask(self.mask, source.size)))
+        if self.profile:
+            image.info["icc_profile"] = self.profile
+        return image
+
+    def _whole(self, edited: Image.Image) -> Image.Image:
+        if self.round_trip is not None:
+            from .detail import with_detail
+
+            return with_detail(self.round_trip, edited, self._framed(self.source))
+        return edited if self.size == edited.size else give_back(edited, self.size)
+
+    def _framed(self, picture: Image.Image) -> Image.Image:
+        """The source or its mask at the size of the result."""
+        return picture if picture.size == self.size else fit(picture, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A picture at its working size, and what has to be known of the one that it was."""
+
+    picture: Picture
+    small: Image.Image | None
+    size: tuple[int, int]
+    profile: bytes | None
+    digest: str
+    mask: Picture | None = None
+    small_mask: Image.Image | None = None
+
+
+def opened(picture: Picture) -> Image.Image:
+    """A picture that is opened already as it is, else a new one."""
+    return picture if isinstance(picture, Image.Image) else open_image(picture)
+
+
+def _fitted(picture: Picture, mask: Picture | None, size: Size | None) -> Fitted:
+    """A picture opened and fitted, of which only the small one is kept; size None: nothing is to be edited."""
+    with FULL_SIZE:
+        whole = opened(picture)
+        return Fitted(
+            picture=picture,
+            small=None if size is None else fit(whole, size),
+            size=whole.size,
+            profile=whole.info.get("icc_profile"),
+            digest=pixels_digest(whole),
+            mask=None if size is None else mask,
+            small_mask=None if size is None or mask is None else fit(open_mask(mask, whole.size), size),
+        )
+
+
+class Opener:
+    """Opens and fits pictures in threads, one batch ahead of the network."""
+
+    def __init__(self, pictures: Sequence[Picture], masks: Mapping[int, Picture]) -> None:
+        """``masks`` by the row of their picture."""
+        self._pictures, self._masks = pictures, masks
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ip2p-open")
+        self._ahead: dict[tuple[int, Any], Future[Fitted]] = {}
+
+    def __enter__(self) -> Opener:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def take(self, size: Size | None, rows: set[int], following: set[tuple[int, Size | None]]) -> dict[int, Any]:
+        """A batch's pictures by row, as futures of Fitted; the following batch's (row, size) are begun."""
+        now = {(row, size) for row in rows}
+        known = self._ahead
+        self._ahead = {key: known.get(key) or self._begin(*key) for key in sorted(now | following, key=str)}
+        return {row: self._ahead[row, size] for row in sorted(rows)}
+
+    def _begin(self, row: int, size: Size | None) -> Future[Fitted]:
+        return self._pool.submit(_fitted, self._pictures[row], self._masks.get(row), size)
