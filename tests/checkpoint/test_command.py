@@ -87,7 +87,7 @@ def test_converting_there_and_back_changes_no_bit(run_file, make_model, sd1, sam
 def test_convert_takes_raw_weights_and_another_type(run_file, sd1, tmp_path):
     target = tmp_path / "raw.safetensors"
     assert run("convert", run_file, target, "--to", "ldm", "--weights", "raw", "--dtype", "bfloat16") == 0
-    loaded = load_model(target)
+    loaded = load_model(target, dtype="file")
     assert (loaded.spec.weights, loaded.dtype) == ("raw", torch.bfloat16)
     assert torch.equal(loaded.unet.conv_in.weight, sd1.unet.conv_in.weight.bfloat16())
 

@@ -454,7 +454,7 @@ def test_a_large_finite_weight_in_half_precision_is_no_infinity(sd1, ldm_tensors
     state = {name: value.half() if value.is_floating_point() else value for name, value in ldm_tensors(sd1).items()}
     state[f"{UNET}out.2.bias"] = torch.full((4,), 65504.0, dtype=torch.float16)
     save_file(state, tmp_path / "model.safetensors")
-    assert load_model(tmp_path / "model.safetensors", text_heads=4).dtype == torch.float16
+    assert load_model(tmp_path / "model.safetensors", text_heads=4, dtype="file").dtype == torch.float16
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_embedded_model_s_training_passes_a_signal_on(store, tmp_path):
     ("words", "message"),
     [
         (["--pairs", "STORE", "edit"], "--pairs trains the edit model alone; leave out edit"),
-        (["--pairs", "EMPTY"], "cannot be opened as a data set"),
+        (["--pairs", "EMPTY"], "is no known layout"),
         (["clip", "bogus"], "stage 'bogus' is unknown"),
         (["--processes", "0"], "--processes"),
     ],
