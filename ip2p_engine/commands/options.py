@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 import threading
@@ -68,6 +69,7 @@ MOST = {
 }
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP is Unix's, SIGBREAK Windows'
 DTYPES = ("float32", "float16", "bfloat16")
+HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 class Several(argparse.Action):
@@ -228,7 +230,6 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     """``should_stop`` for the length of a with-block: true after a Ctrl-C, SIGTERM, or the end of the terminal.
 
     A second Ctrl-C ends at once. What is ignored, as nohup has it of SIGHUP, stays ignored.
-
     Outside the main thread, where signals do not arrive, it stays false.
     """
     asked = threading.Event()
@@ -239,6 +240,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
                 raise KeyboardInterrupt
             return  # torchrun passes a Ctrl-C on as SIGTERM
         asked.set()
+        if number == HANG_UP:
+            _speak_to_nobody()
         with suppress(OSError):  # the terminal may be gone
             sys.stderr.write("\nip2p: stopping, and keeping what is finished; once more ends at once\n")
 
@@ -253,3 +256,12 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _speak_to_nobody() -> None:
+    """The terminal has gone, and whatever is written to it from now on would end the program before it has saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -76,6 +76,9 @@ def add(commands: Any) -> None:
         "--set", action=Several, nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON"
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: what Accelerate finds")
+    parser.add_argument(
+        "--validate-with", metavar="FILE", help=".csv or .jsonl: source, instruction; edited as it learns"
+    )
     parser.add_argument("--plan", action="store_true", help="say what the run would take, and do not train")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -129,7 +132,17 @@ def _config(options: argparse.Namespace) -> Any:
     from ..config import from_mapping
     from ..train.config import PRESETS, TrainConfig, read_config
 
-    names = (*WHOLE, "learning_rate", "optimizer", "precision", "outputs", *READING, "lora_rank", *FLAGS)
+    names = (
+        *WHOLE,
+        "learning_rate",
+        "optimizer",
+        "precision",
+        "outputs",
+        "validate_with",
+        *READING,
+        "lora_rank",
+        *FLAGS,
+    )
     values = PRESETS[options.preset]
     values = read_config(options.config, values) if options.config else values
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

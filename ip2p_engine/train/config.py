@@ -36,6 +36,7 @@ AT_LEAST: dict[str, float] = {
     "export_every": 0,
     "validate_every": 0,
     "validation_count": 1,
+    "validation_pairs": 0,
     "seed": 0,
     "learning_rate": 0,
     "weight_decay": 0,
@@ -58,6 +59,7 @@ AT_MOST = {
     "cache_variants": 1000,
     "shuffle_buffer": 10_000_000,
     "validation_count": 10_000,
+    "validation_pairs": 100_000,
     "seed": 2**63 - 1,
 }
 TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
@@ -163,7 +165,11 @@ class TrainConfig:
     validate_every: int = 500
     """Steps between validation strips; 0 for none."""
     validation_count: int = 4
-    """So many examples are edited, spread over the data set (of a stream the first ones)."""
+    """So many examples are edited, spread over what is held out, else over the data (of a stream the first)."""
+    validation_pairs: int = 32
+    """The loss is measured on so many of these pairs, always with the same noise and levels; 0 for none."""
+    validate_with: str | None = None
+    """A .csv or .jsonl file with columns source and instruction: pictures of one's own that are edited too."""
     tracker: str | None = None
     """tensorboard or wandb."""
     seed: int = 0
@@ -243,6 +249,8 @@ FREE = frozenset(
         "outputs",
         "validate_every",
         "validation_count",
+        "validation_pairs",
+        "validate_with",
         "tracker",
     }
 )

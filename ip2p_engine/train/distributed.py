@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import ConfigError
 from .config import TrainConfig
 
-__all__ = ["accelerated", "ordinary_gradients", "refusals", "total"]
+__all__ = ["accelerated", "log_picture", "ordinary_gradients", "refusals", "total"]
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -70,6 +72,13 @@ def total(accelerator: Any, *values: torch.Tensor | float) -> list[float]:
     """Sums of some numbers over the processes."""
     row = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=accelerator.device) for value in values])
     return accelerator.reduce(row, "sum").tolist()
+
+
+def log_picture(accelerator: Any, name: str, picture: Image.Image, step: int) -> None:
+    """A picture in TensorBoard or W&B, where the run has one of them."""
+    for tracker in accelerator.trackers:
+        shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=step, **shape)
 
 
 def _accelerate() -> Any:

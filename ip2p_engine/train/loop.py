@@ -50,6 +50,7 @@ def train(
         )
         parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
+        run.catch_up()
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
         while step < config.steps and not stopped:
             rate = learning_rate(config, step)

@@ -50,6 +50,7 @@ VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safete
 CURVE_SIZE = (900, 420)
 MARGIN = (64, 16, 16, 52)
 SMOOTHING = 50
+VALIDATED = {"raw": (230, 120, 20), "ema": (20, 140, 60)}
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +62,7 @@ class RunFolder:
         self.checkpoints, self.validation, self.cache = (path / n for n in (CHECKPOINTS, "validation", "cache"))
         self.exports = path / EXPORTS
         self.curve, self._rows_file = path / "loss.png", path / "log.jsonl"
+        self._validation_file = path / "validation.jsonl"
         self._log: AppendLog | None = None
 
     @contextmanager
@@ -85,12 +87,32 @@ class RunFolder:
             rows = [row for row in self.rows() if row["step"] <= first]
             with whole_file(self._rows_file) as stream:
                 stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            if known := self.validations():
+                with whole_file(self._validation_file) as stream:
+                    stream.write("".join(json.dumps(row) + "\n" for row in known if row["step"] <= first).encode())
         self._log = AppendLog(self._rows_file, ConfigError)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Log a step."""
         if self._log is not None:
             self._log.append(dict(row))
+
+    def append_validation(self, row: Mapping[str, Any]) -> None:
+        """Note the losses on the pairs that stay the same, once a step."""
+        if row["step"] not in {known["step"] for known in self.validations()}:
+            AppendLog(self._validation_file, ConfigError).append(dict(row))
+
+    def validation_picture(self, step: int) -> Path:
+        """Where the edits of a step are shown."""
+        return self.validation / f"step-{step:08d}.png"
+
+    def validations(self) -> list[dict[str, Any]]:
+        """The losses that were noted: step, raw, ema, and whether the pairs are held out."""
+        found = json_lines(self._validation_file, ConfigError, growing=True) if self._validation_file.exists() else ()
+        rows = list(found)
+        if not all(all(type(row.get(name)) in (int, float) for name in ("step", "raw", "ema")) for row in rows):
+            raise ConfigError(f"{self._validation_file} has a row without step, raw and ema; remove the line")
+        return rows
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged steps; a last line that a killed writer left half done is left out."""
@@ -129,7 +151,7 @@ class RunFolder:
     def draw_curve(self) -> None:
         """loss.png: each step's loss, and their running mean; nothing before the first step."""
         if self.writes and (rows := self.rows()):
-            save_image(curve([row["loss"] for row in rows]), self.curve)
+            save_image(curve([row["loss"] for row in rows], self.validations()), self.curve)
 
     def recent_loss(self) -> float:
         """Mean over the last 50 steps."""
@@ -208,12 +230,16 @@ class RunFolder:
         return about
 
 
-def curve(losses: Sequence[float]) -> Image.Image:
-    """A plot of losses over steps: points in grey, the mean of the last 50 in blue, from 0 up to round numbers."""
+def curve(losses: Sequence[float], validations: Sequence[Mapping[str, Any]] = ()) -> Image.Image:
+    """A plot of losses over steps: points in grey, the mean of the last 50 in blue, from 0 up to round numbers.
+
+    Losses on validation pairs are lines through circles: orange by the raw weights, green by their average.
+    """
     canvas = Image.new("RGB", CURVE_SIZE, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     left, top, right, bottom = MARGIN[0], MARGIN[1], CURVE_SIZE[0] - MARGIN[2], CURVE_SIZE[1] - MARGIN[3]
-    high = 1.05 * max(_trimmed(losses), default=1.0) or 1.0
+    shown = [*_trimmed(losses), *(row[kind] for row in validations for kind in VALIDATED)]
+    high = 1.05 * max(shown, default=1.0) or 1.0
 
     def place(step: float, loss: float) -> tuple[float, float]:
         x = left + (right - left) * step / max(1, len(losses))
@@ -226,11 +252,17 @@ def curve(losses: Sequence[float]) -> Image.Image:
     for value in _ticks(len(losses), least=1):
         draw.text((place(value, 0)[0], bottom + 8), f"{value:g}", fill=(60, 60, 60), font=font, anchor="ma")
     legend = "loss: each step grey, mean of the last 50 blue"
+    legend += "; validation: raw orange, average green" if validations else ""
     draw.text((right, top), legend, fill=(60, 60, 60), font=font, anchor="rt")
     draw.text(((left + right) / 2, CURVE_SIZE[1] - 6), "step", fill=(60, 60, 60), font=font, anchor="ms")
     for x, y in (place(step, loss) for step, loss in enumerate(losses, start=1)):
         draw.rectangle((x - 1, y - 1, x + 1, y + 1), fill=(190, 190, 190))
     draw.line([place(n, value) for n, value in enumerate(_running_mean(losses), start=1)], fill=(30, 90, 200), width=2)
+    for kind, colour in VALIDATED.items() if validations else ():
+        points = [place(row["step"], row[kind]) for row in validations]
+        draw.line(points, fill=colour, width=2)
+        for x, y in points:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=colour, width=2)
     return canvas
 
 

@@ -13,12 +13,13 @@ import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..files import digest_of_text, disk_errors, link_or_copy, public_name
+from ..images import save_image
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .checkpoints import State, keep_last, latest, step_of
 from .config import TrainConfig
-from .distributed import refusals
+from .distributed import log_picture, refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
 from .networks import make_trainable, move_frozen, trained_parameters
 from .objective import Objective
@@ -90,15 +91,35 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def validate(self, step: int) -> None:
-        """A strip of edits by the averaged weights."""
+        """A strip of edits by the averaged weights, and the loss on pairs that stay the same."""
         if self.validation is None:
             return
         move_frozen(self.model, self.accelerator.device)
+        losses = self.validation.losses(self.model, self.state.average, self.encoder, self.share.micro)
         rows = self.validation.edit(self.model, self.state.average)
         if self.config.cache:
             move_frozen(self.model, "cpu")
-        if self.accelerator.is_main_process:
-            self.validation.save(rows, self.folder.validation / f"step-{step:08d}.png")
+        if not self.accelerator.is_main_process:
+            return
+        if losses:
+            self.folder.append_validation({"step": step, **losses, "held_out": self.validation.held_out})
+            self.accelerator.log({f"validation_loss_{kind}": value for kind, value in losses.items()}, step=step)
+        sheet = self.validation.sheet(rows)
+        log_picture(self.accelerator, "validation", sheet, step)
+        save_image(sheet, self.folder.validation_picture(step))  # last: a step that has its picture lacks nothing
+
+    def catch_up(self) -> None:
+        """Make what a kill after the last checkpoint took: its step's validation and exported models."""
+        step, config = self.first, self.config
+        if _due(step, config.validate_every) and not self.folder.validation_picture(step).exists():
+            self.validate(step)
+        lacking = not all(path.exists() for path in self._exported(step))
+        if _due(step, config.export_every) and step < config.steps and lacking:
+            self.export(step)
+
+    def _exported(self, step: int) -> list[Path]:
+        names = {"ema": "ema.safetensors", "raw": "raw.safetensors", "lora": "lora.safetensors"}
+        return [self.folder.export_folder(step) / names.get(kind, kind) for kind in self.config.outputs or ()]
 
     def export(self, step: int, folder: Path | None = None) -> dict[str, Path]:
         """The models of ``step``, in exports/ or another folder; every process calls this."""
@@ -193,6 +214,10 @@ def begin(
         first=first,
         broken=broken,
     )
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(step and every) and step % every == 0
 
 
 def _of_data(source: Any) -> dict[str, Any]:

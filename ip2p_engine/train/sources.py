@@ -33,6 +33,7 @@ __all__ = [
     "Rows",
     "Several",
     "Stream",
+    "held_out_rows",
     "licences_of",
     "measured_rows",
     "name_of",
@@ -124,6 +125,14 @@ def measured_rows(source: Rows | Stream) -> list[int]:
     if not isinstance(source, _StoreRows):
         return []
     return [row for row, caption in enumerate(source.captions()) if in_test_split(caption)]
+
+
+def held_out_rows(source: Any) -> Any:
+    """The rows that are left out of training, to measure on; None where there are none."""
+    if isinstance(source, Several):
+        rests = [rest for rest in map(held_out_rows, source.sources) if rest is not None]
+        return Several(rests, None) if rests else None
+    return source.rest() if getattr(source, "held_out", 0) else None
 
 
 def licences_of(source: Any) -> list[str]:
@@ -412,6 +421,11 @@ class Chosen:
 
     def __getitem__(self, row: int) -> Example:
         return self._rows[self._numbers[row]]
+
+    def rest(self) -> Chosen:
+        """The rows that were left out."""
+        chosen = set(self._numbers)
+        return Chosen(self._rows, [row for row in range(len(self._rows)) if row not in chosen])
 
     def licences(self) -> set[str]:
         return set(licences_of(self._rows))

@@ -1,57 +1,168 @@
-"""Edits of some examples while training goes on: fixed seeds, and nothing that training draws from."""
+"""What a run shows of itself: the loss on pairs that stay the same, and edits; nothing that training draws from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ..edit import EditConfig, InstructPix2Pix
-from ..errors import DatasetError
-from ..images import fit, save_image, strip
+from ..errors import ConfigError, DatasetError, ImageError
+from ..files import csv_rows, json_lines
+from ..images import fit, open_image, save_image, strip
+from ..networks.conditioning import TextEmbedding
 from ..networks.model import Model
+from .augment import crop_pair, draw_crop, size_ids
 from .config import TrainConfig
+from .encoding import Encoded, Encoder
 from .networks import arithmetic, usable
+from .objective import Objective
 from .optimizers import Average
-from .sources import Pair, Rows, Stream, open_pair
+from .randomness import draw, stream
+from .sources import Pair, Rows, Stream, held_out_rows, open_pair
 
-__all__ = ["ValidationSet"]
+__all__ = ["Own", "ValidationSet", "read_own"]
+
+BEFORE_TRAINING = -1  # the step of the draws: training's begin at 0
+KEPT = 0.999  # r of conditioning dropout at which nothing is left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A picture and an instruction of the user's, of which nobody knows the true edit."""
+
+    original: Image.Image
+    instruction: str
+
+
+def read_own(path: Path) -> list[Own]:
+    """Rows with source and instruction of a .csv or .jsonl file; paths are relative to it. Raises ConfigError."""
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise ConfigError(f"validate_with is {path}; give a .csv or .jsonl file with columns source and instruction")
+    rows = (json_lines if path.suffix.lower() == ".jsonl" else csv_rows)(path, ConfigError)
+    found = []
+    for number, row in enumerate(rows, start=1):
+        source, said = row.get("source"), row.get("instruction")
+        if not isinstance(source, str) or not isinstance(said, str) or not said.strip():
+            raise ConfigError(f"{path}, row {number}, has no source or no instruction; give both")
+        try:
+            found.append(Own(original=open_image(path.parent / source), instruction=said))
+        except ImageError as error:
+            raise ConfigError(f"{path}, row {number}: {error}") from error
+    if not found:
+        raise ConfigError(f"{path} has no rows; give pictures and instructions")
+    return found
 
 
 class ValidationSet:
-    """Some pairs, edited by the averaged weights with the checkpoint's recommended guidance."""
+    """Pairs that are held out, or where none are some of training's, and pictures of the user's own."""
 
     def __init__(self, source: Rows | Stream, config: TrainConfig) -> None:
         self._config = config
-        self.pairs = list(islice(_good(source, config.validation_count), config.validation_count))
+        rest = held_out_rows(source)
+        self.held_out = rest is not None
+        self._rows = source if rest is None else rest
+        self.pairs = list(islice(_good(self._rows, config.validation_count), config.validation_count))
+        self.own = read_own(Path(config.validate_with)) if config.validate_with else []
+        self._encoded: list[Encoded] | None = None
+
+    def losses(self, model: Model, average: Average, encoder: Encoder, micro: int) -> dict[str, float]:
+        """The objective's mean over the pairs, by the raw and by the averaged weights.
+
+        Crop, noise and posterior sample of a pair are always the same, n pairs have the levels (k + 1/2) / n, and
+        nothing is dropped, so that two losses differ by the weights alone.
+        """
+        if self._encoded is None:
+            self._encoded = list(self._encode(encoder, micro))
+        if not self._encoded:
+            return {}
+        objective = Objective(model, encoder.null_text, self._config)
+        found = {}
+        for kind in ("raw", "ema"):
+            with average.applied() if kind == "ema" else nullcontext(), usable(model) as shown:
+                found[kind] = self._mean(shown.unet, objective, model.device)
+        return found
+
+    @torch.no_grad()
+    def _mean(self, unet: Any, objective: Objective, device: torch.device) -> float:
+        total, first, count = 0.0, 0, sum(len(one.mean) for one in self._encoded or ())
+        for encoded in self._encoded or ():
+            n = len(encoded.mean)
+            draws = draw(self._config.seed, BEFORE_TRAINING, range(first, first + n), encoded.mean.shape[1:])
+            levels = (torch.arange(first, first + n, dtype=torch.float64) + 0.5) / count
+            draws = replace(draws, drop=torch.full((n,), KEPT), level=levels)
+            moved = {name: value.to(device) for name, value in vars(draws).items() if name != "level"}
+            with arithmetic(device.type, self._config):
+                errors = objective(unet, _moved(encoded, device), replace(draws, **moved))
+            total += float(errors.double().sum())
+            first += n
+        return total / count
+
+    def _encode(self, encoder: Encoder, micro: int) -> Iterator[Encoded]:
+        config, count = self._config, self._config.validation_pairs
+        pairs = enumerate(islice(_good(self._rows, count), count) if count else iter(()))
+        size = (config.resolution,) * 2
+        while group := list(islice(pairs, micro)):
+            drawn = [stream(config.seed, "validation crop", number) for number, _ in group]
+            crops = [draw_crop(pair.original.size, size, config, g) for (_, pair), g in zip(group, drawn, strict=True)]
+            pixels = [crop_pair((pair.original, pair.edited), c) for (_, pair), c in zip(group, crops, strict=True)]
+            latents = encoder.latents(torch.stack(pixels))
+            text = encoder.text([pair.instruction for _, pair in group])
+            encoded = Encoded(**latents, text=text, size_ids=torch.stack([size_ids(crop) for crop in crops]))
+            yield _moved(encoded, torch.device("cpu"))
+
+    @property
+    def _shown(self) -> list[Pair | Own]:
+        return [*self.pairs, *self.own]
 
     def edit(self, model: Model, average: Average) -> list[list[Image.Image]]:
-        """[source, edit, truth] of each pair, at the training resolution."""
+        """[source, edit, truth] of each pair and [source, edit] of the user's own, at the training resolution."""
         size = (self._config.resolution,) * 2
         config = EditConfig(size=size, restore_size=False)
-        sources = [fit(pair.original, size) for pair in self.pairs]
-        instructions = [pair.instruction for pair in self.pairs]
+        sources = [fit(one.original, size) for one in self._shown]
+        instructions = [one.instruction for one in self._shown]
         with average.applied(), usable(model) as shown, arithmetic(model.device.type, self._config):
             editor = InstructPix2Pix(shown)
             edits = editor.edit_each(sources, instructions, seeds=range(len(sources)), config=config)
-        truths = [fit(pair.edited, size) for pair in self.pairs]
-        return [[a, b.image, c] for a, b, c in zip(sources, edits, truths, strict=True)]
+        truths = [[fit(pair.edited, size)] for pair in self.pairs] + [[] for _ in self.own]
+        return [[a, b.image, *c] for a, b, c in zip(sources, edits, truths, strict=True)]
 
-    def save(self, rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
+    def sheet(self, rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         """One picture: a strip for each pair, one below the other."""
         strips = [
-            strip(row, ["before", pair.instruction, "true edit"], height=128)
-            for row, pair in zip(rows, self.pairs, strict=True)
+            strip(row, ["before", one.instruction, "true edit"][: len(row)], height=128)
+            for row, one in zip(rows, self._shown, strict=True)
         ]
         sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
         y = 0
         for one in strips:
             sheet.paste(one, (0, y))
             y += one.height
-        save_image(sheet, path)
+        return sheet
+
+    def save(self, rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
+        """The sheet as a file."""
+        save_image(self.sheet(rows), path)
+
+
+def _moved(encoded: Encoded, device: torch.device) -> Encoded:
+    def move(value: Tensor | None) -> Any:
+        return None if value is None else value.to(device)
+
+    return Encoded(
+        mean=move(encoded.mean),
+        std=move(encoded.std),
+        condition=move(encoded.condition),
+        text=TextEmbedding(tokens=move(encoded.text.tokens), pooled=move(encoded.text.pooled)),
+        size_ids=move(encoded.size_ids),
+    )
 
 
 def _good(source: Any, count: int) -> Iterator[Pair]:

@@ -155,7 +155,7 @@ def on_two(program, arguments, sharded=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_same_command_goes_on(store, base, tmp_path, number):
     arguments = command(store, base(), tmp_path / "run", "--steps", "400", "--batch-size", "2")
     log = tmp_path / "run" / "log.jsonl"
