@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
-from server import PromptServer
 from torch import Tensor, nn
 
 from ..ip2p_engine.errors import ConfigError
@@ -95,6 +94,8 @@ def progress(total: int) -> Callable[[int, int], None]:
 
 def teller(node: str | None) -> Callable[[str], None]:
     """Shows a line of text in a node while it works, five times a second at most."""
+    from server import PromptServer  # not while the pack is imported
+
     told = 0.0
 
     def tell(text: str) -> None:
