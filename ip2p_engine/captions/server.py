@@ -6,6 +6,7 @@ is in none of the client libraries completely: a limit that one request meets ho
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import http.client
 import json
@@ -28,7 +29,7 @@ from ..files import NO_JSON
 from ..version import __version__
 from .edits import CaptionEdit, Rejected, Request, UnfinishedBatch, is_unicode
 
-__all__ = ["ServerConfig", "ServerSource"]
+__all__ = ["PictureRequest", "SeeingSource", "ServerConfig", "ServerSource"]
 
 log = logging.getLogger(__name__)
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -44,6 +45,10 @@ You write training data for an image editor that follows instructions. You get t
 edit of the picture that is interesting and can be seen, and answer with one JSON object and nothing else: \
 {"instruction": what a user would ask for, in a few words, "edited_caption": the caption of the edited picture, \
 which changes what was asked for and keeps everything else word for word}"""
+SEEING = """\
+You see a picture before and after an edit. Answer with one JSON object and nothing else: {"caption": the first \
+picture in one sentence, "edited_caption": the second picture, word for word the same but for what changed, \
+"instruction": what a user would ask for to get from the first to the second, in a few words}"""
 EXAMPLES = (
     ("photograph of a girl riding a horse", "have her ride a dragon", "photograph of a girl riding a dragon"),
     ("a small harbour town by the sea", "make it winter", "a small harbour town by the sea in winter"),
@@ -152,6 +157,12 @@ class ServerSource:
             except BaseException as error:
                 future.set_exception(error)
 
+    _names: tuple[str, ...] = ("instruction", "edited_caption")
+    """What an answer has to hold."""
+
+    def _body(self, request: Request, config: ServerConfig, unwanted: set[str]) -> dict[str, Any]:
+        return _body(_messages(request.caption, config), request, config, unwanted)
+
     def _ask(self, request: Request) -> CaptionEdit | Rejected:
         """The server's answer; a refusal counts as one if it is of this caption alone, and else ends the run."""
         try:
@@ -175,9 +186,9 @@ class ServerSource:
         config, attempt = self.config, 0
         while True:
             self._gate.wait()
-            body = _body(request, config, self._unwanted)
+            body = self._body(request, config, self._unwanted)
             try:
-                answer = _parsed(request.caption, self._post(json.dumps(body).encode()))
+                answer = _parsed(request.caption, self._post(json.dumps(body).encode()), self._names)
                 self._answers = True
                 if answer != CUT_OFF or config.max_tokens >= LONGER * self.config.max_tokens:
                     return answer
@@ -233,6 +244,28 @@ class ServerSource:
             return json.loads(content)
         except NO_JSON as error:
             raise _Passing(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRequest(Request):
+    """Two pictures to be described, as JPEG."""
+
+    before: bytes
+    after: bytes
+
+
+class SeeingSource(ServerSource):
+    """A vision model that describes both pictures of a pair, and says what was asked for."""
+
+    _names = ("caption", "instruction", "edited_caption")
+
+    def _body(self, request: Request, config: ServerConfig, unwanted: set[str]) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": config.system or SEEING}]
+        if isinstance(request, PictureRequest):
+            shown = (base64.b64encode(data).decode() for data in (request.before, request.after))
+            addresses = (f"data:image/jpeg;base64,{data}" for data in shown)
+            content += [{"type": "image_url", "image_url": {"url": address}} for address in addresses]
+        return _body([{"role": "user", "content": content}], request, config, unwanted)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -297,30 +330,35 @@ def _key(variable: str) -> str:
     return key
 
 
-def _body(request: Request, config: ServerConfig, unwanted: set[str]) -> dict[str, Any]:
-    """``unwanted``: fields that the server has refused."""
+def _messages(content: str, config: ServerConfig) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": config.system or INSTRUCTION}]
     for caption, instruction, edited in [tuple(vars(one).values()) for one in config.examples] or EXAMPLES:
         answer = json.dumps({"instruction": instruction, "edited_caption": edited})
         messages += [{"role": "user", "content": caption}, {"role": "assistant", "content": answer}]
+    return [*messages, {"role": "user", "content": content}]
+
+
+def _body(
+    messages: Sequence[Mapping[str, Any]], request: Request, config: ServerConfig, unwanted: set[str]
+) -> dict[str, Any]:
+    """``unwanted``: fields that the server has refused."""
     fields = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": request.seed % 2**31}
     if "max_tokens" in unwanted:
         fields["max_completion_tokens"] = config.max_tokens
     said = {name: value for name, value in fields.items() if name not in unwanted}
-    talk = [*messages, {"role": "user", "content": request.caption}]
-    return {"model": config.model, "messages": talk, **said, **config.extra}
+    return {"model": config.model, "messages": list(messages), **said, **config.extra}
 
 
-def _parsed(caption: str, answer: Any) -> CaptionEdit | Rejected:
+def _parsed(caption: str, answer: Any, names: Sequence[str]) -> CaptionEdit | Rejected:
     """The edit in a chat answer; _Passing if it is no chat answer, Rejected if the model wrote something else."""
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise _Passing(f"an answer without choices: {json.dumps(answer)[:200]}") from error
-    edit = fields_of(_said(text), ("instruction", "edited_caption"))
+    edit = fields_of(_said(text), names)
     if edit is not None:
-        return CaptionEdit(caption=caption, **edit)
+        return CaptionEdit(**{"caption": caption, **edit})
     if choice.get("finish_reason") == "length":
         return CUT_OFF
     shown = text if isinstance(text, str) else "" if text is None else json.dumps(text)[:1000]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from .options import Several, add_command, add_reading_options, local_path, progress_bar, reading_of
+from .options import Several, add_command, add_reading_options, local_path, progress_bar, reading_of, stop_signals
 
 __all__ = ["add"]
 
@@ -51,6 +51,16 @@ def add(commands: Any) -> None:
     checked.add_argument("--faults", action=Several, nargs="+", help="that --drop leaves out (default: all but split)")
     add_reading_options(checked)
     checked.add_argument("--json", action="store_true", help="print the result as JSON")
+    seen = add_command(group, "describe", _describe, "captions by a vision model that sees both pictures")
+    seen.add_argument("store", metavar="STORE")
+    seen.add_argument("--out", type=local_path, required=True, help="where to write")
+    seen.add_argument("--base-url", required=True, metavar="URL", help="a server of OpenAI's protocol")
+    seen.add_argument("--model", required=True, help="the name under which the server knows it")
+    seen.add_argument("--key-variable", default="OPENAI_API_KEY", help="the environment variable with the key")
+    seen.add_argument("--concurrency", type=int, default=4, help="requests at one time (default: 4)")
+    seen.add_argument("--instructions", action="store_true", help="replace the instructions too")
+    add_reading_options(seen)
+    seen.add_argument("--json", action="store_true", help="print the result as JSON")
     merge = add_command(group, "merge", _merge, "make one store of several data sets")
     merge.add_argument("sources", metavar="SOURCE", nargs="+", help="of any known layout")
     merge.add_argument("--out", type=local_path, required=True, help="where to write")
@@ -114,6 +124,21 @@ def _doctor(options: argparse.Namespace) -> None:
         kept = drop(options.store, options.drop, found, reading, faults=options.faults or ())
     lines = [found.as_text(), *([f"{options.drop}: {kept:,} new pairs"] if kept is not None else [])]
     _print(options, {**asdict(found), "counts": found.counts(), "new": kept}, "\n".join(lines))
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from ..captions.server import SeeingSource, ServerConfig
+    from ..data.describe import describe
+
+    names = ("base_url", "model", "key_variable", "concurrency")
+    source = SeeingSource(ServerConfig(**{name: getattr(options, name) for name in names}))
+    faults: list[str] = []
+    more: dict[str, Any] = {"instructions": options.instructions, "on_fault": faults.append}
+    with stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
+        found = describe(
+            options.store, options.out, source, reading_of(options), **more, on_progress=bar, should_stop=should_stop
+        )
+    _say(options, {"new": found.new}, f"{found.new:,} new pairs", faults)
 
 
 def _merge(options: argparse.Namespace) -> None:

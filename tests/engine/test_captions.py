@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import io
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -29,8 +31,11 @@ from ip2p_engine.captions.language_model import (
     SampleConfig,
     fine_tune,
 )
-from ip2p_engine.captions.server import ServerConfig, ServerSource
+from ip2p_engine.captions.server import SeeingSource, ServerConfig, ServerSource
 from ip2p_engine.cli import main
+from ip2p_engine.data.describe import Described, describe
+from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.errors import CaptionError, CheckpointError, ConfigError, Interrupted
 from ip2p_engine.files import locked
 from ip2p_engine.scenes.grammar import GrammarSource, captions_of, edits_from, parse_caption, sample_captions
@@ -827,3 +832,28 @@ def test_a_failure_lets_waiting_requests_go():
 def test_impossible_servers_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         ServerConfig(**{"base_url": "http://127.0.0.1/v1", "model": "m", field: value})
+
+
+def test_a_vision_model_describes_pairs_without_captions(tmp_path):
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(stream, "PNG")
+    texts = {"edit_prompt": "edit", "seed": None, "p": None, "cfg": None}
+    pictures = {"original_image": stream.getvalue(), "edited_image": stream.getvalue()}
+    with PairWriter(tmp_path / "bare", manifest={}) as writer:
+        writer.write(PairRecord(**texts, **pictures, original_prompt="", edited_prompt="", key="a"))
+        writer.write(PairRecord(**texts, **pictures, original_prompt="b", edited_prompt="c", key="b"))
+        writer.write(PairRecord(**texts, **pictures, original_prompt="", edited_prompt="", key="c"))
+    seen = json.dumps({"caption": "red", "instruction": "paint it", "edited_caption": "redder"})
+    config = {"model": "m", "first_wait": 0.01, "concurrency": 1}
+    with Server(reply(f"<think>{{</think>{seen}"), reply("no idea"), reply(seen)) as server:
+        source = SeeingSource(ServerConfig(base_url=server.url, **config))
+        assert describe(tmp_path / "bare", tmp_path / "told", source) == Described(new=2, rejected=1)
+        assert describe(tmp_path / "bare", tmp_path / "told", source) == Described(new=1, rejected=0)
+        body = server.requests[0][2]
+        assert [part["type"] for part in body["messages"][0]["content"]] == ["text", "image_url", "image_url"]
+        assert len(server.requests) == 3
+        assert describe(tmp_path / "bare", tmp_path / "anew", source, instructions=True).new == 3
+    told = {pair.key: pair for pair in PairStore(tmp_path / "told")}
+    assert (told["a"].original_prompt, told["a"].edited_prompt, told["a"].edit_prompt) == ("red", "redder", "edit")
+    assert told["b"].original_prompt == "b"
+    assert {pair.edit_prompt for pair in PairStore(tmp_path / "anew")} == {"paint it"}

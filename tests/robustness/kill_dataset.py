@@ -1,0 +1,114 @@
+"""Kill import, merge, export and doctor --drop with SIGKILL at random instants; each must end as if undisturbed.
+
+    python tests/robustness/kill_dataset.py [--kills 30] [--pairs 400] [--seed 0]
+
+A command that is killed is started again, as a user would, until it has finished; then every file must equal the
+undisturbed run's, and nothing else may be there. Prints one JSON line; exit code 1 if a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.store import PairWriter
+
+ROOT = Path(__file__).parents[2]
+
+
+def picture(draw: random.Random) -> bytes:
+    small = np.frombuffer(draw.randbytes(75), dtype=np.uint8).reshape(5, 5, 3)
+    stream = io.BytesIO()
+    Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def make_source(folder: Path, pairs: int) -> Path:
+    draw = random.Random(0)
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        for n in range(pairs):
+            texts = {
+                "edit_prompt": "make it snow",
+                "original_prompt": f"street {n // 4}",
+                "edited_prompt": f"snow {n // 4}",
+            }
+            pictures = {"original_image": picture(draw), "edited_image": picture(draw)}
+            writer.write(PairRecord(**texts, **pictures, seed=n, p=None, cfg=None, key=f"{n // 4:07d}/{n}"))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file but empty locks, which a dead writer leaves and a new one takes."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def live(command: list[str], kill_after: float | None) -> bool:
+    """Run a command; returns whether it was killed in time."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        try:
+            _, said = process.communicate(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return True
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}: {said.decode()}")
+    return False
+
+
+def trial(home: Path, name: str, arguments: list[str], kills: int, draw: random.Random) -> dict:
+    command = [sys.executable, "-m", "ip2p_engine", "dataset", *arguments]
+    started = time.monotonic()
+    live([*command, str(home / f"{name}-whole")], None)
+    length, killed, wrong, runs = time.monotonic() - started, 0, [], 0
+    whole = contents(home / f"{name}-whole")
+    while killed < kills:
+        runs, out, lives = runs + 1, home / f"{name}-{runs}", 0
+        # A command takes a second to begin; then it may be killed anywhere.
+        while live([*command, str(out)], draw.uniform(0.3, 1.0) * length if lives < 3 else None):
+            killed, lives = killed + 1, lives + 1
+        if contents(out) != whole:
+            wrong.append(f"{out.name}: {sorted(set(contents(out).items()) ^ set(whole.items()))[:4]}")
+    return {"kills": killed, "finished_runs": runs, "faults": wrong}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--pairs", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        source = str(make_source(home / "source", options.pairs))
+        jobs = {
+            "import": ["import", source, "--limit", str(options.pairs - 1), "--out"],
+            "merge": ["merge", source, source, "--out"],
+            **{f"export-{one}": ["export", source, "--layout", one, "--out"] for one in ("folders", "musubi", "hub")},
+            "export-original": ["export", source, "--layout", "original", "--out"],
+            "drop": ["doctor", source, "--limit", "60", "--drop"],
+        }
+        each = -(-options.kills // len(jobs))
+        report = {name: trial(home, name, arguments, each, draw) for name, arguments in jobs.items()}
+    sys.stdout.write(json.dumps(report) + "\n")
+    return 1 if any(one["faults"] for one in report.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
