@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,16 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import public_name
-from .evaluate_data import SCENES, add_ablation, add_data_options, measure_samples, open_samples, told
+from .evaluate_data import (
+    SCENES,
+    add_ablation,
+    add_data_options,
+    measure_samples,
+    named_checkpoints,
+    open_samples,
+    told,
+)
+from .evaluate_edits import add_edits
 from .options import (
     Several,
     add_command,
@@ -42,6 +50,7 @@ def add(commands: Any) -> None:
     _add_curve(actions)
     _add_scenes(actions)
     _add_pictures(actions)
+    add_edits(actions)
     add_ablation(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")
     report.add_argument("folder", type=Path, metavar="RUN", help="a folder that ip2p evaluate wrote, or several in one")
@@ -131,21 +140,6 @@ def _curve_methods(
             baselines.insert(0, SDEdit(model, name=name, strengths=options.strength, **walk))
         baselines.append(PromptToPrompt(model, name=name, steps=options.steps))
     return editors, baselines, editors[0].model.spec.resolution
-
-
-def named_checkpoints(given: Sequence[str]) -> list[tuple[str, str]]:
-    """(name in the legend, checkpoint) of NAME=CHECKPOINT or CHECKPOINT; raises ConfigError for a name given twice.
-
-    What stands before = is a name only if it cannot be the beginning of a path or an address.
-    """
-    found = [re.fullmatch(r"([^=/\\:?]+)=(.+)", one) for one in given]
-    pairs = [
-        (match[1], match[2]) if match else (Path(public_name(one)).stem, one)
-        for match, one in zip(found, given, strict=True)
-    ]
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ConfigError(f"checkpoints are named {', '.join(name for name, _ in pairs)}; name each: mine=PATH")
-    return pairs
 
 
 def _report(options: argparse.Namespace) -> None:

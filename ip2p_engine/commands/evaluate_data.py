@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "add_ablation",
     "add_data_options",
     "measure_samples",
+    "named_checkpoints",
     "open_samples",
     "told",
 ]
@@ -67,6 +69,21 @@ def measure_samples(
     claim_run(options.out, kind)
     with progress_bar(0, "pictures") as bar:
         return measure(samples, methods, clip, **settings, on_progress=bar)
+
+
+def named_checkpoints(given: Sequence[str]) -> list[tuple[str, str]]:
+    """(name in the legend, checkpoint) of NAME=CHECKPOINT or CHECKPOINT; raises ConfigError for a name given twice.
+
+    What stands before = is a name only if it cannot be the beginning of a path or an address.
+    """
+    found = [re.fullmatch(r"([^=/\\:?]+)=(.+)", one) for one in given]
+    pairs = [
+        (match[1], match[2]) if match else (Path(public_name(one)).stem, one)
+        for match, one in zip(found, given, strict=True)
+    ]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ConfigError(f"checkpoints are named {', '.join(name for name, _ in pairs)}; name each: mine=PATH")
+    return pairs
 
 
 def told(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,212 @@
+"""The edits of a test set: made once, resumed, turn by turn, and every number of the tables by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from ip2p_engine import cli
+from ip2p_engine.clip.similarity import ClipSimilarity
+from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.store import PairWriter
+from ip2p_engine.edit import EditConfig, InstructPix2Pix
+from ip2p_engine.errors import DatasetError, Interrupted
+from ip2p_engine.evaluate.edits import TestEdit as OneEdit
+from ip2p_engine.evaluate.edits import benchmark_tables, edited_pictures, last_turns, make_edits, write_truth
+from ip2p_engine.evaluate.pairs import measure_picture, open_mask
+from ip2p_engine.hooks import Hooks
+from ip2p_engine.images import read_settings
+from ip2p_engine.scenes.grammar import sample_edits
+from ip2p_engine.scenes.world import render
+
+CONFIG = EditConfig(steps=1, batch=2)
+
+
+def png(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def records():
+    """Four rows: a session of two turns, and two rows alone; the last one's captions are equal."""
+    found = []
+    for n, edit in enumerate(sample_edits(4, seed=3, held_out=True)):
+        texts = {"original_prompt": f"scene {n}", "edited_prompt": f"scene {n}" if n == 3 else f"other scene {n}"}
+        pictures = {"original_image": png(render(edit.source)), "edited_image": png(render(edit.target))}
+        labels = {"session": "s" if n < 2 else None, "kind": "style" if n == 2 else "colour"}
+        chance = {"seed": None, "p": None, "cfg": None}
+        found.append(PairRecord(**pictures, **texts, **labels, **chance, edit_prompt=edit.instruction, key=f"{n}/0"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("testset")
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        writer.write(*records())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return InstructPix2Pix.load("embedded", device="cpu")
+
+
+@pytest.fixture
+def edits(tmp_path):
+    return write_truth(records(), tmp_path / "truth")[0]
+
+
+def contents(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_truth_is_kept_as_it_was_and_turns_are_counted(edits):
+    assert [(one.session, one.turn) for one in edits] == [("s", 0), ("s", 1), ("row 2", 0), ("row 3", 0)]
+    assert edits[1].source.read_bytes() == records()[1].original_image
+    assert edits[1].target.read_bytes() == records()[1].edited_image
+    assert [one.number for one in last_turns(edits)] == [1, 2, 3]
+
+
+def test_a_row_that_is_none_is_left_out_and_named(tmp_path):
+    class Rows:
+        def outcomes(self):
+            yield records()[0]
+            yield DatasetError("row 2: its picture is missing")
+
+    edits, broken = write_truth(Rows(), tmp_path)
+    assert (len(edits), broken) == (1, ["row 2: its picture is missing"])
+    with pytest.raises(DatasetError, match="no row can be edited; the first: there is none"):
+        write_truth([], tmp_path)
+
+
+def test_edits_are_those_of_the_editor_and_go_on_where_they_stopped(edits, editor, tmp_path):
+    make_edits(edits, editor, tmp_path / "whole", config=CONFIG, seed=5)
+    whole = contents(tmp_path / "whole")
+    for one in edits:
+        (alone,) = editor.edit(one.source, one.instruction, seeds=[5 + one.number], config=CONFIG)
+        assert np.abs(whole[one.name].astype(int) - np.asarray(alone.image)).max() <= 1  # batches round otherwise
+        assert read_settings(tmp_path / "whole" / one.name)["seed"] == 5 + one.number
+    asked = []
+    hooks = Hooks(should_stop=lambda: asked.append(1) or len(asked) > 1)
+    with pytest.raises(Interrupted):
+        make_edits(edits, editor, tmp_path / "parts", config=CONFIG, seed=5, hooks=hooks)
+    some = contents(tmp_path / "parts")
+    assert 0 < len(some) < 4
+    stamps = {name: (tmp_path / "parts" / name).stat().st_mtime_ns for name in some}
+    make_edits(edits, editor, tmp_path / "parts", config=CONFIG, seed=5)
+    assert same(contents(tmp_path / "parts"), whole)
+    assert {name: (tmp_path / "parts" / name).stat().st_mtime_ns for name in some} == stamps
+
+
+def test_a_turn_starts_from_the_result_of_the_one_before(edits, editor, tmp_path):
+    make_edits(edits, editor, tmp_path / "own", config=CONFIG, own_turns=True)
+    first = tmp_path / "own" / edits[0].name
+    (second,) = editor.edit(first, edits[1].instruction, seeds=[1], config=CONFIG)
+    made = np.asarray(Image.open(tmp_path / "own" / edits[1].name))
+    assert np.abs(made.astype(int) - np.asarray(second.image)).max() <= 1
+    make_edits(edits, editor, tmp_path / "true", config=CONFIG)
+    assert not np.array_equal(made, contents(tmp_path / "true")[edits[1].name])
+
+
+def test_a_folder_of_other_edits_is_refused(edits, editor, tmp_path):
+    make_edits(edits[:1], editor, tmp_path / "a", config=CONFIG)
+    with pytest.raises(DatasetError, match="holds edits of other seed"):
+        make_edits(edits[:1], editor, tmp_path / "a", config=CONFIG, seed=1)
+    with pytest.raises(DatasetError, match="holds edits of other rows"):
+        make_edits(edits, editor, tmp_path / "a", config=CONFIG)
+    with pytest.raises(DatasetError, match="holds edits of other settings"):
+        make_edits(edits[:1], editor, tmp_path / "a", config=EditConfig(steps=2))
+    make_edits(edits[:1], editor, tmp_path / "a", config=EditConfig(steps=1, batch=7))  # no picture depends on it
+
+
+def plain_numbers(edit, edited):
+    """Both benchmarks' numbers in plain torch; the pictures are of the network's size, so no transform remains."""
+    clip = ClipSimilarity.load("embedded")
+    network = clip.network
+    tokens = open_clip.SimpleTokenizer(context_length=network.context_length)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip._mean, clip._std))
+    pixels = [torch.tensor(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 255 for path in edited]
+    source, result, target = pixels
+    with torch.no_grad():
+        features = network.encode_image(torch.stack([(one - mean) / std for one in pixels]))
+        texts = network.encode_text(tokens([edit.caption, edit.edited_caption]))
+    s, r, t = (one / one.norm() for one in features)
+    before, after = (one / one.norm() for one in texts)
+
+    def cosine(a, b):
+        return float(a @ b / a.norm() / b.norm())
+
+    numbers = {"l1": (result - target).abs().mean(), "l2": (result - target).square().mean()}
+    numbers |= {
+        "clip_i": cosine(r, t),
+        "clip_t": cosine(r, after),
+        "clip_im": cosine(r, s),
+        "clip_out": cosine(r, after),
+    }
+    numbers |= {"source_l1": (result - source).abs().mean()}
+    if edit.caption != edit.edited_caption:
+        numbers["clip_dir"] = cosine(r - s, after - before)
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def test_every_number_is_the_one_by_hand_and_equal_captions_give_none(edits, tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for one in edits:
+        noise = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.blend(Image.open(one.target).convert("RGB"), Image.fromarray(noise), 0.2).save(folder / one.name)
+    clip = ClipSimilarity.load("embedded")
+    rows = [measure_picture(one, clip) for one in edited_pictures(edits, folder)]
+    hand = [plain_numbers(one, (one.source, folder / one.name, one.target)) for one in edits]
+    for row, wanted in zip(rows, hand, strict=True):
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
+    assert ["clip_dir" in row for row in rows] == [True, True, True, False]
+    tables = {table.title: table for table in benchmark_tables({"mine": (edits, rows)})}
+    emu = tables["Emu Edit: edited against source"]
+    wanted = sum(row["clip_dir"] for row in hand[:3]) / 3
+    assert float(emu.rows[0][emu.columns.index("CLIP-dir")]) == pytest.approx(wanted, abs=5e-5)
+    assert emu.note.startswith("1 rows have equal captions")
+    brush = tables["MagicBrush: edited against target"]
+    assert float(brush.rows[0][brush.columns.index("L1")]) == pytest.approx(sum(r["l1"] for r in hand) / 4, abs=5e-5)
+    assert brush.rows[-1][1:] == ("", "0.1122", "", "0.8524", "0.7428", "")
+    kinds = tables["MagicBrush: edited against target, by kind"].rows
+    assert [(kind, n) for _, kind, n, *_ in kinds] == [("colour", 3), ("style", 1)]
+
+
+def test_a_transparent_place_is_where_the_edit_was_wanted(tmp_path):
+    picture = Image.new("RGBA", (8, 8), (255, 255, 255, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    picture.save(tmp_path / "rgba.png")
+    mask = np.asarray(open_mask(tmp_path / "rgba.png").convert("L"))
+    assert (mask[:, :4] == 255).all() and (mask[:, 4:] == 0).all()
+    Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
+    assert np.asarray(open_mask(tmp_path / "opaque.png").convert("L")).max() == 9
+
+
+@pytest.mark.slow
+def test_the_command(store, tmp_path, capsys):
+    words = ["evaluate", "edits", store, "--checkpoint", "a=embedded", "b=embedded", "--out", tmp_path / "run"]
+    words += ["--turns", "both", "--clip", "embedded", "--steps", "1", "--device", "cpu"]
+    assert cli.main([str(word) for word in words]) == 0
+    first = capsys.readouterr().out
+    assert "a, last turn on own results" in first and "published" in first
+    rows = (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
+    assert len(rows) == 2 * (4 + 3)
+    assert cli.main([str(word) for word in words]) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "run" / "rows.jsonl").read_text().splitlines() == rows
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["kind"] == "edits"
+    assert isinstance(OneEdit, type)
