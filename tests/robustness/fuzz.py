@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -90,7 +91,7 @@ def warm_up(root: Path) -> None:
         raise SystemExit((root / "seeds.log").read_text())
     # Once here, so that the tokenizer and the like are not made anew in every fork.
     for path, layout in (("model.safetensors", "ldm"), ("model", "diffusers")):
-        with redirect_stdout(None):
+        with redirect_stdout(io.StringIO()):
             command(["convert", str(root / "seeds" / "tiny"), str(root / "home" / path), "--to", layout])
 
 
