@@ -45,6 +45,7 @@ __all__ = [
     "remove",
     "sha256_of",
     "short_text",
+    "sweep",
     "text_lines",
     "whole_file",
     "whole_folder",
@@ -203,6 +204,14 @@ def _lock_of(place: Path, fresh: bool) -> BinaryIO | None:
         return lock
     lock.close()
     return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left anywhere in a folder, beside files that no later writer makes again."""
+    for place in folder.rglob(f".*{TEMPORARY}"):
+        if place.is_dir() and (lock := _lock_of(place, False)) is not None:
+            shutil.rmtree(place, ignore_errors=True)
+            lock.close()
 
 
 def _take_place(new: Path, path: Path, old: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DatasetError, IP2PError
-from ..files import is_locked, is_url, public_name, reason_of, whole_file
+from ..files import is_locked, is_url, public_name, reason_of, sweep, whole_file
 from .ledger import FOLDER as LEDGER
 from .store import DATA, MANIFEST
 
@@ -44,6 +44,7 @@ def copy_dataset(
     """
     with _storage_errors(source, target):
         origin, goal = _Place(source), _Place(target)
+        goal.sweep()
         found, there = origin.sizes(), goal.sizes()
         ledgers = {name: _whole_lines(origin.read(name)) for name in found if name.startswith(LEDGER)}
         # Listed again: what the ledgers name is there by now.
@@ -96,6 +97,11 @@ class _Place:
         self._storage.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
         with self._storage.transaction, self._storage.open(f"{self._root}/{name}", "wb") as stream:
             yield stream
+
+    def sweep(self) -> None:
+        """Remove what a killed copy left of a file that it had finished."""
+        if self._here is not None:
+            sweep(self._here)
 
     def writers(self) -> list[str]:
         """The parts that a living process of this machine is writing."""

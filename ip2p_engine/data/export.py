@@ -17,7 +17,7 @@ from typing import Any
 
 from ..config import versions_of
 from ..errors import ConfigError, DatasetError
-from ..files import disk_errors, read_json, whole_file, write_json
+from ..files import disk_errors, read_json, sweep, whole_file, write_json
 from ..images import open_image
 from .reading import KEPT_FORMATS, Pairs, format_of
 from .record import IMAGE_COLUMNS, PICTURES, SCORES, PairRecord
@@ -65,6 +65,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
         if any(path.name[:1] != "." for path in folder.iterdir()):
             raise DatasetError(f"{folder} is not empty; export to a new folder")
         write_json(marker, about)
+    sweep(folder)
     if read_json(marker, DatasetError) != about:
         raise DatasetError(f"{folder} holds the beginning of another export; export to a new folder")
 

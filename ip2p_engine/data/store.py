@@ -26,6 +26,7 @@ from ..files import (
     locked,
     read_json,
     remove,
+    sweep,
     whole_file,
     write_json,
 )
@@ -103,6 +104,7 @@ class PairWriter:
                 self._agree_on_manifest()
             with disk_errors(self._data, "written", DatasetError):
                 self._data.mkdir(exist_ok=True)
+            sweep(self.folder)
             for left in self._data.glob(f".train-{self._name}-*{TEMPORARY}"):
                 remove(left)
             self._take_up()

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..checkpoint.training_run import CHECKPOINTS, EXPORTS, RUN
 from ..config import versions_of
 from ..errors import ConfigError
-from ..files import AppendLog, disk_errors, json_lines, locked, read_json, whole_file, write_json
+from ..files import AppendLog, disk_errors, json_lines, locked, read_json, sweep, whole_file, write_json
 from ..images import save_image
 from ..networks.model import ModelSpec
 from .checkpoints import State, latest, load_checkpoint, save_checkpoint, step_of
@@ -75,6 +75,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         refusal = f"{self.path} is being trained in by another process; wait for it, or train in a new folder"
         with locked(self.path / ".lock", refusal, ConfigError):
+            sweep(self.path)
             yield
 
     def begin(self, config: TrainConfig, about: Mapping[str, Any], first: int) -> None:

@@ -121,3 +121,16 @@ def test_a_name_of_the_full_length_has_a_writer(tmp_path):
     with whole_file(tmp_path / ("ä" * 127)) as stream:
         stream.write(b"whole")
     assert os.listdir(tmp_path) == ["ä" * 127]
+
+
+def test_what_a_killed_writer_left_beside_a_whole_file_is_swept(tmp_path):
+    """Killed between the renaming and its own cleaning up, of a file that is never written again."""
+    dead = tmp_path / "data" / ".a.parquet.0.part"
+    dead.mkdir(parents=True)
+    (dead / "lock").touch()
+    (tmp_path / "data" / "a.parquet").touch()
+    with files.whole_file(tmp_path / "b"):
+        files.sweep(tmp_path)
+        assert not dead.exists()
+        assert len(list(tmp_path.glob(".b*.part"))) == 1, "a living writer keeps its place"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.parquet", "b", "data"]
