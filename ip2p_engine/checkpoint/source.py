@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError, first_line
 from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_folder
+from .published import PUBLISHED, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
@@ -22,6 +23,7 @@ __all__ = [
     "CACHE_VARIABLE",
     "EMBEDDED",
     "fetch",
+    "fetch_published",
     "open_bundle",
     "readable",
 ]
@@ -79,6 +81,21 @@ def _bundle_of_run(step: RunStep, base: str | Path | None, weights: str, *, head
     return bundle_of_step(step, giver, weights, header_only=header_only)
 
 
+def fetch_published(name: str) -> Path:
+    """Bring a checkpoint of the table here, or the rest of one; returns where it lies. Raises CheckpointError."""
+    known = published(name)
+    if known is None:
+        names = ", ".join(one.repository for one in PUBLISHED)
+        raise CheckpointError(f"{name} is not in the table of published checkpoints; choose one of {names}")
+    try:
+        return _local_path(known.source, "ema")
+    except CheckpointError as error:
+        if known.gated:
+            page = f"https://huggingface.co/{known.repository}"
+            raise CheckpointError(f"{error}; its licence has to be accepted at {page} first") from error
+        raise
+
+
 @contextmanager
 def readable(source: str) -> Iterator[None]:
     """Whatever else is wrong with a checkpoint, as one sentence."""
@@ -100,6 +117,8 @@ def _local_path(source: str, weights: str) -> Path:
         return path
     if is_url(source):
         return fetch(source, weights)
+    known = published(source)
+    source = known.source if known else source
     explicit = source.startswith(HUB)
     owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), "", ""][:3]
     may_be_local = path.suffix.lower() in WEIGHT_SUFFIXES or bool(rest[0]) or Path(owner).exists()

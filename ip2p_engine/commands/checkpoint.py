@@ -15,6 +15,7 @@ __all__ = ["add"]
 def add(commands: Any) -> None:
     _add_inspect(commands)
     _add_convert(commands)
+    _add_fetch(commands)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -42,6 +43,19 @@ def _add_convert(commands: Any) -> None:
         metavar=("IP2P", "-", "SD_BASE", "+", "OTHER"),
         help="write the sum: the editing skill of IP2P on another model of its family",
     )
+
+
+def _add_fetch(commands: Any) -> None:
+    parser = add_command(commands, "fetch", _fetch, "bring a published checkpoint here, or go on with it")
+    parser.add_argument("name", nargs="?", help="of the table, which it prints without a name")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from ..checkpoint.published import PUBLISHED
+    from ..checkpoint.source import fetch_published
+
+    said = "\n".join(map(str, PUBLISHED)) if options.name is None else fetch_published(options.name)
+    sys.stdout.write(f"{said}\n")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from ..images import (
     upright_size,
 )
 from ..progress import progress, write_note
+from ..scenes.notice import NOTICE, is_scene
 from .edit_sources import Row, Source
 from .options import stop_signals
 
@@ -79,10 +80,11 @@ def edit_files(
     _check_sources(rows, config, writing.strict, left_out)
     groups = _groups(rows, config, left_out)
     editor = load()
+    notice = NOTICE if editor.name == "embedded" else ""
     with (
         stop_signals() as should_stop,
         progress(len(rows), "edits") as bar,
-        _Writers(rows, paths, writing, show) as out,
+        _Writers(rows, paths, writing, show, notice) as out,
     ):
         finished = 0
         try:
@@ -185,9 +187,16 @@ class _Writers:
     """Threads that bring results to their size and encode them; a few at a time, shown in their order."""
 
     def __init__(
-        self, rows: Sequence[Row], paths: Sequence[Path], writing: Writing, show: Callable[[dict[str, Any]], None]
+        self,
+        rows: Sequence[Row],
+        paths: Sequence[Path],
+        writing: Writing,
+        show: Callable[[dict[str, Any]], None],
+        notice: str,
     ) -> None:
+        """``notice`` is said of pictures that the model does not know; empty: of none."""
         self._rows, self._paths, self._writing, self._show = rows, paths, writing, show
+        self._notice, self._told = notice, False
         self._pool = ThreadPoolExecutor(max_workers=WRITERS, thread_name_prefix="ip2p-write")
         self._pending: deque[Future[dict[str, Any]]] = deque()
         self.written = 0
@@ -214,6 +223,9 @@ class _Writers:
         while self._pending and (len(self._pending) > waiting or self._pending[0].done()):
             row = self._pending.popleft().result()
             self.written += 1
+            if "notice" in row and not self._told:
+                write_note(f"ip2p: {row['source']}: {row['notice']}")
+                self._told = True
             self._show(row)
 
     def _write(self, place: int, result: EditResult) -> dict[str, Any]:
@@ -221,7 +233,9 @@ class _Writers:
         settings = {**result.settings, "source": source.name}
         exif = read_exif(source.picture) if writing.keep_exif else None
         with FULL_SIZE:
+            strange = self._notice and result.edited is not None and not is_scene(result.source)
             target: Any = sys.stdout.buffer if writing.out == STDOUT else self._paths[place]
             new = target != writing.out and writing.out != STDOUT
             path = save_image(result.image, target, settings, new=new, png_level=writing.png_level, exif=exif)
-        return {"file": str(path), "evaluations": result.evaluations, **settings}
+        notice = {"notice": self._notice} if strange else {}
+        return {"file": str(path), "evaluations": result.evaluations, **settings, **notice}

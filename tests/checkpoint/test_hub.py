@@ -164,3 +164,31 @@ def test_offline_a_cached_file_is_enough(offline, sd1_file, tmp_path):
     folder.mkdir()
     shutil.copy(sd1_file, folder)
     assert report_card("owner/name").base == "SD1.5"
+
+
+def test_published_checkpoints_go_by_name(monkeypatch, tmp_path, capsys):
+    from ip2p_engine import cli
+    from ip2p_engine.checkpoint import source
+    from ip2p_engine.checkpoint.published import PUBLISHED, published
+
+    asked = []
+    monkeypatch.setattr(
+        source, "_download", lambda repository, file, weights: asked.append((repository, file)) or tmp_path
+    )
+    assert cli.main(["fetch", "Instruct-Pix2Pix"]) == 0 and capsys.readouterr().out.strip() == str(tmp_path)
+    assert cli.main(["fetch", "stabilityai/cosxl"]) == 0
+    assert asked == [("timbrooks/instruct-pix2pix", ""), ("stabilityai/cosxl", "cosxl_edit.safetensors")]
+    source._local_path("instruct-pix2pix", "ema")  # what --checkpoint NAME opens
+    assert asked[-1] == asked[0]
+    capsys.readouterr()
+    assert cli.main(["fetch"]) == 0 and all(one.repository in capsys.readouterr().out for one in PUBLISHED[:1])
+    assert cli.main(["fetch", "nonesuch"]) == 2
+    assert "choose one of timbrooks/instruct-pix2pix" in capsys.readouterr().err
+    assert published("a.safetensors") is None
+
+    def refuse(*_):
+        raise source.CheckpointError("the hub does not give it")
+
+    monkeypatch.setattr(source, "_download", refuse)
+    assert cli.main(["fetch", "cosxl"]) == 2
+    assert "has to be accepted at https://huggingface.co/stabilityai/cosxl" in capsys.readouterr().err
