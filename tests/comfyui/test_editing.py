@@ -310,3 +310,19 @@ def test_three_hundred_edits_keep_memory_flat(server, scene):
     for job in jobs:
         assert server.wait(job, fetch=False).status == "success"
     assert server.memory() <= 1.02 * early
+
+
+def test_a_mask_is_the_same_headless(server, editor):
+    """Inside the mask a mean of one level and no pixel beyond four; outside both are the source."""
+    picture = render(DEMO_SCENE).resize((128, 96))
+    server.upload(picture, "masked.png")
+    run = succeed(server.run(masked("masked.png", x=40, width=50, frame=(128, 96))))
+    mask = Image.new("L", (128, 96))
+    mask.paste(255, (40, 0, 90, 96))
+    how = {"seeds": 1, "steps": 10, "text_cfg": 4.0, "image_cfg": 1.5, "resolution": 128}
+    headless = editor.edit(picture, "make it night", masks=mask, **how)[0].image
+    ours, theirs = (np.asarray(one.convert("RGB"), int) for one in (headless, run.pictures["save"][0]))
+    inside = np.asarray(mask) > 0
+    off = np.abs(ours - theirs)
+    assert not off[~inside].any() and off[inside].mean() <= 1 and off.max() <= 4
+    assert np.abs(ours - np.asarray(picture, int))[inside].mean() > 20
