@@ -12,8 +12,7 @@ import torch
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.cli import main
 from ip2p_engine.commands import evaluate_data as evaluate_ablation
-from ip2p_engine.commands.evaluate_data import named_checkpoints
-from ip2p_engine.commands.evaluate_data import told
+from ip2p_engine.commands.evaluate_data import named_checkpoints, told
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.evaluate.run_folder import ROWS, RUN, check_run, claim_run, load_run
 from ip2p_engine.scenes.exam import scene_samples
