@@ -11,6 +11,7 @@ from typing import Any
 
 import folder_paths
 
+from ..ip2p_engine.images import open_image
 from ..ip2p_engine.version import __version__
 from . import _host
 
@@ -60,13 +61,16 @@ def stored_pairs(maker: Any, jobs: Sequence[Any], batch: int, instruction: str, 
             made = maker.make(part, number, before + len(parts))
             writer.write(*(_row(one, instruction) for one in made))
             writer.flush()
-            finished = [made[0].source_image, made[0].edited_image]
+            finished = [made[-1].source_image, made[-1].edited_image]
             _host.show_finished(finished, (number + 1) * maker.config.steps, (before + len(parts)) * maker.config.steps)
     _used.add(place)
     store = PairStore(place)
     rows = {seed: row for row, seed in enumerate(store.columns("seed")["seed"])}
     texts = {"edit_prompt": instruction, "key": ""}
-    return PairView(store, [rows[job.seed] for job in jobs], [texts] * len(jobs))
+    pairs = PairView(store, [rows[job.seed] for job in jobs], [texts] * len(jobs))
+    if not missing:
+        _host.show_finished([open_image(pairs[-1].original_image), open_image(pairs[-1].edited_image)], 1, 1)
+    return pairs
 
 
 def count_lost() -> int:

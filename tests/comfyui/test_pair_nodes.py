@@ -140,8 +140,8 @@ def shown(listener, count=None):
     """The values of the pairs' progress bar until the run ends or there are ``count``, and what ended it."""
     values = []
     for kind, data in listener.events():
-        # The finished pictures come with the value of the last step.
-        if kind == "progress" and data["node"] == "pairs" and values[-1:] != [data["value"]]:
+        # Finished pictures come with the value of the last step, and with 1 of 1 where nothing had to be made.
+        if kind == "progress" and data["node"] == "pairs" and data["max"] > 1 and values[-1:] != [data["value"]]:
             values.append(data["value"])
         if len(values) == count or kind in ("execution_success", "execution_error", "execution_interrupted"):
             return values, kind
