@@ -26,8 +26,9 @@ from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError, ImageError
 from .files import is_url, public_name
 from .hooks import Hooks
-from .images import Picture, fit, open_image, plan_size, to_images, to_tensor, upright_size
-from .networks.conditioning import Conditioning, clean_latents, decode_latents, encode_image, encode_text, size_ids
+from .images import Picture, fit, open_image, plan_size, to_tensor, upright_size
+from .networks.compiled import compile_unet
+from .networks.conditioning import Conditioning, clean_latents, decode_pictures, encode_image, encode_text, size_ids
 from .networks.denoiser import BranchDenoiser
 from .networks.digest import digest_of_weights
 from .networks.model import Model, load_model
@@ -37,6 +38,7 @@ from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
 
+DECODED_AT_ONCE = 4
 HOW_FAST = ("batch", "together")  # settings that no picture depends on
 
 
@@ -136,6 +138,7 @@ class InstructPix2Pix:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        compile_mode: str = "repeated",
         base: str | Path | None = None,
         loras: Sequence[Lora] = (),
         **options: Any,
@@ -143,17 +146,15 @@ class InstructPix2Pix:
         """Load "embedded", a file, a diffusers folder, a Hugging Face id or a URL.
 
         The device defaults to a GPU if there is one, the type to half precision there and float32 elsewhere.
-        ``compile`` (GPU) runs the UNet in channels_last through torch.compile with CUDA graphs.
+        ``compile`` compiles the UNet as ``compile_mode`` says, repeated or max (``InstructPix2Pix.compile``).
         """
         device = usable_device(device)
-        if compile and device.type != "cuda":
-            raise ConfigError(f"compile is for CUDA and the device is {device.type}; leave it out")
         model = load_model(source, base=base, device=device, dtype=dtype, **options)
         editor = cls(model, name=public_name(source), base=None if base is None else public_name(base))
         for lora in loras:
             editor.load_lora(lora.path, lora.weight)
         if compile:
-            editor.compile()
+            editor.compile(compile_mode)
         return editor
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
@@ -168,10 +169,13 @@ class InstructPix2Pix:
         """Take all LoRAs away: ``model`` is the one that was loaded, to the bit."""
         self.model, self.loras = self._plain, ()
 
-    def compile(self) -> None:
-        """Compile the UNet: channels_last, CUDA graphs; pays from the second edit of one size and guidance on."""
-        self.model.unet.to(memory_format=torch.channels_last)
-        self.model.unet.compile(mode="reduce-overhead")
+    def compile(self, mode: str = "repeated", *, backend: str = "inductor") -> None:
+        """Compile the UNet's repeated blocks, or with "max" all of it, on CUDA with graphs: for many edits of one size.
+
+        A compiled editor may be used from several threads, whose network calls then come one after another. Raises
+        ConfigError for another mode, and where nothing can compile.
+        """
+        compile_unet(self.model, mode, backend=backend)
 
     def edit(
         self,
@@ -307,8 +311,9 @@ class InstructPix2Pix:
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """The pictures of clean latents (B, 4, h, w)."""
-        # One at a time: the decoder takes more memory than all branches of the network, and gains nothing by batches.
-        return [to_images(decode_latents(self.model, latent))[0] for latent in latents.split(1)]
+        # On a CPU one at a time: the decoder takes more memory than the network, and gains nothing by batches there.
+        most = 1 if latents.device.type == "cpu" else DECODED_AT_ONCE
+        return decode_pictures(self.model, latents, most)
 
     def _run(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
         """Make every job's picture, batch by batch, and tell the hooks."""

@@ -364,13 +364,13 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ImageError(f"pixels have the shape {tuple(pixels.shape)}; give (batch, 3, height, width)")
-    values = pixels.detach().float().cpu()
+    values = pixels.detach().float()
     lost = int((~values.isfinite()).sum())
     if lost:
         got = f"{lost} of {values.numel()} decoded values are not finite"
         raise ImageError(f"{got}, which a half-precision autoencoder causes by overflow; run it in float32 or bfloat16")
     levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().numpy()]
+    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
 def save_image(

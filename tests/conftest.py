@@ -50,6 +50,12 @@ def tiny_pair_model():
 
 
 @pytest.fixture(scope="session")
+def waits():
+    """Tensors that claim to be on a GPU, and count what waits for it."""
+    return load_by_path("waits")
+
+
+@pytest.fixture(scope="session")
 def reference():
     """Numbers of the original implementation: tests/data/reference/README.md."""
     folder = TESTS / "data" / "reference"

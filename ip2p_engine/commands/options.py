@@ -106,7 +106,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     parser.add_argument("--base", help="a checkpoint that gives a lone UNet its autoencoder and text encoder")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
-    parser.add_argument("--compile", action="store_true", help="compile the network (CUDA)")
+    parser.add_argument("--compile", action="store_true", help="compile the network, for many edits of one size")
+    parser.add_argument(
+        "--compile-mode",
+        choices=("repeated", "max"),
+        default="repeated",
+        help="repeated: its repeated blocks, soon done; max: all of it, on CUDA with graphs (default: repeated)",
+    )
     add_lora_option(parser)
 
 
@@ -186,6 +192,7 @@ def load_editor(options: argparse.Namespace) -> Any:
         device=options.device,
         dtype=torch_dtype(options),
         compile=options.compile,
+        compile_mode=options.compile_mode,
         weights=options.weights,
         base=options.base,
         loras=loras_of(options),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,12 +65,24 @@ class DiscreteSchedule:
         return ((1 - weight) * log_sigmas[low] + weight * log_sigmas[t.ceil().long()]).exp()
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        """Fractional t of a sigma, the inverse of ``t_to_sigma``; clamped to the ladder's ends."""
-        log_sigmas, log_sigma = self.sigmas.log(), sigma.detach().double().cpu().log()
+        """Fractional t of a sigma, the inverse of ``t_to_sigma``, on its device; clamped to the ladder's ends."""
+        log_sigmas = self._log_sigmas(sigma.device)
+        log_sigma = sigma.detach().to(log_sigmas.dtype).log()
         high = torch.searchsorted(log_sigmas, log_sigma).clamp(1, self.steps - 1)
         low = high - 1
         weight = (log_sigma - log_sigmas[low]) / (log_sigmas[high] - log_sigmas[low])
         return low + weight.clamp(0, 1)
+
+    def _log_sigmas(self, device: torch.device) -> Tensor:
+        """Float64 on the CPU; elsewhere float32, which all devices have, since asking the CPU would wait."""
+        if device not in self._on_devices:
+            exact = self.sigmas.log()
+            self._on_devices[device] = exact if device.type == "cpu" else exact.float().to(device)
+        return self._on_devices[device]
+
+    @cached_property
+    def _on_devices(self) -> dict[torch.device, Tensor]:
+        return {}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(sqrt(a_t), sqrt(1 - a_t)) for integer t of shape (B,), float32, shaped (B, 1, 1, 1)."""

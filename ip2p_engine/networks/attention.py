@@ -62,13 +62,16 @@ class Sharing:
     """For each row of the batch, its place among them."""
 
     @classmethod
-    def of(cls, rows: Sequence[int], device: torch.device | None = None) -> Sharing | None:
-        """The sharing of those rows; None where each row uses its own."""
-        if list(rows) == list(range(len(rows))):
+    def of(cls, rows: Sequence[int], device: torch.device | None = None, *, fixed: bool = False) -> Sharing | None:
+        """The sharing of those rows; None where each row uses its own.
+
+        ``fixed``: all are projected and none is None, so that whatever rows share, a compiled network sees one shape.
+        """
+        if not fixed and list(rows) == list(range(len(rows))):
             return None
-        used = sorted(set(rows))
+        used = list(range(len(rows))) if fixed else sorted(set(rows))
         places = [used.index(row) for row in rows]
-        return cls(torch.tensor(used, device=device), torch.tensor(places, device=device))
+        return cls(*(torch.tensor(index).to(device, non_blocking=True) for index in (used, places)))
 
 
 @dataclass(frozen=True, eq=False)

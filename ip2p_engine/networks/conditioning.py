@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ..devices import free_memory
 from ..errors import CheckpointError
+from ..images import to_images
 from ..tokenizer import END_OF_TEXT, MAX_TOKENS, tokenize
 from .model import Model
 
@@ -17,12 +20,15 @@ __all__ = [
     "TextEmbedding",
     "clean_latents",
     "decode_latents",
+    "decode_pictures",
     "encode_image",
     "encode_text",
     "size_ids",
 ]
 
 LAST_LAYERS = {"sdxl", "cosxl"}
+DECODER_ACTIVATIONS_PER_PIXEL = 16
+USABLE_MEMORY = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,8 @@ class TextEmbedding:
 
     def rows(self, index: Sequence[int]) -> TextEmbedding:
         """The same texts, picked and repeated by row."""
-        chosen = list(index)
+        # Not a list as an index: its copy to a GPU would wait, and training asks in every micro-batch.
+        chosen = torch.tensor(list(index), dtype=torch.long).to(self.tokens.device, non_blocking=True)
         return TextEmbedding(tokens=self.tokens[chosen], pooled=None if self.pooled is None else self.pooled[chosen])
 
 
@@ -66,10 +73,10 @@ def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
             )
     if model.spec.family not in LAST_LAYERS:
         pad = 0 if model.spec.family == "sd2" else END_OF_TEXT
-        tokens = tokenize(texts, pad=pad).to(first.device)
+        tokens = tokenize(texts, pad=pad).to(first.device, non_blocking=True)
         return TextEmbedding(tokens=first(tokens).last_hidden_state)
     outputs = [
-        encoder(tokenize(texts, pad=pad).to(encoder.device), output_hidden_states=True)
+        encoder(tokenize(texts, pad=pad).to(encoder.device, non_blocking=True), output_hidden_states=True)
         for encoder, pad in zip(model.text_encoders, (END_OF_TEXT, 0), strict=True)
     ]
     tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
@@ -103,6 +110,16 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
     autoencoder = model.autoencoder
     scaled = latents / model.spec.latent_scale
     return autoencoder.decode(scaled.to(autoencoder.device, autoencoder.dtype)).sample.float()
+
+
+def decode_pictures(model: Model, latents: Tensor, most: int) -> list[Image.Image]:
+    """The pictures of clean latents (B, 4, h, w), at most so many decoded at once, fewer where memory is short."""
+    autoencoder = model.autoencoder
+    width = autoencoder.config.block_out_channels[0]
+    places = 64 * latents.shape[-2] * latents.shape[-1]
+    a_picture = places * width * DECODER_ACTIVATIONS_PER_PIXEL * autoencoder.dtype.itemsize
+    count = max(1, min(most, int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture)))
+    return [image for part in latents.split(count) for image in to_images(decode_latents(model, part))]
 
 
 def size_ids(model: Model, sizes: Sequence[tuple[int, int]]) -> Tensor | None:

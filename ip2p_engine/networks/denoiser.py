@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,12 @@ def predict(
         added = {"text_embeds": pooled.to(model.dtype), "time_ids": size_ids}
     told = {"call": call}
     rows = t.expand(len(inputs))
-    output = model.unet(inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told)
-    return output.sample.to(inputs.dtype)
+    with model.turn or nullcontext():
+        if model.turn is not None:
+            torch.compiler.cudagraph_mark_step_begin()
+        output = model.unet(inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told)
+        # The next call of a CUDA graph writes where this one has written.
+        return output.sample.to(inputs.dtype, copy=model.turn is not None)
 
 
 class Times:

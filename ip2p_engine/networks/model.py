@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,8 @@ class Model:
     autoencoder: AutoencoderKL
     text_encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]
     """One, or for sdxl and cosxl two: the second gives the pooled text."""
+    turn: Lock | None = None
+    """Of a compiled UNet (networks/compiled.py): held during a call, whose result the next one may overwrite."""
 
     def __post_init__(self) -> None:
         install(self.unet)

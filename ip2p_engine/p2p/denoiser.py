@@ -109,7 +109,8 @@ class PairDenoiser:
             cross=self._cross,
         )
         patterns = {plan.step(sigma).active for sigma in self._sigmas[:-1]}
-        sharing = {active: Sharing.of(sharing_rows(active), x.device) for active in patterns}
+        fixed = self._model.turn is not None
+        sharing = {active: Sharing.of(sharing_rows(active), x.device, fixed=fixed) for active in patterns}
         names = (PAIRS, SOURCES) if cond.edited_prompt_start > 0 else (PAIRS,)
         return _Prepared(cond, plan, sharing, {name: self._batch(name, cond, x) for name in names})
 

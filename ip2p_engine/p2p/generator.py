@@ -20,8 +20,9 @@ from ..diffusion.schedule import SCHEDULES, make_sigmas
 from ..errors import CheckpointError, ConfigError
 from ..files import public_name
 from ..hooks import Hooks
-from ..images import MAX_SIDE, to_images
-from ..networks.conditioning import decode_latents, encode_text, size_ids
+from ..images import MAX_SIDE
+from ..networks.compiled import compile_unet
+from ..networks.conditioning import decode_pictures, encode_text, size_ids
 from ..networks.denoiser import ACTIVATIONS_PER_PIXEL
 from ..networks.model import Model, load_model
 from ..version import __version__
@@ -41,7 +42,7 @@ __all__ = [
 
 PAIR_MODES = ("self", *CROSS_MODES)
 ROWS_PER_PAIR = 4
-DECODER_ACTIVATIONS_PER_PIXEL = 16
+DECODED_AT_ONCE = 16
 USABLE_MEMORY = 0.6
 MOST_PAIRS = 64
 MOST = 1000  # steps, and pairs in a batch that is asked for
@@ -188,15 +189,31 @@ class PairGenerator:
         dtype: torch.dtype | None = None,
         weights: str = "ema",
         base: str | Path | None = None,
+        compile: bool = False,
         **overrides: Any,
     ) -> PairGenerator:
         """Load "embedded-sd", a file, a diffusers folder, a hub id or a URL; device, type, weights as for editing.
 
-        ``overrides`` are fields of PairConfig.
+        ``compile`` compiles the UNet's repeated blocks. ``overrides`` are fields of PairConfig.
         """
         config = with_overrides(config or PairConfig(), overrides)
         model = load_model(source, device=device, dtype=dtype, weights=weights, base=base)
-        return cls(model, config, name=public_name(source))
+        generator = cls(model, config, name=public_name(source))
+        if compile:
+            generator.compile()
+        return generator
+
+    def compile(self, *, backend: str = "inductor") -> None:
+        """Compile the UNet's repeated blocks, one shape whatever pairs share.
+
+        Raises ConfigError where nothing can compile, and where cross-attention changes from step to step.
+        """
+        if self.config.mode in CROSS_MODES or self.config.local_blend:
+            got = "a local blend" if self.config.local_blend else f"mode {self.config.mode!r}"
+            raise ConfigError(
+                f"{got} tells each step's cross-attention something else and is not compiled; leave it out"
+            )
+        compile_unet(self.model, "repeated", backend=backend)
 
     def generate(
         self, caption: str, edited_caption: str, seeds: int | Sequence[int] = 0, *, hooks: Hooks | None = None
@@ -324,8 +341,7 @@ class PairGenerator:
 
     def pictures(self, z: Tensor) -> list[tuple[Image.Image, Image.Image]]:
         """(source, edited) of clean latents (B, 2, 4, h, w), decoded as many at once as fit."""
-        parts = z.flatten(0, 1).split(_decodable(self.model, self.size))
-        decoded = [image for part in parts for image in to_images(decode_latents(self.model, part))]
+        decoded = decode_pictures(self.model, z.flatten(0, 1), DECODED_AT_ONCE)
         return list(zip(decoded[::2], decoded[1::2], strict=True))
 
     def _candidates(self, jobs: Sequence[PairJob], z: Tensor) -> list[PairCandidate]:
@@ -372,14 +388,6 @@ def pairs_that_fit(model: Model, size: tuple[int, int]) -> int:
     a_pair = ROWS_PER_PAIR * latent_pixels * width * ACTIVATIONS_PER_PIXEL * model.dtype.itemsize
     fitting = min(MOST_PAIRS, max(1, int(USABLE_MEMORY * free_memory(model.device) / a_pair)))
     return 1 << (fitting.bit_length() - 1)
-
-
-def _decodable(model: Model, size: tuple[int, int]) -> int:
-    """How many pictures the autoencoder decodes at once."""
-    autoencoder = model.autoencoder
-    width = autoencoder.config.block_out_channels[0]
-    a_picture = size[0] * size[1] * width * DECODER_ACTIVATIONS_PER_PIXEL * autoencoder.dtype.itemsize
-    return max(1, int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture))
 
 
 def _check_range(name: str, values: tuple[float, float]) -> None:

@@ -243,6 +243,7 @@ FREE = frozenset(
         "micro_batch",
         "workers",
         "gradient_checkpointing",
+        "compile",
         "save_every",
         "keep",
         "export_every",

@@ -269,7 +269,6 @@ BAD_OPTIONS = {
     "dtype": (["--dtype", "float8"], "dtype"),
     "device": (["--device", "abacus"], "abacus"),
     "device without numbers": (["--device", "meta"], "meta"),
-    "compile without CUDA": (["--device", "cpu", "--compile"], "compile"),
     "resolution of a kept size": (["--size", "keep", "--resolution", 64], "--resolution"),
     "resolution of a given size": (["--size", "64x64", "--resolution", 64], "--resolution"),
     "batch": (["--batch", 0], "batch"),

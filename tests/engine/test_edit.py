@@ -13,11 +13,12 @@ import torch
 from PIL import Image, ImageCms
 
 from ip2p_engine import EditConfig, Hooks, InstructPix2Pix
+from ip2p_engine.devices import enough_memory, usable_device
 from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.diffusion.sampling import euler
 from ip2p_engine.errors import CheckpointError, ConfigError, ImageError, Interrupted
 from ip2p_engine.images import fit, to_images
-from ip2p_engine.networks.conditioning import Conditioning, decode_latents, encode_text
+from ip2p_engine.networks.conditioning import Conditioning, decode_latents, decode_pictures, encode_text
 from ip2p_engine.networks.denoiser import BranchDenoiser, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator
@@ -405,6 +406,32 @@ def test_too_little_memory_is_a_sentence(editor, monkeypatch):
     monkeypatch.setattr(editor.model.unet, "forward", full)
     with pytest.raises(ConfigError, match="does not hold 2 edits of 64 x 64 pixels at once; .*--batch.*--resolution"):
         editor.edit(render(HEART), "make it snow", seeds=[1, 2], config=QUICK)
+
+
+def test_too_little_memory_of_an_apple_is_the_same_sentence():
+    with pytest.raises(ConfigError, match="does not hold 2 edits"), enough_memory(2, (64, 64)):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 2.00 GB). Tried to allocate 1.00 GB")
+    with pytest.raises(RuntimeError, match="sizes"), enough_memory(2, (64, 64)):
+        raise RuntimeError("sizes do not match")
+
+
+def test_a_device_is_found(monkeypatch):
+    assert usable_device().type == "cpu" or torch.cuda.is_available()
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usable_device() == torch.device("xpu")
+
+
+@pytest.mark.parametrize(("free", "sizes"), [(10**15, [2, 1]), (0, [1, 1, 1])])
+def test_pictures_are_decoded_as_memory_allows(editor, monkeypatch, free, sizes):
+    found, decode = [], editor.model.autoencoder.decode
+    monkeypatch.setattr(editor.model.autoencoder, "decode", lambda z: found.append(len(z)) or decode(z))
+    monkeypatch.setattr("ip2p_engine.networks.conditioning.free_memory", lambda _: free)
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = decode_pictures(editor.model, latents, 2)
+    assert found == sizes
+    for one, other in zip(pictures, editor.pictures(latents), strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
 
 
 def test_edit_each_pairs_one_to_one(editor):
