@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
     for name in WHOLE:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="X")
-    parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "muon"))
+    parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "muon", "adafactor", "lion", "prodigy"))
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
     parser.add_argument(

@@ -15,8 +15,8 @@ from ..files import read_json
 __all__ = ["ADJUSTABLE", "FREE", "PRESETS", "TrainConfig", "changed_fields", "preset", "read_config", "with_outputs"]
 
 CHOICES = {
-    "optimizer": ("adamw", "adamw8bit", "muon"),
-    "schedule": ("constant", "cosine"),
+    "optimizer": ("adamw", "adamw8bit", "muon", "adafactor", "lion", "prodigy"),
+    "schedule": ("constant", "cosine", "linear", "polynomial", "restarts"),
     "precision": ("float32", "bfloat16", "float16"),
     "prediction": (None, "eps", "v"),
     "tracker": (None, "tensorboard", "wandb"),
@@ -42,6 +42,9 @@ AT_LEAST: dict[str, float] = {
     "weight_decay": 0,
     "clip_norm": 0,
     "min_snr": 0,
+    "change_weight": 0,
+    "schedule_power": 0,
+    "schedule_restarts": 1,
     "offset_noise": 0,
     "ema_decay": 0,
     "dropout": 0,
@@ -118,10 +121,14 @@ class TrainConfig:
     micro_batch: int | None = None
     """Examples that one process computes at once; None: its whole share. Gradients are accumulated."""
     optimizer: str = "adamw"
-    """adamw, adamw8bit (bitsandbytes) or muon (float32 and bfloat16 only)."""
+    """adamw, adamw8bit (bitsandbytes), muon (float32 and bfloat16 only), adafactor (torch), lion (lion-pytorch) or
+    prodigy (prodigyopt, with a learning_rate of 1, which it scales itself)."""
     learning_rate: float = 1e-4
     schedule: str = "constant"
-    """constant, or cosine down to 0 at the last step."""
+    """constant; or down to 0 at the last step: cosine, linear, polynomial (of ``schedule_power``), restarts (a cosine
+    that begins ``schedule_restarts`` times)."""
+    schedule_power: float = 2.0
+    schedule_restarts: int = 4
     warm_up: int = 0
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
@@ -130,6 +137,12 @@ class TrainConfig:
     """Longest gradient, L2; 0 clips nothing."""
     dropout: float = 0.05
     """p: this share of the examples loses the text, the same the picture, the same both."""
+    text_dropout: float | None = None
+    """The share that loses the text alone, where it is another; None: ``dropout``."""
+    image_dropout: float | None = None
+    """The share that loses the picture alone, where it is another; None: ``dropout``."""
+    change_weight: float = 0.0
+    """w: errors count (1 + w d) / (1 + w) where d is the pair's change there in the latent world over its mean."""
     prediction: str | None = None
     """eps or v; None keeps what the base predicts."""
     min_snr: float = 0.0
@@ -224,11 +237,25 @@ class TrainConfig:
             raise ConfigError(f"columns are {self.columns}; name three: picture, instruction, edited picture")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; give {TUPLES['betas'][2]}")
+        for name in ("text_dropout", "image_dropout"):
+            share = getattr(self, name)
+            if share is not None and (type(share) not in (int, float) or not 0 <= share <= 1):
+                raise ConfigError(f"{name} is {share!r}; give a share from 0 to 1")
+        if sum(self.dropouts) > 1 + 1e-9:
+            raise ConfigError(
+                f"the dropouts are {self.dropouts}, text alone, both, picture alone; give 1 in all at most"
+            )
         if self.optimizer == "muon" and self.precision == "float16":
             raise ConfigError("muon has no gradient scaler; choose precision float32 or bfloat16, or adamw")
         if self.streaming and (self.buckets or self.cache):
             word = "buckets" if self.buckets else "cache"
             raise ConfigError(f"{word} needs all rows before training, and a stream has no end; turn streaming off")
+
+    @property
+    def dropouts(self) -> tuple[float, float, float]:
+        """The shares of examples that lose the text alone, both, the picture alone."""
+        text, image = (self.dropout if one is None else one for one in (self.text_dropout, self.image_dropout))
+        return text, self.dropout, image
 
     @property
     def variants(self) -> int:

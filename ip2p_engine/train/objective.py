@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .encoding import Encoded
 from .randomness import Draws
 
-__all__ = ["Objective", "dropped", "noise_levels", "snr_weight"]
+__all__ = ["Objective", "change_weights", "dropped", "noise_levels", "snr_weight"]
 
 
 class Objective:
@@ -31,11 +31,15 @@ class Objective:
         levels = noise_levels(model, draws.level.cpu())
         alpha, sigma, t = (value.to(z.device, non_blocking=True) for value in levels)
         noise = draws.noise + config.offset_noise * draws.offset
-        text, condition = dropped(encoded, self._null, draws.drop, config.dropout)
+        text, condition = dropped(encoded, self._null, draws.drop, config.dropouts)
         inputs = torch.cat([alpha * z + sigma * noise, condition], dim=1)
         output = unet(inputs, t, text.tokens, added_cond_kwargs=self._added(text, encoded.size_ids)).sample
         target = noise if model.spec.prediction == "eps" else alpha * noise - sigma * z
-        errors = (output.float() - target).square().mean(dim=(1, 2, 3))
+        squares = (output.float() - target).square()
+        if config.change_weight:
+            scale = model.spec.latent_scale if model.spec.scaled_condition else 1.0
+            squares = squares * change_weights(encoded.mean - encoded.condition / scale, config.change_weight)
+        errors = squares.mean(dim=(1, 2, 3))
         return errors * snr_weight(alpha, sigma, model.spec.prediction, config.min_snr)
 
     def _added(self, text: TextEmbedding, size_ids: Tensor) -> dict[str, Tensor] | None:
@@ -57,14 +61,35 @@ def noise_levels(model: Model, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return angle.cos().float(), angle.sin().float(), (angle.tan().log() / 4).flatten().float()
 
 
-def dropped(encoded: Encoded, null: TextEmbedding, r: Tensor, probability: float) -> tuple[TextEmbedding, Tensor]:
+def change_weights(change: Tensor, weight: float) -> Tensor:
+    """(1 + w d) / (1 + w), d the size of a latent change (B, C, h, w) over its mean; (B, 1, h, w), of mean 1.
+
+    Of a pair without any change: ones.
+    """
+    size = change.abs().mean(dim=1, keepdim=True)
+    mean = size.mean(dim=(2, 3), keepdim=True)
+    d = torch.where(mean > 0, size / mean.clamp(min=1e-12), torch.ones_like(size))
+    return (1 + weight * d) / (1 + weight)
+
+
+def dropped(
+    encoded: Encoded, null: TextEmbedding, r: Tensor, probability: float | tuple[float, float, float]
+) -> tuple[TextEmbedding, Tensor]:
     """(text, condition) where r leaves them out: the empty text with its pooled vector, the zero latent."""
-    no_text, no_image = conditioning_dropout(r, probability)
+    no_text, no_image = _left_out(r, probability)
     tokens = torch.where(no_text.view(-1, 1, 1), null.tokens, encoded.text.tokens)
     pooled = encoded.text.pooled
     if pooled is not None and null.pooled is not None:
         pooled = torch.where(no_text.view(-1, 1), null.pooled, pooled)
     return TextEmbedding(tokens=tokens, pooled=pooled), encoded.condition * ~no_image.view(-1, 1, 1, 1)
+
+
+def _left_out(r: Tensor, probability: float | tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+    """One share for text alone, both and picture alone, or three of them."""
+    text, both, image = probability if isinstance(probability, tuple) else (probability,) * 3
+    if text == both == image:
+        return conditioning_dropout(r, both)
+    return r < text + both, (r >= text) & (r < text + both + image)
 
 
 def snr_weight(alpha: Tensor, sigma: Tensor, prediction: str, gamma: float) -> Tensor:

@@ -27,6 +27,7 @@ __all__ = [
     "set_learning_rate",
 ]
 
+PACKAGES = {"adamw8bit": "bitsandbytes", "lion": "lion-pytorch", "prodigy": "prodigyopt"}
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -36,6 +37,8 @@ def make_optimizers(parameters: Mapping[str, nn.Parameter], config: TrainConfig)
         return [_adamw(parameters.values(), config)]
     if config.optimizer == "adamw8bit":
         return [_adamw8bit(parameters.values(), config)]
+    if config.optimizer in LIBRARY:
+        return [LIBRARY[config.optimizer](list(parameters.values()), config)]
     matrices = [p for name, p in parameters.items() if is_matrix(name, p)]
     rest = [p for name, p in parameters.items() if not is_matrix(name, p)]
     muon = [Muon(matrices, lr=config.learning_rate)] if matrices else []
@@ -44,17 +47,27 @@ def make_optimizers(parameters: Mapping[str, nn.Parameter], config: TrainConfig)
 
 def check_packages(config: TrainConfig) -> None:
     """Raises ConfigError for an extra that the run will need and that is missing."""
-    needed = {"peft": ("LoRA", config.lora_rank > 0), "bitsandbytes": ("adamw8bit", config.optimizer == "adamw8bit")}
+    needed = {"peft": ("LoRA", config.lora_rank > 0)}
+    needed |= {package: (name, config.optimizer == name) for name, package in PACKAGES.items()}
     for package, (what, is_needed) in needed.items():
-        if is_needed and find_spec(package) is None:
+        if is_needed and find_spec(package.replace("-", "_")) is None:
             raise ConfigError(f"{what} needs {package}, which is missing; pip install {package}")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of a step counted from 0: a linear warm-up, then constant, or a cosine that ends at 0."""
+    """Of a step counted from 0: a linear warm-up, then constant, or down to 0 along a line, a power or cosines."""
     warm = min(1.0, (step + 1) / config.warm_up) if config.warm_up else 1.0
-    fall = 1.0 if config.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.learning_rate * warm * fall
+    return config.learning_rate * warm * _fall(config, step / config.steps)
+
+
+def _fall(config: TrainConfig, done: float) -> float:
+    """The share of the rate that is left after a share of the steps."""
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule in ("linear", "polynomial"):
+        return (1 - done) ** (config.schedule_power if config.schedule == "polynomial" else 1)
+    cycle = done if config.schedule == "cosine" else config.schedule_restarts * done % 1
+    return 0.5 * (1 + math.cos(math.pi * cycle))
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
@@ -79,6 +92,25 @@ def _adamw8bit(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch
     except ImportError as error:
         raise ConfigError("adamw8bit needs bitsandbytes, which is missing; pip install bitsandbytes") from error
     return AdamW8bit(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def _adafactor(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _lion(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    from lion_pytorch import Lion
+
+    return Lion(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def _prodigy(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    from prodigyopt import Prodigy
+
+    return Prodigy(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+LIBRARY = {"adafactor": _adafactor, "lion": _lion, "prodigy": _prodigy}
 
 
 def decay_at(updates: int, highest: float) -> float:

@@ -21,7 +21,7 @@ from .randomness import draw
 __all__ = ["Plan", "plan_of", "seconds_of_a_micro_batch"]
 
 # Bytes that an optimiser keeps for each trained number.
-STATES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
+STATES = {"adamw": 8, "adamw8bit": 2, "muon": 4, "adafactor": 1, "lion": 4, "prodigy": 16}
 SUPPOSED_WIDTH = 77  # tokens of a text
 
 

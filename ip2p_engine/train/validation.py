@@ -31,7 +31,7 @@ from .sources import Pair, Rows, Stream, held_out_rows, open_pair
 __all__ = ["Own", "ValidationSet", "read_own"]
 
 BEFORE_TRAINING = -1  # the step of the draws: training's begin at 0
-KEPT = 0.999  # r of conditioning dropout at which nothing is left out
+KEPT = 1.0  # r of conditioning dropout at which nothing is left out
 
 
 @dataclass(frozen=True, kw_only=True)

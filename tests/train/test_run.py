@@ -81,12 +81,26 @@ def test_resumed_run_is_bit_equal(run, whole, tmp_path):
         ("sd2", {"precision": "float16", "min_snr": 5.0, "clip_norm": 1.0, "gradient_checkpointing": True}),
         ("cosxl", {"offset_noise": 0.1, "precision": "bfloat16", "buckets": True}),
         ("sd1", {"optimizer": "adamw8bit"}),
+        ("sd1", {"optimizer": "adafactor", "schedule": "restarts", "change_weight": 2.0, "image_dropout": 0.2}),
+        ("sd1", {"optimizer": "lion", "schedule": "linear"}),
+        ("sd1", {"optimizer": "prodigy", "learning_rate": 1.0, "schedule": "polynomial"}),
     ],
-    ids=["muon, cached", "SDXL, LoRA", "SD2, float16, min-SNR", "CosXL, bfloat16, buckets", "8-bit AdamW"],
+    ids=[
+        "muon, cached",
+        "SDXL, LoRA",
+        "SD2, float16, min-SNR",
+        "CosXL, bfloat16, buckets",
+        "8-bit AdamW",
+        "Adafactor",
+        "Lion",
+        "Prodigy",
+    ],
 )
 def test_every_kind_of_run_resumes_to_the_bit(run, tmp_path, family, settings):
     if settings.get("optimizer") == "adamw8bit":
         pytest.importorskip("bitsandbytes")
+    if settings.get("optimizer") in ("lion", "prodigy"):
+        pytest.importorskip({"lion": "lion_pytorch", "prodigy": "prodigyopt"}[settings["optimizer"]])
     run("whole", family=family, steps=5, save_every=2, **settings)
     run("parts", family=family, steps=5, save_every=2, **settings, hooks=after(3))
     run("parts", family=family, steps=5, save_every=2, **settings)
@@ -321,7 +335,7 @@ def test_a_resolution_brings_its_bounds():
         ({"steps": 2.5}, "steps is 2.5"),
         ({"seed": None}, "seed is None"),
         ({"dropout": 0.4}, "dropout is 0.4; give a number from 0 to 0.333"),
-        ({"optimizer": "sgd"}, "choose one of adamw, adamw8bit, muon"),
+        ({"optimizer": "sgd"}, "choose one of adamw, adamw8bit, muon, adafactor"),
         ({"resize": (200, 288)}, "resize is 200 to 288 and crops are 256"),
         ({"resize": (80, 70), "resolution": 64, "buckets": True}, "resize is 80 to 70; give the lower bound first"),
         ({"resolution": 255}, "multiple of 8"),
