@@ -217,6 +217,10 @@ def local_path(text: str) -> Path:
     if "://" in text:
         got = f"{public_name(text)} lies in shared storage, and this writes to a local disk"
         raise argparse.ArgumentTypeError(f"{got}; write here and copy it there (a data set: ip2p dataset copy)")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name that this system can write; give another") from error
     return Path(text).expanduser()
 
 

@@ -66,6 +66,7 @@ TOO_MUCH = [
     ("train", "--data", "d", "--base", "b", "--out", "o", "--workers", MOST["workers"] + 1),
     ("train", "--data", "d", "--base", "b", "--out", "o", "--steps", MOST["train.steps"] + 1),
     ("train", "--data", "d", "--base", "b", "--out", "o", "--set", f"lora_rank={MOST['lora_rank'] + 1}"),
+    ("train", "--data", "d", "--base", "b", "--out", "o", "--learning-rate", "1e308"),
     ("dataset", "sheet", "s", "--out", "o", "--side", MOST["side"] + 1),
 ]
 
@@ -182,3 +183,10 @@ def test_windows_has_other_signals(monkeypatch):
     with stop_signals() as should_stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert should_stop()
+
+
+def test_a_name_that_no_disk_takes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["dataset", "export", "store", "--out", "\ud800.png"])
+    assert ended.value.code == 2
+    assert "no name that this system can write" in capsys.readouterr().err
