@@ -65,7 +65,10 @@ def test_contrast_is_wcag_s():
 
 @pytest.fixture(scope="module", params=["classic", "nodes-2"])
 def rendering(request, browser, server):
-    """A page in one of the two renderings."""
+    """A page in one of the two renderings; on 0.3.75's page Nodes 2.0 is an experiment that spreads every graph."""
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    if request.param == "nodes-2" and tuple(map(int, version.split(".")[:2])) < (0, 16):
+        pytest.skip(f"Nodes 2.0 is an experiment in ComfyUI {version}")
     server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": request.param == "nodes-2"})
     opened = browser.new_page(viewport={"width": 1440, "height": 900})
     opened.set_default_timeout(300_000)
