@@ -42,7 +42,11 @@ def main() -> None:
     options = parse()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     for size in options.sizes:
-        model = load_model("embedded", device=device, dtype=dtype) if size == "embedded" else sd15(device, dtype)
+        model = (
+            load_model("embedded", device=device, dtype=dtype)
+            if size == "embedded"
+            else sd15(device, dtype, options.width)
+        )
         pixels = 64 if size == "embedded" else options.pixels
         picture = render(Scene(shape="heart", colour="red", background="sky", size="large")).resize((pixels, pixels))
         for name, (text_cfg, image_cfg) in GUIDANCE.items():
@@ -58,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float16" if torch.cuda.is_available() else "float32")
     parser.add_argument("--pixels", type=int, default=512 if torch.cuda.is_available() else 256)
     parser.add_argument("--steps", type=int, default=20 if torch.cuda.is_available() else 4)
+    parser.add_argument("--width", type=int, default=320, help="channels of the first level; SD1.5: 320")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="compile ours (CUDA graphs)")
     return parser.parse_args()
@@ -168,12 +173,15 @@ def peer(model: Model) -> StableDiffusionInstructPix2PixPipeline:
     return pipe
 
 
-def sd15(device: torch.device, dtype: torch.dtype) -> Model:
-    """Stable Diffusion 1.5's size with random weights: time and memory do not depend on what they are."""
+def sd15(device: torch.device, dtype: torch.dtype, width: int = 320) -> Model:
+    """Stable Diffusion 1.5's layers with random weights: time and memory do not depend on what they are."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(in_channels=8, cross_attention_dim=768, attention_head_dim=8)
+    channels, inner = (width, 2 * width, 4 * width, 4 * width), max(32, 2 * width // 5 // 32 * 32)
+    unet = UNet2DConditionModel(
+        in_channels=8, block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
+    )
     autoencoder = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=(inner, 2 * inner, 4 * inner, 4 * inner),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
