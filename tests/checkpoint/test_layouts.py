@@ -17,7 +17,7 @@ from ip2p_engine.checkpoint.source import open_bundle
 from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
 from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.errors import CheckpointError
-from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, size_ids
+from ip2p_engine.networks.conditioning import Conditioning, TextEmbedding, decode_latents, size_ids
 from ip2p_engine.networks.denoiser import BranchDenoiser
 from ip2p_engine.networks.model import load_model
 
@@ -268,8 +268,9 @@ def test_sdxl_s_autoencoder_overflows_in_float16_and_stays_float32(dtype, family
     kept = dtype == torch.float16 and family != "sd1"
     assert {model.dtype, *(text.dtype for text in model.text_encoders)} == {dtype}
     assert model.autoencoder.dtype == (torch.float32 if kept else dtype)
+    model.autoencoder.encode(torch.zeros(1, 3, 64, 64, dtype=model.autoencoder.dtype)).latent_dist.mode()
     texts = TextEmbedding(tokens=torch.zeros(1, 77, 40, dtype=dtype), pooled=torch.zeros(1, 24, dtype=dtype))
-    image = encode_image(model, torch.zeros(1, 3, 64, 64))
+    image = torch.zeros(1, 4, 8, 8)
     cond = Conditioning(text=texts, null_text=texts, image=image, size_ids=size_ids(model, [(64, 64)]))
     if family == "sdxl":
         with torch.inference_mode():
