@@ -1,0 +1,152 @@
+"""An examination on held-out photographs and held-out phrasings, where every true result is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conditioning import decode_latents, encode_image
+from ..edit import EditConfig, InstructPix2Pix
+from ..images import to_images, to_tensor
+from .baseline import fit_colour_table
+from .judge import Verdict, judge_edit
+from .tones import TONES
+from .world import KINDS, LOCAL_KINDS, PhotoEdit, Pool
+
+__all__ = ["Examination", "Score", "examine", "judge_colour_tables", "judge_round_trips"]
+
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Over some edits: the part done, and mean PSNRs in dB to the nearest right answer and away from the change."""
+
+    count: int
+    done: float
+    nearest: float
+    kept: float | None
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdict]) -> Score:
+        kept = [v.kept for v in verdicts if v.kept is not None]
+        return cls(
+            count=len(verdicts),
+            done=_mean([float(v.done) for v in verdicts]),
+            nearest=_mean([v.nearest for v in verdicts]),
+            kept=_mean(kept) if kept else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """Verdicts on edits, in the edits' order, with the pictures that were judged, (3, H, W) in [0, 1]."""
+
+    edits: tuple[PhotoEdit, ...]
+    verdicts: tuple[Verdict, ...]
+    pictures: tuple[Tensor, ...]
+    seconds_per_edit: float
+    settings: dict[str, Any]
+
+    @property
+    def by_kind(self) -> dict[str, Score]:
+        groups = {kind: [v for v, e in self._pairs() if e.kind == kind] for kind in KINDS}
+        return {kind: Score.of(group) for kind, group in groups.items() if group}
+
+    def share_done(self, kinds: Sequence[str] = KINDS) -> float:
+        """The part done, every kind counting alike."""
+        scores = self.by_kind
+        return _mean([scores[kind].done for kind in kinds if kind in scores])
+
+    def figures(self) -> dict[str, Any]:
+        """The numbers alone, for JSON."""
+        kept = [v.kept for v in self.verdicts if v.kept is not None]
+        return {
+            "done": self.share_done(),
+            "done_whole_picture": self.share_done(tuple(TONES)),
+            "done_local": self.share_done(LOCAL_KINDS),
+            "worst_kind": min(score.done for score in self.by_kind.values()),
+            "kept": _mean(kept) if kept else None,
+            "seconds_per_edit": self.seconds_per_edit,
+            "settings": self.settings,
+            "by_kind": {kind: asdict(score) for kind, score in self.by_kind.items()},
+        }
+
+    def _pairs(self) -> list[tuple[Verdict, PhotoEdit]]:
+        return list(zip(self.verdicts, self.edits, strict=True))
+
+
+def examine(
+    editor: InstructPix2Pix,
+    edits: Sequence[PhotoEdit],
+    *,
+    seed: int = 8,
+    config: EditConfig | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Examination:
+    """Edit each source by its instruction, with its own seed, and judge the results."""
+    started = time.perf_counter()
+    pictures: list[Tensor] = []
+    for start in range(0, len(edits), BATCH):
+        some = edits[start : start + BATCH]
+        results = editor.edit_each(
+            [_image(edit.source) for edit in some],
+            [edit.instruction for edit in some],
+            seeds=[seed + start + n for n in range(len(some))],
+            config=config,
+            size="keep",
+            batch=BATCH,
+        )
+        pictures += [_pixels(result.image) for result in results]
+        if on_progress is not None:
+            on_progress(len(pictures), len(edits))
+    seconds = (time.perf_counter() - started) / len(edits)
+    settings = {name: results[0].settings[name] for name in ("text_cfg", "image_cfg", "steps", "sampler")}
+    return _judged(edits, pictures, seconds, settings)
+
+
+def judge_round_trips(editor: InstructPix2Pix, edits: Sequence[PhotoEdit]) -> Examination:
+    """True results through the autoencoder and back: what no edit can surpass."""
+    pictures: list[Tensor] = []
+    model, started = editor.model, time.perf_counter()
+    for start in range(0, len(edits), BATCH):
+        truth = to_tensor([_image(edit.target) for edit in edits[start : start + BATCH]])
+        scale = 1.0 if model.spec.scaled_condition else model.spec.latent_scale
+        decoded = decode_latents(model, encode_image(model, truth) * scale)
+        pictures += [_pixels(image) for image in to_images(decoded)]
+    return _judged(edits, pictures, (time.perf_counter() - started) / len(edits), {"picture": "autoencoder of truth"})
+
+
+def judge_colour_tables(edits: Sequence[PhotoEdit], pool: Pool, *, seed: int = 0) -> Examination:
+    """The baseline: a colour table fitted to each instruction on training photographs."""
+    started = time.perf_counter()
+    pictures = [fit_colour_table(edit, pool, seed=seed + n).apply(edit.source) for n, edit in enumerate(edits)]
+    return _judged(edits, pictures, (time.perf_counter() - started) / len(edits), {"picture": "colour table"})
+
+
+def _judged(edits, pictures: list[Tensor], seconds: float, settings: dict[str, Any]) -> Examination:
+    verdicts = [judge_edit(edit, picture) for edit, picture in zip(edits, pictures, strict=True)]
+    return Examination(
+        edits=tuple(edits),
+        verdicts=tuple(verdicts),
+        pictures=tuple(pictures),
+        seconds_per_edit=seconds,
+        settings=settings,
+    )
+
+
+def _image(picture: Tensor):
+    return to_images(picture[None] * 2 - 1)[0]
+
+
+def _pixels(image) -> Tensor:
+    return (to_tensor([image])[0] + 1) / 2
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).mean()) if values else float("nan")
