@@ -25,6 +25,7 @@ LAYERS = [
     "factory",
     "evaluate",
     "scenes",
+    "photos",
     "commands cli __main__",
 ]
 ORDER = " ".join(LAYERS).split()

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from ..errors import DatasetError
 
-__all__ = ["FREE_LICENCES", "SPLITS", "Photograph", "catalogue", "find_picture", "load_pixels"]
+__all__ = [
+    "FREE_LICENCES",
+    "SPLITS",
+    "Photograph",
+    "catalogue",
+    "demo_picture",
+    "find_picture",
+    "load_pixels",
+    "reduced",
+]
 
 SPLITS = ("train", "demo", "held-out")
 FREE_LICENCES = ("public-domain", "CC0-1.0", "CC-BY-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0")
@@ -42,6 +51,11 @@ def catalogue() -> tuple[Photograph, ...]:
     """All photographs, training ones first."""
     text = resources.files(__package__).joinpath("pictures.tsv").read_text(encoding="utf-8")
     return tuple(Photograph(**row) for row in csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def demo_picture(key: str) -> Path:
+    """One of the four photographs that ship (split ``demo``); no network was trained on them."""
+    return Path(str(resources.files(__package__).joinpath("demo", f"{key}.jpg")))
 
 
 def find_picture(folder: Path, key: str) -> Path:

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..scenes.stage import run_stage
 from .networks import make_autoencoder
 
-__all__ = ["STAGES", "train_stage"]
+__all__ = ["STAGES", "export_embedded_photos", "train_stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,14 @@ def train_stage(name: str, runs: Path, pictures: Path, *, device: str = "cpu") -
     if device == "cpu":
         torch.set_num_threads(1)
     {"autoencoder": _autoencoder, "latents": _latents, "text": _text, "edit": _edit}[name](runs, pictures, device)
+
+
+def export_embedded_photos(runs: Path, folder: Path) -> None:
+    """Write the shipped files from the stages' weights."""
+    from .export import export_photos
+
+    edit = finished(runs, "edit")
+    export_photos(finished(runs, "autoencoder"), part(edit, "text."), part(edit, "unet."), folder)
 
 
 def finished(runs: Path, name: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from .world import KINDS, sample_edit, say
 
 __all__ = ["TextStage"]
 
-EDITS = 3000
+EDITS = 1760
 WORDINGS = 4
 LONGEST = 40
 SIDE = 128
@@ -26,7 +26,7 @@ SIDE = 128
 class TextStage:
     """Every fact of an instruction is read by one linear layer from the end of the text."""
 
-    config = StageConfig(steps=300, batch=64, learning_rate=2e-3)
+    config = StageConfig(steps=240, batch=64, learning_rate=2e-3)
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed + 1)

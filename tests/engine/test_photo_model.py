@@ -1,0 +1,68 @@
+"""The photo model's stages on a handful of edits, and its files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ip2p_engine import InstructPix2Pix
+from ip2p_engine.errors import ConfigError
+from ip2p_engine.photos import latents
+from ip2p_engine.photos.edit_stage import EditStage
+from ip2p_engine.photos.exam import examine, judge_round_trips
+from ip2p_engine.photos.export import export_photos
+from ip2p_engine.photos.networks import make_autoencoder, make_unet
+from ip2p_engine.photos.recipe import train_stage
+from ip2p_engine.photos.report import exam_sheet, exam_table
+from ip2p_engine.photos.text_stage import TextStage
+from ip2p_engine.photos.texts import compact_text_encoder
+from ip2p_engine.photos.world import sample_edits
+
+from .test_photos import DemoPool
+
+
+def test_stages_follow_one_another(tmp_path):
+    with pytest.raises(ConfigError, match="choose one of"):
+        train_stage("else", tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match="train the stage 'autoencoder' first"):
+        train_stage("latents", tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match="photos train latents"):
+        EditStage(tmp_path, compact_text_encoder().state_dict())
+
+
+def test_the_edit_stage_learns_from_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "CHUNKS", {128: (6, 1), 256: (2, 1)})
+    monkeypatch.setattr(latents, "PhotoPool", lambda *_, **__: DemoPool())
+    torch.manual_seed(0)
+    latents.make_chunks(make_autoencoder().eval(), tmp_path, tmp_path)
+    table = latents.Chunks(tmp_path, 128)
+    assert table.refresh() == 6 and table.table["source"].shape == (6, 4, 16, 16)
+    stage = EditStage(tmp_path, compact_text_encoder().state_dict())
+    batch = stage.draw(0, torch.Generator().manual_seed(1))
+    again = stage.draw(0, torch.Generator().manual_seed(1))
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert batch["weight"].mean() == pytest.approx(1, abs=1e-4)
+    loss, figures = stage.loss({name: value[:2] for name, value in batch.items()}, 0)
+    loss.backward()
+    assert loss.isfinite() and set(figures) == {"high_noise", "low_noise"}
+
+
+def test_the_text_stage_reads_facts(monkeypatch):
+    monkeypatch.setattr("ip2p_engine.photos.text_stage.EDITS", 22)
+    stage = TextStage()
+    loss, figures = stage.loss(stage.draw(0, torch.Generator().manual_seed(0)), 0)
+    assert loss.isfinite() and 0 <= figures["right"] <= 1
+
+
+def test_exported_files_load_edit_and_are_judged(tmp_path):
+    torch.manual_seed(0)
+    parts = [net.state_dict() for net in (make_autoencoder(), compact_text_encoder(), make_unet())]
+    export_photos(*parts, tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 24e6
+    editor = InstructPix2Pix.load(tmp_path, device="cpu")
+    assert editor.model.spec.name == "photos" and editor.model.spec.prediction == "v"
+    edits = sample_edits(DemoPool(), 1, seed=1, held_out=True)
+    for examination in (examine(editor, edits, config=None), judge_round_trips(editor, edits)):
+        assert len(examination.verdicts) == 1 and "night" in exam_table(examination)
+    exam_sheet(examination, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").exists()
