@@ -37,7 +37,8 @@ class EditStage:
         self.small, self.large = _chunks(latents, 128), _chunks(latents, 256)
         encoder = compact_text_encoder()
         encoder.load_state_dict(text)
-        self.trained = nn.ModuleDict({"unet": make_unet(), "text": encoder})
+        self._nets = nn.ModuleDict({"unet": make_unet(), "text": encoder})
+        self.trained: nn.Module = self._nets
         self._empty = compact_tokens([""])[0]
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -69,8 +70,8 @@ class EditStage:
         alpha, sigma = SCHEDULE.alpha_sigma(batch["t"])
         noisy = alpha * batch["z"] + sigma * batch["noise"]
         target = alpha * batch["noise"] - sigma * batch["z"]
-        context = self.trained["text"](batch["tokens"]).last_hidden_state
-        velocity = self.trained["unet"](torch.cat([noisy, batch["condition"]], dim=1), batch["t"], context).sample
+        context = self._nets["text"](batch["tokens"]).last_hidden_state
+        velocity = self._nets["unet"](torch.cat([noisy, batch["condition"]], dim=1), batch["t"], context).sample
         error = (batch["weight"] * (velocity - target).square()).mean((1, 2, 3))
         late = batch["t"] >= SCHEDULE.steps // 2
         figures = {"high_noise": error.detach()[late].mean().item(), "low_noise": error.detach()[~late].mean().item()}

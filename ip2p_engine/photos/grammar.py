@@ -23,9 +23,6 @@ class Phrasings:
             held_out=tuple(text.format(**fields) for text in self.held_out),
         )
 
-    def __add__(self, other: Phrasings) -> Phrasings:
-        return Phrasings(train=self.train + other.train, held_out=self.held_out + other.held_out)
-
 
 def _say(*train: str, held_out: tuple[str, ...]) -> Phrasings:
     return Phrasings(train=train, held_out=held_out)
@@ -300,8 +297,14 @@ def _on_thing(operation: Operation, canvas: Canvas) -> Phrasings:
     else:
         raise TypeError(f"no words for {operation}")
     names = _names(canvas, operation.index)
-    spoken = [phrasings.filled(thing=name, **fields) for name in names]
-    return Phrasings(train=sum((s.train for s in spoken), ()), held_out=sum((s.held_out for s in spoken), ()))
+    return _joined([phrasings.filled(thing=name, **fields) for name in names])
+
+
+def _joined(spoken: list[Phrasings]) -> Phrasings:
+    """All of them; what one trains on is held out by none ("push it down" is "push it {way}" and "push it {to}")."""
+    train = tuple(text for phrasings in spoken for text in phrasings.train)
+    held_out = tuple(text for phrasings in spoken for text in phrasings.held_out)
+    return Phrasings(train=train, held_out=tuple(text for text in held_out if text not in train))
 
 
 def _names(canvas: Canvas, index: int) -> list[str]:
@@ -328,8 +331,8 @@ def _pairs(canvas: Canvas) -> Phrasings:
     same = first.shape == second.shape
     names = [(f"{first.colour} {first.shape}", f"{second.colour} {second.shape}")]
     names += [] if same else [(first.shape, second.shape)]
-    spoken = [SWAP.filled(first=a, second=b) for a, b in names] + [SWAP.filled(first=b, second=a) for a, b in names]
-    return Phrasings(train=sum((s.train for s in spoken), ()), held_out=sum((s.held_out for s in spoken), ()))
+    both = [*names, *((b, a) for a, b in names)]
+    return _joined([SWAP.filled(first=a, second=b) for a, b in both])
 
 
 def all_words() -> list[str]:

@@ -6,7 +6,7 @@ added may lie anywhere on the grid, so its place is searched for.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,10 +53,10 @@ def judge_edit(edit: PhotoEdit, result: Tensor) -> Verdict:
     )
 
 
-def distances(edit: PhotoEdit, result: Tensor) -> dict[Hashable, float]:
+def distances(edit: PhotoEdit, result: Tensor) -> dict[tuple, float]:
     """Mean squared difference at half size between a result and each candidate, by the candidate's label."""
     small = _halved(result)
-    errors: dict[Hashable, float] = {}
+    errors: dict[tuple, float] = {}
     for label, canvas, added in candidates(edit):
         if added is None:
             errors[label] = float((small - _halved(canvas.picture())).square().mean())

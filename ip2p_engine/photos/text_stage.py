@@ -30,7 +30,8 @@ class TextStage:
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed + 1)
-        self.trained = nn.ModuleDict({"text": compact_text_encoder(), "facts": nn.Linear(TEXT_WIDTH, len(FACTS))})
+        self._nets = nn.ModuleDict({"text": compact_text_encoder(), "facts": nn.Linear(TEXT_WIDTH, len(FACTS))})
+        self.trained: nn.Module = self._nets
 
     @cached_property
     def table(self) -> dict[str, Tensor]:
@@ -49,8 +50,8 @@ class TextStage:
         return {"tokens": any_wording(self.table["tokens"][rows], generator), "facts": self.table["facts"][rows]}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        states = self.trained["text"](padded(batch["tokens"])).last_hidden_state
-        guesses = self.trained["facts"](states[:, -1])
+        states = self._nets["text"](padded(batch["tokens"])).last_hidden_state
+        guesses = self._nets["facts"](states[:, -1])
         right = ((guesses > 0) == (batch["facts"] > 0.5)).all(1).float().mean()
         return F.binary_cross_entropy_with_logits(guesses, batch["facts"]), {"right": right.item()}
 

@@ -50,8 +50,11 @@ FLAT_TONES = ("night", "sunset", "fog", "snow", "painting", "warmer", "colder")
 class Pool(Protocol):
     """Photographs to take views of, as PhotoPool."""
 
-    keys: Sequence[str]
-    weights: Tensor
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    @property
+    def weights(self) -> Tensor: ...
 
     def draw_from(self, index: int, size: int, generator: torch.Generator) -> Tensor: ...
 
