@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     judge.add_argument("--json", action="store_true")
     add_model_options(judge)
     add_guidance_options(judge)
+    _add_study(actions)
     train = add_command(actions, "train", _train, "train the photo model from nothing; resumes")
     train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
     train.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
@@ -48,6 +49,19 @@ def add(commands: Any) -> None:
     export = add_command(actions, "export", _export, "write the trained model as a diffusers folder in half precision")
     export.add_argument("--runs", type=local_path, default=RUNS)
     export.add_argument("--out", type=local_path, required=True)
+
+
+def _add_study(actions: Any) -> None:
+    study = add_command(actions, "study", _study, "guidance x steps on held-out photographs, paired with c alone")
+    study.add_argument("log", type=local_path, help="measured settings as JSON lines; an unfinished study goes on")
+    study.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
+    study.add_argument("--n", type=int, default=220, help="edits, all kinds in turn (default: 220)")
+    study.add_argument("--seed", type=int, default=7)
+    study.add_argument("--text-cfg", type=float, nargs="+", help="default: 1 2 4 7.5")
+    study.add_argument("--image-cfg", type=float, nargs="+", help="default: 1 1.2 1.5 2")
+    study.add_argument("--steps", type=int, nargs="+", help="default: 2 4 10 20")
+    study.add_argument("--sampler", default="euler_ancestral")
+    add_model_options(study)
 
 
 def _gather(options: argparse.Namespace) -> None:
@@ -92,3 +106,16 @@ def _judge(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{text}\n")
     if options.sheet:
         exam_sheet(examination, options.sheet)
+
+
+def _study(options: argparse.Namespace) -> None:
+    from ..photos.crops import PhotoPool
+    from ..photos.study import Study, run_study, study_table
+    from ..photos.world import VIEW, sample_edits
+
+    given = {name: getattr(options, name) for name in ("text_cfg", "image_cfg", "steps")}
+    study = Study(sampler=options.sampler, **{name: tuple(values) for name, values in given.items() if values})
+    pool = PhotoPool(options.pictures, ("held-out",), smallest=VIEW)
+    edits = sample_edits(pool, check_positive("--n", options.n), seed=options.seed, held_out=True)
+    rows = run_study(load_editor(options), edits, study, options.log)
+    sys.stdout.write(f"{study_table(rows)}\n")
