@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from .options import (
     add_command,
     add_guidance_options,
@@ -45,6 +46,7 @@ def add(commands: Any) -> None:
     train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
     train.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
     train.add_argument("--runs", type=local_path, default=RUNS, help="checkpoints and logs")
+    train.add_argument("--steps", type=int, help="of one stage (default: its own number); more than before: go on")
     train.add_argument("--device", default="cpu")
     export = add_command(actions, "export", _export, "write the trained model as a diffusers folder in half precision")
     export.add_argument("--runs", type=local_path, default=RUNS)
@@ -76,8 +78,13 @@ def _train(options: argparse.Namespace) -> None:
     from ..photos.recipe import train_stage
 
     logging.getLogger("ip2p_engine").setLevel(logging.INFO)
-    for stage in options.stages or STAGE_NAMES:
-        train_stage(stage, options.runs, options.pictures, device=options.device)
+    stages = options.stages or STAGE_NAMES
+    if options.steps is not None:
+        check_positive("--steps", options.steps)
+        if len(stages) != 1:
+            raise ConfigError(f"--steps is for one stage and {len(stages)} were named; name one")
+    for stage in stages:
+        train_stage(stage, options.runs, options.pictures, steps=options.steps, device=options.device)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -52,12 +52,11 @@ def fit_colour_table(edit: PhotoEdit, pool: Pool, *, seed: int, examples: int = 
 def _elsewhere(view: Tensor, edit: PhotoEdit, rng: random.Random) -> tuple[Canvas, tuple[Operation, ...]]:
     while True:
         canvas = Canvas(base=view, things=tuple(_moved(thing, view, rng) for thing in edit.canvas.things))
-        if canvas.has_room():
-            break
-    operations = tuple(
-        replace(one, thing=_moved(one.thing, view, rng)) if isinstance(one, Add) else one for one in edit.operations
-    )
-    return canvas, operations
+        operations = tuple(
+            replace(one, thing=_moved(one.thing, view, rng)) if isinstance(one, Add) else one for one in edit.operations
+        )
+        if canvas.has_room() and apply_all(canvas, operations).has_room():
+            return canvas, operations
 
 
 def _moved(thing: Thing, view: Tensor, rng: random.Random) -> Thing:

@@ -20,6 +20,8 @@ __all__ = ["EditStage"]
 SCHEDULE = DiscreteSchedule.stable_diffusion()
 LARGE_BATCH = 10
 LOOK_EVERY = 50
+EARLY = 0.7
+"""The exponent of a uniform number that picks t: below 1, high noise, where an edit is decided, comes more often."""
 ADDS = FACTS.index("is Add")
 CHANGED, STRENGTH = 0.3, 6.0
 """A latent pixel that differs by more counts 1 + STRENGTH times, scaled to a mean of 1 a picture."""
@@ -28,7 +30,7 @@ CHANGED, STRENGTH = 0.3, 6.0
 class EditStage:
     """UNet and text encoder together, v-prediction, 5/5/5 dropout; views of 128 pixels by 40 or of 256 by 10."""
 
-    config = StageConfig(steps=2400, batch=40, learning_rate=2e-3, warm_up=100)
+    config = StageConfig(steps=2400, batch=40, learning_rate=2e-3, warm_up=100, ema_decay=0.995)
     large_shares = (0.2, 0.5)
     """Part of the steps on views of 256 pixels: in the first 60 % of the training, and after."""
 
@@ -60,7 +62,7 @@ class EditStage:
             "z": z,
             "condition": condition,
             "noise": torch.randn(z.shape, generator=generator),
-            "t": torch.randint(SCHEDULE.steps, (count,), generator=generator),
+            "t": (SCHEDULE.steps * torch.rand(count, generator=generator) ** EARLY).long(),
             "tokens": tokens,
             "weight": _weights(z, LATENT_SCALE * table["source"][rows].float(), table["facts"][rows, ADDS]),
         }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,18 +20,29 @@ __all__ = ["STAGES", "export_embedded_photos", "train_stage"]
 logger = logging.getLogger(__name__)
 
 STAGES = ("autoencoder", "text", "latents", "edit")
+FOLDED_OVER = 128
+"""Views over which the latents' mean and variance are taken."""
 
 
-def train_stage(name: str, runs: Path, pictures: Path, *, device: str = "cpu") -> None:
+def train_stage(name: str, runs: Path, pictures: Path, *, steps: int | None = None, device: str = "cpu") -> None:
     """Train one stage, or go on with it; its weights are then in ``runs/NAME.safetensors``.
 
-    Raises ConfigError for an unknown stage or one whose predecessors are not finished, DatasetError without pictures.
+    ``steps`` takes the place of the stage's own number: with more, a finished stage goes on, its learning rate on the
+    longer cosine. Raises ConfigError for an unknown stage or one whose predecessors are not finished, and DatasetError
+    without pictures.
     """
     if name not in STAGES:
         raise ConfigError(f"stage {name!r} is unknown; choose one of {', '.join(STAGES)}")
     if device == "cpu":
         torch.set_num_threads(1)
-    {"autoencoder": _autoencoder, "latents": _latents, "text": _text, "edit": _edit}[name](runs, pictures, device)
+    if name == "latents":
+        _make_latents(runs, pictures)
+        return
+    stage = {"autoencoder": _autoencoder, "text": _text, "edit": _edit}[name](runs, pictures)
+    if steps is not None:
+        stage.config = replace(stage.config, steps=steps)
+    weights = run_stage(stage, runs / name, device=device)
+    _save(_folded(stage, weights) if name == "autoencoder" else weights, runs / f"{name}.safetensors")
 
 
 def export_embedded_photos(runs: Path, folder: Path) -> None:
@@ -53,17 +66,35 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _autoencoder(runs: Path, pictures: Path, device: str) -> None:
-    from .autoencoder_stage import AutoencoderStage, fold_latent_scale
+def _autoencoder(runs: Path, pictures: Path) -> Any:
+    from .autoencoder_stage import AutoencoderStage
 
-    stage = AutoencoderStage(pictures)
-    stage.trained.load_state_dict(run_stage(stage, runs / "autoencoder", device=device))
+    return AutoencoderStage(pictures)
+
+
+def _folded(stage: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The autoencoder's weights with latents of mean 0, variance 1 a channel."""
+    from .autoencoder_stage import fold_latent_scale
+
+    stage.trained.load_state_dict(weights)
     stage.trained.cpu().eval()
-    fold_latent_scale(stage.trained, stage.examples(256, size=128))
-    _save(stage.trained.state_dict(), runs / "autoencoder.safetensors")
+    fold_latent_scale(stage.trained, stage.examples(FOLDED_OVER, size=128))
+    return stage.trained.state_dict()
 
 
-def _latents(runs: Path, pictures: Path, device: str) -> None:
+def _text(runs: Path, pictures: Path) -> Any:
+    from .text_stage import TextStage
+
+    return TextStage()
+
+
+def _edit(runs: Path, pictures: Path) -> Any:
+    from .edit_stage import EditStage
+
+    return EditStage(runs / "latents", part(finished(runs, "text"), "text."))
+
+
+def _make_latents(runs: Path, pictures: Path) -> None:
     from .latents import make_chunks
 
     autoencoder = make_autoencoder()
@@ -74,19 +105,6 @@ def _latents(runs: Path, pictures: Path, device: str) -> None:
         runs / "latents",
         on_progress=lambda done, count: logger.info("latents %d of %d", done, count),
     )
-
-
-def _text(runs: Path, pictures: Path, device: str) -> None:
-    from .text_stage import TextStage
-
-    _save(run_stage(TextStage(), runs / "text", device=device), runs / "text.safetensors")
-
-
-def _edit(runs: Path, pictures: Path, device: str) -> None:
-    from .edit_stage import EditStage
-
-    stage = EditStage(runs / "latents", part(finished(runs, "text"), "text."))
-    _save(run_stage(stage, runs / "edit", device=device), runs / "edit.safetensors")
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
