@@ -26,7 +26,7 @@ THING_SHARE = 0.35
 class AutoencoderStage:
     """L1 + MSE + 0.5 gradient L1 + a small KL."""
 
-    config = StageConfig(steps=3600, batch=24, learning_rate=2e-3)
+    config = StageConfig(steps=1900, batch=24, learning_rate=2e-3)
     kl_weight = 1e-4
 
     def __init__(self, pictures: Path) -> None:
