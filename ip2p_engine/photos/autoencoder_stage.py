@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..scenes.stage import StageConfig
+from ..train.config import preset
 from .crops import PhotoPool, dead_leaves, jitter
 from .networks import LATENT_SCALE, make_autoencoder
 from .objects import COLOURS, GRID, LARGE, REGULAR, SHAPES, Thing, draw_things
@@ -26,7 +26,7 @@ THING_SHARE = 0.35
 class AutoencoderStage:
     """L1 + MSE + 0.5 gradient L1 + a small KL."""
 
-    config = StageConfig(steps=1900, batch=24, learning_rate=2e-3)
+    config = preset("embedded", steps=1900, batch_size=24, learning_rate=2e-3)
     kl_weight = 1e-4
 
     def __init__(self, pictures: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditioning import decode_latents, encode_image
 from ..edit import EditConfig, InstructPix2Pix
 from ..images import to_images, to_tensor
+from ..networks.conditioning import decode_latents, encode_image
 from .baseline import fit_colour_table
 from .judge import Verdict, judge_edit
 from .tones import TONES

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..model import ModelSpec
+from ..networks.model import ModelSpec
 from .networks import LATENT_SCALE, make_autoencoder, make_text_encoder, make_unet
 from .texts import scatter_vocabulary
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..images import save_image, to_images
-from ..strips import strip
+from ..images import save_image, strip, to_images
 from .exam import Examination
 from .tones import TONES
 from .world import LOCAL_KINDS

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..scenes.stage import StageConfig
+from ..train.config import preset
 from .networks import TEXT_WIDTH
 from .texts import FACTS, any_wording, compact_text_encoder, compact_tokens, facts_of, padded
 from .tints import HUES, tint
@@ -26,7 +26,7 @@ SIDE = 128
 class TextStage:
     """Every fact of an instruction is read by one linear layer from the end of the text."""
 
-    config = StageConfig(steps=240, batch=64, learning_rate=2e-3)
+    config = preset("embedded", steps=240, batch_size=64, learning_rate=2e-3)
 
     def __init__(self) -> None:
         torch.manual_seed(self.config.seed + 1)
