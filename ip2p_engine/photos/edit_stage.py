@@ -50,7 +50,7 @@ class EditStage:
         share = self.large_shares[step >= 0.6 * self.config.steps]
         large = bool(torch.rand(1, generator=generator) < share)
         table = (self.large if large else self.small).table
-        count = LARGE_BATCH if large else self.config.batch
+        count = LARGE_BATCH if large else self.config.batch_size
         rows = torch.randint(len(table["kind"]), (count,), generator=generator)
         tokens = padded(any_wording(table["tokens"][rows], generator))
         drop_text, drop_image = conditioning_dropout(torch.rand(count, generator=generator))

@@ -46,7 +46,7 @@ class TextStage:
         return {"tokens": torch.stack(tokens), "facts": torch.stack(facts)}
 
     def draw(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(EDITS, (self.config.batch,), generator=generator)
+        rows = torch.randint(EDITS, (self.config.batch_size,), generator=generator)
         return {"tokens": any_wording(self.table["tokens"][rows], generator), "facts": self.table["facts"][rows]}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
