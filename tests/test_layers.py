@@ -24,8 +24,7 @@ LAYERS = [
     "p2p train",
     "factory",
     "evaluate",
-    "scenes",
-    "photos",
+    "scenes photos",
     "commands cli __main__",
 ]
 ORDER = " ".join(LAYERS).split()
@@ -115,7 +114,7 @@ def test_every_module_has_a_layer():
         ("evaluate", "from .scenes.world import render", "above"),
         ("scenes.world", "from ..cli import main", "above"),
         ("checkpoint.read", "from ..networks.model import Model", "above"),
-        ("scenes.recipe.stage", "from ...cli import main", "above"),
+        ("scenes.recipe.stages", "from ...cli import main", "above"),
         ("edit", "from .helpers import thing", "no layer"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .options import (
+    Several,
     add_command,
     add_guidance_options,
     add_model_options,
@@ -59,9 +60,9 @@ def _add_study(actions: Any) -> None:
     study.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
     study.add_argument("--n", type=int, default=220, help="edits, all kinds in turn (default: 220)")
     study.add_argument("--seed", type=int, default=7)
-    study.add_argument("--text-cfg", type=float, nargs="+", help="default: 1 2 4 7.5")
-    study.add_argument("--image-cfg", type=float, nargs="+", help="default: 1 1.2 1.5 2")
-    study.add_argument("--steps", type=int, nargs="+", help="default: 2 4 10 20")
+    study.add_argument("--text-cfg", type=float, action=Several, nargs="+", help="default: 1 2 4 7.5")
+    study.add_argument("--image-cfg", type=float, action=Several, nargs="+", help="default: 1 1.2 1.5 2")
+    study.add_argument("--steps", type=int, action=Several, nargs="+", help="default: 2 4 10 20")
     study.add_argument("--sampler", default="euler_ancestral")
     add_model_options(study)
 

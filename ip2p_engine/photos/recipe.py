@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..scenes.recipe.stage import run_stage
+from ..train.stage import run_stage
 from .networks import make_autoencoder
 
 __all__ = ["STAGES", "export_embedded_photos", "train_stage"]

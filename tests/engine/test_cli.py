@@ -19,7 +19,7 @@ from ip2p_engine.commands import options, scenes
 from ip2p_engine.diffusion.sampling import SAMPLERS
 from ip2p_engine.diffusion.schedule import SCHEDULES
 from ip2p_engine.images import read_settings, save_image
-from ip2p_engine.networks.conditioning import decode_latents
+from ip2p_engine.networks.conditioning import decode_pictures
 from ip2p_engine.scenes.recipe.stages import STAGES
 from ip2p_engine.scenes.world import Scene, render
 
@@ -120,11 +120,11 @@ def test_a_failing_batch_loses_no_other(scene, tmp_path, monkeypatch, capsys):
 
     decoded = []
 
-    def fail_later(model, latents):
+    def fail_later(model, latents, most):
         decoded.append(latents)
-        return decode_latents(model, latents) * (float("nan") if len(decoded) == 2 else 1)
+        return decode_pictures(model, latents * (float("nan") if len(decoded) == 2 else 1), most)
 
-    monkeypatch.setattr(edit, "decode_latents", fail_later)
+    monkeypatch.setattr(edit, "decode_pictures", fail_later)
     assert run("edit", scene, *SNOW, "--seeds", 2, "--batch", 1, "--out", tmp_path / "results") == 2
     sentence_about(capsys, "not finite")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["scene_edited_seed0.png"]

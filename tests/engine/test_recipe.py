@@ -17,11 +17,11 @@ from torch import nn
 from ip2p_engine.checkpoint.source import EMBEDDED_FOLDER
 from ip2p_engine.errors import ConfigError, Interrupted
 from ip2p_engine.hooks import Hooks
-from ip2p_engine.scenes.recipe.stage import run_stage
 from ip2p_engine.scenes.recipe.stages import export_embedded, train_stage
 from ip2p_engine.scenes.recipe.tables import words_in_use
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import preset
+from ip2p_engine.train.stage import run_stage
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -30,6 +30,7 @@ from ...hooks import Hooks
 from ...networks.model import ModelSpec
 from ...train.config import preset
 from ...train.sources import open_source
+from ...train.stage import Stage, run_stage
 from .clip_stage import ClipStage, ClipTextStage, clip_config_json, with_text_tower
 from .diffusion import (
     LATENT_SCALE,
@@ -43,7 +44,6 @@ from .diffusion import (
     make_unet,
     part_of,
 )
-from .stage import Stage, run_stage
 from .tables import as_input, latent_table, training_pixels, words_in_use
 
 __all__ = ["EMBEDDED_SPEC", "STAGES", "export_embedded", "train_in_processes", "train_on_pairs", "train_stage"]

@@ -14,16 +14,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...errors import Interrupted
-from ...hooks import Hooks
-from ...train.checkpoints import State, latest
-from ...train.config import TrainConfig
-from ...train.distributed import accelerated, total
-from ...train.networks import trained_parameters
-from ...train.optimizers import Average, learning_rate, make_optimizers, set_learning_rate
-from ...train.progress import Clock, check_loss
-from ...train.randomness import stream
-from ...train.run_folder import RunFolder
+from ..errors import Interrupted
+from ..hooks import Hooks
+from .checkpoints import State, latest
+from .config import TrainConfig
+from .distributed import accelerated, total
+from .networks import trained_parameters
+from .optimizers import Average, learning_rate, make_optimizers, set_learning_rate
+from .progress import Clock, check_loss
+from .randomness import stream
+from .run_folder import RunFolder
 
 __all__ = ["Stage", "run_stage"]
 
