@@ -82,12 +82,15 @@ def _measured(examination: Examination) -> dict[str, Any]:
 
 
 def _mean(row: dict[str, Any], name: str) -> float:
-    return float(np.mean([value for value in row[name] if value is not None]))
+    values = [value for value in row[name] if value is not None]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _difference(row: dict[str, Any], other: dict[str, Any], name: str) -> tuple[float, float, float]:
-    """Mean of the paired differences, and its interval."""
+    """Mean of the paired differences, and its interval; not numbers where nothing can be paired."""
     pairs = [(a, b) for a, b in zip(row[name], other[name], strict=True) if a is not None and b is not None]
+    if not pairs:
+        return (float("nan"),) * 3
     values = np.array([[a - b] for a, b in pairs])
     low, high = interval(bootstrap_means(values))
     return float(values.mean()), float(low[0]), float(high[0])
