@@ -30,7 +30,7 @@ CHANGED, STRENGTH = 0.3, 6.0
 class EditStage:
     """UNet and text encoder together, v-prediction, 5/5/5 dropout; views of 128 pixels by 40 or of 256 by 10."""
 
-    config = preset("embedded", steps=2400, batch_size=40, learning_rate=2e-3, warm_up=100, ema_decay=0.995)
+    config = preset("embedded", steps=12_000, batch_size=40, learning_rate=2e-3, warm_up=100, ema_decay=0.995)
     large_shares = (0.2, 0.5)
     """Part of the steps on views of 256 pixels: in the first 60 % of the training, and after."""
 
