@@ -240,7 +240,7 @@ def check_positive(name: str, value: int) -> int:
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """``should_stop`` for the length of a with-block: true after a Ctrl-C, SIGTERM, or the end of the terminal.
 
-    A second Ctrl-C ends at once. What is ignored, as nohup has it of SIGHUP, stays ignored.
+    A second Ctrl-C ends at once. A SIGHUP that is ignored, as nohup has it, stays ignored.
     Outside the main thread, where signals do not arrive, it stays false.
     """
     asked = threading.Event()
@@ -260,7 +260,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
         return
     numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    # A shell has SIGINT ignored in what it starts in the background, and whoever sends one there means it.
+    heard = [number for number in numbers if number != HANG_UP or signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked.is_set
