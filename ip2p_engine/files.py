@@ -88,6 +88,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
     """As ``whole_file``, for writers that open the file themselves: a path to write to."""
+    if path.exists() and not (
+        path.is_file() or path.is_dir()
+    ):  # whoever may would put a file in the place of /dev/null
+        raise OSError(errno.EINVAL, "it is a device or a pipe", str(path))
     with _workplace(path) as place:
         new = place / NEW
         yield new

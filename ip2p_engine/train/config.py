@@ -64,7 +64,6 @@ AT_MOST = {
     "validation_count": 10_000,
     "validation_pairs": 100_000,
     "seed": 2**63 - 1,
-    "learning_rate": 1000,
     "weight_decay": 1000,
     "clip_norm": 1e9,
     "min_snr": 1e9,

@@ -134,3 +134,11 @@ def test_what_a_killed_writer_left_beside_a_whole_file_is_swept(tmp_path):
         assert not dead.exists()
         assert len(list(tmp_path.glob(".b*.part"))) == 1, "a living writer keeps its place"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.parquet", "b", "data"]
+
+
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(OSError, match="a device or a pipe"), whole_file(path) as stream:
+            stream.write(b"x")
+    assert (tmp_path / "pipe").is_fifo() and Path(os.devnull).is_char_device()

@@ -785,7 +785,7 @@ def training(case: Case, *more: Any, run: Path | None = None) -> list[Any]:
         "--preset",
         "embedded",
     ]
-    return [*base, "--steps", "3", "--batch-size", "2", "--set", "validate_every=0", *more]
+    return [*base, "--steps", "4", "--batch-size", "2", "--set", "validate_every=0", *more]
 
 
 @generator
