@@ -90,7 +90,7 @@ def whole_path(path: Path) -> Iterator[Path]:
     """As ``whole_file``, for writers that open the file themselves: a path to write to."""
     if path.exists() and not (
         path.is_file() or path.is_dir()
-    ):  # whoever may would put a file in the place of /dev/null
+    ):  # such as /dev/null, for root
         raise OSError(errno.EINVAL, "it is a device or a pipe", str(path))
     with _workplace(path) as place:
         new = place / NEW
