@@ -38,7 +38,7 @@ def latents(editor, picture=RED, **settings):
 
 
 def near(one, other):
-    assert (one - other).abs().max() <= 1e-4 * max(1.0, float(other.abs().max()))
+    assert (one - other).abs().max() <= 1e-4
 
 
 @pytest.mark.slow
@@ -103,7 +103,9 @@ def test_inductor_on_a_cpu(editors, mode):
     plain, compiled = editors
     compiled.compile(mode)
     for settings in ({}, {}, {"together": False}):
-        near(latents(compiled, **settings), latents(plain, **settings))
+        ours, theirs = latents(compiled, **settings), latents(plain, **settings)
+        # Of the largest value, which is 25 in this untrained network: sums in another order come to 7e-4 there.
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
 def test_where_nothing_can_compile_a_sentence_says_so(editors, monkeypatch):
