@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b, sha256
 from itertools import count
 from pathlib import Path
@@ -54,7 +54,7 @@ __all__ = [
     "write_new",
 ]
 
-TEMPORARY, NEW, OLD = ".part", "new", "old"
+TEMPORARY, NEW, OLD, LOCK = ".part", "new", "old", "lock"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <stdio.h>
 SAMPLED_FILES, END = 1000, 65536
 MAX_SETTINGS = 1 << 20  # bytes
@@ -167,8 +167,7 @@ def _workplace(path: Path) -> Iterator[Path]:
             remove(left)
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        lock.close()
+        _leave(place, lock)
 
 
 def _claimed(path: Path) -> tuple[Path, BinaryIO]:
@@ -192,7 +191,7 @@ def _claimed(path: Path) -> tuple[Path, BinaryIO]:
 def _lock_of(place: Path, fresh: bool) -> BinaryIO | None:
     """The folder's lock, held; None where another has it. Where nothing can be locked, its maker has a new folder."""
     try:
-        lock = (place / "lock").open("ab")
+        lock = (place / LOCK).open("ab")
     except (FileNotFoundError, NotADirectoryError):  # its writer has just finished
         return None
     try:
@@ -201,7 +200,7 @@ def _lock_of(place: Path, fresh: bool) -> BinaryIO | None:
         else:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its writer may have removed it, and another may have made it again.
-            ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(place / "lock"))
+            ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(place / LOCK))
     except OSError as error:
         ours = fresh and not isinstance(error, BlockingIOError | FileNotFoundError)
     if ours:
@@ -214,8 +213,20 @@ def sweep(folder: Path) -> None:
     """Remove what killed writers left anywhere in a folder, beside files that no later writer makes again."""
     for place in folder.rglob(f".*{TEMPORARY}"):
         if place.is_dir() and (lock := _lock_of(place, False)) is not None:
-            shutil.rmtree(place, ignore_errors=True)
+            _leave(place, lock)
+
+
+def _leave(place: Path, lock: BinaryIO) -> None:
+    """Remove a workplace that we hold, its lock last: from then on it may be another writer's."""
+    with suppress(OSError):
+        for left in place.iterdir():
+            if left.name != LOCK:
+                remove(left)
+        if fcntl is None:  # Windows removes no open file
             lock.close()
+        (place / LOCK).unlink()
+        place.rmdir()
+    lock.close()
 
 
 def _take_place(new: Path, path: Path, old: Path) -> None:

@@ -65,6 +65,12 @@ TONE_WORDS = {
         "take the colour away",
         "as a black and white photo",
         "make it grey",
+        "make the picture black and white",
+        "turn the photo black and white",
+        "change the photo to black and white",
+        "turn everything black and white",
+        "take the colours out of the photo",
+        "remove the colours",
         held_out=("turn it into a black and white photo", "make the photo black and white", "take away the colour"),
     ),
     "sepia": _say(

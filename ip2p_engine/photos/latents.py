@@ -20,7 +20,7 @@ from .world import KINDS, sample_edit, say
 
 __all__ = ["CHUNKS", "Chunks", "make_chunk", "make_chunks"]
 
-CHUNKS = {128: (512, 30), 256: (128, 30)}
+CHUNKS = {128: (512, 90), 256: (128, 60)}
 """Side of the views: (edits a chunk, chunks)."""
 WORDINGS = 4
 LONGEST = 40

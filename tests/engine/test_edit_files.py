@@ -184,7 +184,10 @@ def test_a_name_that_cannot_be_written_is_said_before_the_work(name, word, photo
     assert word in capsys.readouterr().err and name not in made(tmp_path)
 
 
-def test_of_many_writers_of_one_name_each_has_its_own(tmp_path):
+@pytest.mark.parametrize("again", range(6))
+def test_of_many_writers_of_one_name_each_has_its_own(again, tmp_path):
+    """Also where one takes over the hidden folder that another is just leaving (a third of the rounds, once)."""
+
     def write(number):
         return write_new(tmp_path / "a.png", lambda stream: stream.write(b"%d" % number))
 

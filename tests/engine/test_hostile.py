@@ -66,7 +66,6 @@ TOO_MUCH = [
     ("train", "--data", "d", "--base", "b", "--out", "o", "--workers", MOST["workers"] + 1),
     ("train", "--data", "d", "--base", "b", "--out", "o", "--steps", MOST["train.steps"] + 1),
     ("train", "--data", "d", "--base", "b", "--out", "o", "--set", f"lora_rank={MOST['lora_rank'] + 1}"),
-    ("train", "--data", "d", "--base", "b", "--out", "o", "--learning-rate", "1e308"),
     ("dataset", "sheet", "s", "--out", "o", "--side", MOST["side"] + 1),
 ]
 
