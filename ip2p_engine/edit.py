@@ -26,7 +26,7 @@ from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError, ImageError
 from .files import is_url, public_name
 from .hooks import Hooks
-from .images import Picture, fit, open_image, plan_size, to_tensor, upright_size
+from .images import Picture, fit, open_image, open_mask, plan_size, to_tensor, upright_size
 from .networks.compiled import compile_unet
 from .networks.conditioning import Conditioning, clean_latents, decode_pictures, encode_image, encode_text, size_ids
 from .networks.denoiser import BranchDenoiser
@@ -268,13 +268,14 @@ class InstructPix2Pix:
         images: Picture | Sequence[Picture],
         instructions: str | Sequence[str],
         *,
+        masks: Picture | Sequence[Picture | None] | None = None,
         config: EditConfig | None = None,
         **overrides: Any,
     ) -> Conditioning:
         """What edits are conditioned on: a row for each picture with its instruction; one of either goes with all.
 
-        All pictures have to come to one size. ``overrides`` are fields of EditConfig, of which ``size`` and
-        ``resolution`` count. Raises ImageError or ConfigError.
+        All pictures have to come to one size. ``masks`` are for a UNet that takes them. ``overrides`` are fields of
+        EditConfig, of which ``size`` and ``resolution`` count. Raises ImageError or ConfigError.
         """
         settled = self._settle(config, overrides)
         pictures = [open_image(image) for image in as_list(images, Picture)]
@@ -286,9 +287,13 @@ class InstructPix2Pix:
         sizes = sorted({plan_size(settled.size, *picture.size, settled.resolution) for picture in pictures})
         if len(sizes) > 1:
             raise ConfigError(f"the pictures come to {sizes[0]} and {sizes[1]}; give one size, or one at a time")
+        given = _masks_of(masks, len(pictures))
+        white = {row: open_mask(mask, pictures[row].size) for row, mask in given.items()}
         small = [fit(picture, sizes[0]) for picture in pictures]
+        told = [fit(white[row], sizes[0]) if row in white else None for row in range(len(small))]
+        rows = [n % len(small) for n in range(count)]
         return self._condition(
-            [small[n % len(small)] for n in range(count)], [texts[n % len(texts)] for n in range(count)]
+            [small[row] for row in rows], [texts[n % len(texts)] for n in range(count)], [told[row] for row in rows]
         )
 
     def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:
@@ -367,9 +372,10 @@ class InstructPix2Pix:
         evaluations = 0
         if jobs and size is not None:
             with enough_memory(len(jobs), size), torch.inference_mode():
-                condition = self._condition([source.small for source in sources], words)  # type: ignore[misc]
+                small: Any = [source.small for source in sources]
+                condition = self._condition(small, words, [source.small_mask for source in sources])
                 kept = clean_latents(self.model, condition.image)
-                free = _free(sources, kept)
+                free = None if self.model.spec.takes_mask else _free(sources, kept)
                 seeds = [job.seed for job in jobs]
                 z, evaluations = self._walk(condition, seeds, config, hooks, free=free, kept=kept)
                 round_trips = self.pictures(kept) if config.detail else [None] * len(jobs)
@@ -398,10 +404,17 @@ class InstructPix2Pix:
         return walk(self.model, condition, seeds, sigmas, _guidance_of(config), **how)
 
     @torch.inference_mode()
-    def _condition(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Conditioning:
-        """A row for each fitted picture with its text; each is encoded once."""
-        different = {id(picture): picture for picture in pictures}
-        latents = {key: encode_image(self.model, to_tensor([picture])) for key, picture in different.items()}
+    def _condition(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str], masks: Sequence[Image.Image | None]
+    ) -> Conditioning:
+        """A row for each fitted picture and its mask with its text; each is encoded once."""
+        different = {id(picture): (picture, mask) for picture, mask in zip(pictures, masks, strict=True)}
+        latents = {
+            key: encode_image(
+                self.model, to_tensor([picture]), None if mask is None else to_tensor([mask.convert("RGB")])
+            )
+            for key, (picture, mask) in different.items()
+        }
         words = sorted(set(texts))
         embedded = encode_text(self.model, [*words, ""])
         return Conditioning(

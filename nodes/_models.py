@@ -139,6 +139,11 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
 
     bundle = open_bundle(source, weights=weights, header_only=True)
     check_bundle(bundle)  # before core counts layers by the names, as far as a stranger's names go
+    if bundle.spec.takes_mask:
+        raise CheckpointError(
+            f"{bundle.path.name} is told a mask (UltraEdit, 12 input channels), which ComfyUI's networks have no place "
+            "for; edit with it by ip2p edit --mask"
+        )
     if bundle.spec.in_channels != 8 and source != "embedded-sd":
         raise CheckpointError(
             f"{bundle.path.name} has a UNet of {bundle.spec.in_channels} input channels (text to image), and an "

@@ -21,6 +21,7 @@ __all__ = ["ReportCard", "report_card", "training_settings"]
 ACTIVATIONS_PER_PIXEL = 60
 DECODER_COPIES = 4
 BRANCHES = 3
+TASKS = {4: "text to image", 8: "InstructPix2Pix", 12: "InstructPix2Pix with a mask"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ReportCard:
     base: str
     """SD1.5, SD2, SDXL, CosXL or embedded."""
     task: str
-    """InstructPix2Pix or text to image."""
+    """InstructPix2Pix, InstructPix2Pix with a mask, or text to image."""
     in_channels: int
     prediction: str
     schedule: str
@@ -78,7 +79,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         source=public_name(source),
         layout=bundle.layout,
         base="embedded" if source in EMBEDDED else BASE_NAMES[spec.family],
-        task="InstructPix2Pix" if spec.in_channels == 8 else "text to image",
+        task=TASKS[spec.in_channels],
         in_channels=spec.in_channels,
         prediction=spec.prediction,
         schedule=spec.schedule,

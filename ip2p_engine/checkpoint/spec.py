@@ -34,7 +34,8 @@ __all__ = [
     "spec_to_json",
 ]
 
-CHANNEL_MEANING = {9: "an inpainting model", 12: "UltraEdit's stage with a mask", 5: "a depth model", 7: "an upscaler"}
+CHANNEL_MEANING = {9: "an inpainting model", 5: "a depth model", 7: "an upscaler"}
+TEXT_TO_IMAGE, EDIT, MASKED_EDIT = 4, 8, 12  # channels: noise; noise, picture; noise, picture, mask (UltraEdit)
 FAMILIES = ("sd1", "sd2", "sdxl", "cosxl")
 BASE_NAMES = {"sd1": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "cosxl": "CosXL"}
 ARCHITECTURE = "architecture"
@@ -70,7 +71,8 @@ class ModelSpec:
     family: str
     """sd1, sd2, sdxl or cosxl: which text encoders, and how they are read."""
     in_channels: int
-    """Of the UNet: 8 for an InstructPix2Pix, 4 for text to image."""
+    """Of the UNet: 4 for text to image (the noise), 8 for an InstructPix2Pix (noise, picture), 12 with UltraEdit's mask
+    (noise, picture, mask)."""
     prediction: str
     """eps or v: what the UNet's output means."""
     scaled_condition: bool
@@ -115,12 +117,24 @@ class ModelSpec:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)[:80]!r}; choose one of {', '.join(known)}")
 
+    @property
+    def edits(self) -> bool:
+        """Whether the UNet is told a picture."""
+        return self.in_channels in (EDIT, MASKED_EDIT)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the UNet is told a mask after the picture, as UltraEdit's are: four more channels, a latent as it."""
+        return self.in_channels == MASKED_EDIT
+
 
 def recommended(family: str, in_channels: int) -> dict[str, Any]:
     """The settings of a family as its authors use it, by the names of ModelSpec."""
     text_cfg, image_cfg, resolution, steps, scale = RECOMMENDED[family]
-    if in_channels == 4:
+    if in_channels == TEXT_TO_IMAGE:
         image_cfg, resolution = 1.0, {"sdxl": 1024}.get(family, resolution)
+    if in_channels == MASKED_EDIT:
+        text_cfg, resolution, steps = 7.5, 512, 50
     return {
         "text_cfg": text_cfg,
         "image_cfg": image_cfg,
@@ -235,10 +249,10 @@ def family_of(unet_config: Mapping[str, Any], *, edm: bool) -> str:
 
 def check_channels(channels: int, name: str, family: str) -> None:
     """Raises CheckpointError for a UNet that is neither text to image nor an InstructPix2Pix."""
-    if channels in (4, 8):
+    if channels in (TEXT_TO_IMAGE, EDIT, MASKED_EDIT):
         return
     meaning = CHANNEL_MEANING.get(channels, f"no {BASE_NAMES[family]} model we know")
     raise CheckpointError(
-        f"{name} has a UNet of {channels} input channels ({meaning}), and an InstructPix2Pix takes 8, text to image 4; "
-        "give a checkpoint of one of these"
+        f"{name} has a UNet of {channels} input channels ({meaning}), and an InstructPix2Pix takes 8, UltraEdit's with "
+        "a mask 12, text to image 4; give a checkpoint of one of these"
     )

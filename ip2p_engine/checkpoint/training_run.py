@@ -81,7 +81,7 @@ def bundle_of_step(step: RunStep, base: Bundle, weights: str, *, header_only: bo
         raise CheckpointError(f"{step.file} is no step of a training run; give the run's folder")
     spec = replace(from_mapping(ModelSpec, step.about.get("spec", {})), weights=weights)
     config = dict(step.about.get("config", {}))
-    unet = replace(base.unet, config={**base.unet.config, "in_channels": 8})
+    unet = replace(base.unet, config={**base.unet.config, "in_channels": spec.in_channels})
     tensors = state
     if any(name.endswith(DOWN) for name in state):
         rank = int(config.get("lora_rank", 0))

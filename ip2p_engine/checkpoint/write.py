@@ -200,7 +200,7 @@ def _modelspec(model: Networks, title: str) -> dict[str, str]:
     architecture = ARCHITECTURES.get(spec.family, XL_ARCHITECTURE)
     if spec.family == "sd2":
         architecture += "-768-v" if spec.prediction == "v" else "-512"
-    edit = "-edit" if spec.in_channels == 8 else "-base" if architecture == XL_ARCHITECTURE else ""
+    edit = "-edit" if spec.edits else "-base" if architecture == XL_ARCHITECTURE else ""
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -272,7 +272,7 @@ def _text_config(encoder: nn.Module) -> dict[str, Any]:
 def model_index(spec: ModelSpec) -> dict[str, Any]:
     """model_index.json: the pipeline's class and its parts."""
     double = spec.family in ("sdxl", "cosxl")
-    task = "InstructPix2PixPipeline" if spec.in_channels == 8 else "Pipeline"
+    task = "InstructPix2PixPipeline" if spec.edits else "Pipeline"
     index: dict[str, Any] = {
         "_class_name": f"StableDiffusion{'XL' if double else ''}{task}",
         "unet": [DIFFUSERS, "UNet2DConditionModel"],
@@ -287,7 +287,7 @@ def model_index(spec: ModelSpec) -> dict[str, Any]:
     index["text_encoder_2"] = [TRANSFORMERS, "CLIPTextModelWithProjection"]
     index["tokenizer_2"] = [TRANSFORMERS, "CLIPTokenizer"]
     index["force_zeros_for_empty_prompt"] = spec.in_channels == 4
-    if spec.in_channels == 8:
+    if spec.edits:
         index["is_cosxl_edit"] = spec.scaled_condition
     return index
 

@@ -29,6 +29,7 @@ __all__ = [
 LAST_LAYERS = {"sdxl", "cosxl"}
 DECODER_ACTIVATIONS_PER_PIXEL = 16
 USABLE_MEMORY = 0.6
+LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,9 @@ class Conditioning:
     """The two conditions of a batch and their absence.
 
     ``image`` (B, 4, h, w) is the posterior's mode, not multiplied by the latent scale (CosXL-Edit: scaled); no image
-    is a zero latent. ``text`` has B rows, ``null_text`` has one: the encoding of the empty text. ``size_ids`` (B, 6)
-    is SDXL's original size, crop corner and target size.
+    is a zero latent. For a UNet that takes a mask it is (B, 8, h, w), the mask's latent after the picture's. ``text``
+    has B rows, ``null_text`` has one: the encoding of the empty text. ``size_ids`` (B, 6) is SDXL's original size, crop
+    corner and target size.
     """
 
     text: TextEmbedding
@@ -84,11 +86,21 @@ def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
 
 
 @torch.inference_mode()
-def encode_image(model: Model, pixels: Tensor) -> Tensor:
+def encode_image(model: Model, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
     """The image condition c_I: the mode of the autoencoder's posterior (paper's code; unscaled but for CosXL-Edit).
 
-    ``pixels`` is (B, 3, H, W) in [-1, 1] with sides divisible by 8; returns (B, 4, H/8, W/8).
+    ``pixels`` is (B, 3, H, W) in [-1, 1] with sides divisible by 8; returns (B, 4, H/8, W/8). A UNet that takes a mask
+    (Zhao et al. 2024, UltraEdit) is told ``mask``, a picture as ``pixels`` are, white where something may change, as
+    the last four of (B, 8, H/8, W/8); no mask is a white one. Other UNets are not told.
     """
+    latents = _mode(model, pixels)
+    if not model.spec.takes_mask:
+        return latents
+    told = _mode(model, torch.ones_like(pixels[:1]) if mask is None else mask)
+    return torch.cat([latents, told.expand_as(latents)], dim=1)
+
+
+def _mode(model: Model, pixels: Tensor) -> Tensor:
     autoencoder = model.autoencoder
     mode = autoencoder.encode(pixels.to(autoencoder.device, autoencoder.dtype)).latent_dist.mode()
     if 8 * mode.shape[-1] != pixels.shape[-1]:
@@ -101,6 +113,7 @@ def encode_image(model: Model, pixels: Tensor) -> Tensor:
 
 def clean_latents(model: Model, image: Tensor) -> Tensor:
     """The clean latents (B, 4, h, w), as a sampler would return them, of pictures whose conditions are ``image``."""
+    image = image[:, :LATENT_CHANNELS]
     return image if model.spec.scaled_condition else image * model.spec.latent_scale
 
 

@@ -89,8 +89,8 @@ class Model:
         return self
 
     def require_edit(self) -> None:
-        """Raises CheckpointError if the UNet does not take the 8 channels of an InstructPix2Pix."""
-        if self.spec.in_channels != 8:
+        """Raises CheckpointError if the UNet does not take the 8 channels of an InstructPix2Pix, or 12 with a mask."""
+        if not self.spec.edits:
             raise CheckpointError(
                 f"this checkpoint's UNet takes {self.spec.in_channels} input channels (text to image), and an "
                 "InstructPix2Pix takes 8; load one, e.g. instruct-pix2pix-00-22000.safetensors"

@@ -35,7 +35,7 @@ HEADS = {"text_heads": 4}
 
 @pytest.mark.parametrize(
     ("family", "in_channels"),
-    [*((family, 8) for family in FAMILIES), ("sd1", 4), pytest.param("sdxl", 4, marks=SLOW)],
+    [*((family, 8) for family in FAMILIES), ("sd1", 4), ("sd1", 12), pytest.param("sdxl", 4, marks=SLOW)],
 )
 def test_a_bare_ldm_file_is_known_by_names_and_shapes(
     family, in_channels, make_model, same_model, ldm_tensors, tmp_path

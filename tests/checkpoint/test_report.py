@@ -45,6 +45,21 @@ def test_families(family, base, prediction, condition, make_model, ldm_tensors, 
     assert card.lacking == ()
 
 
+@pytest.mark.parametrize(
+    ("in_channels", "task", "settings"),
+    [
+        (4, "text to image", (7.5, 1.0, 512, 100)),
+        (8, "InstructPix2Pix", (7.5, 1.5, 512, 100)),
+        (12, "InstructPix2Pix with a mask", (7.5, 1.5, 512, 50)),
+    ],
+)
+def test_channels_tell_the_task(in_channels, task, settings, make_model, ldm_tensors, tmp_path):
+    save_file(ldm_tensors(make_model(in_channels=in_channels)), tmp_path / "file.safetensors")
+    card = report_card(tmp_path / "file.safetensors")
+    assert (card.task, card.in_channels) == (task, in_channels)
+    assert (card.text_cfg, card.image_cfg, card.resolution, card.steps) == settings
+
+
 def test_no_tensor_is_read_from_safetensors(sd1, ldm_tensors, monkeypatch, tmp_path):
     save_file(ldm_tensors(sd1), tmp_path / "file.safetensors")
 
