@@ -79,6 +79,8 @@ class Example:
     instruction: Any
     """A text, or several that say the same, of which training draws one."""
     edited: Any
+    mask: Any = None
+    """Where the picture was edited, white; None where the data do not say."""
 
 
 class Rows(Protocol):
@@ -204,7 +206,8 @@ class ForeignPairs(Sequence[PairRecord]):
             raise DatasetError(f"{name}: {error}") from error
         before, after = (after, before) if inverse else (before, after)
         said = texts if isinstance(texts, tuple) and len(texts) > 1 else texts[0] if texts else None
-        return Example(name=name, original=before, instruction=said, edited=after)
+        mask = self._mask(row, name) if self.layout.mask else None
+        return Example(name=name, original=before, instruction=said, edited=after, mask=mask)
 
     @cached_property
     def _chosen(self) -> Sequence[int]:
@@ -311,6 +314,14 @@ class ForeignPairs(Sequence[PairRecord]):
         if isinstance(value, str):
             return self._fetched(value) if is_url(value) else str(self._within(value))
         return value
+
+    def _mask(self, row: Mapping[str, Any], name: str) -> Any:
+        """A row's mask, None, or what is wrong with it, which concerns only those who look at masks."""
+        value = cell(row, self.layout.mask)
+        try:
+            return None if value is None or (isinstance(value, str) and not value) else self._placed(value)
+        except DatasetError as error:
+            return DatasetError(f"{name}: {error}")
 
     def _encoded(self, value: Any, column: str) -> bytes:
         """A picture's file as it is, in a format of the store, else as PNG."""

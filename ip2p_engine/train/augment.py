@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import TrainConfig
 
-__all__ = ["Crop", "bucket_shapes", "crop_pair", "draw_crop", "nearest_shape", "size_ids"]
+__all__ = ["Crop", "bucket_shapes", "crop_mask", "crop_pair", "draw_crop", "nearest_shape", "size_ids"]
 
 Size = tuple[int, int]
 MOST_ASPECT = 2.0
@@ -52,6 +52,13 @@ def crop_pair(pictures: Sequence[Image.Image], crop: Crop) -> Tensor:
         cut = resized.crop(box)
         done.append(np.asarray(ImageOps.mirror(cut) if crop.mirrored else cut))
     return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2).contiguous()
+
+
+def crop_mask(mask: Image.Image | None, crop: Crop) -> Tensor:
+    """A pair's mask under its crop: uint8, shape (1, height, width); white where there is none."""
+    if mask is None:
+        return torch.full((1, crop.size[1], crop.size[0]), 255, dtype=torch.uint8)
+    return crop_pair([mask.convert("RGB")], crop)[0, :1]
 
 
 def size_ids(crop: Crop) -> Tensor:

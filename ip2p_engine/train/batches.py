@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import ConfigError, DatasetError
-from .augment import crop_pair, draw_crop, size_ids
+from .augment import crop_mask, crop_pair, draw_crop, size_ids
 from .config import TrainConfig
 from .order import Order, Place
 from .randomness import Draws, draw, stream
@@ -66,7 +66,8 @@ class Batch:
     """A micro-batch of n examples.
 
     ``tensors`` holds pixels, uint8 (n, 2, 3, H, W), before and after; or, from a cache, mean, std and condition
-    (n, 4, h, w) and tokens (n, 77, width); and for both size_ids (n, 6).
+    (n, 4, h, w) and tokens (n, 77, width); and for both size_ids (n, 6). Where the run asks for masks also mask, white
+    (255) where a picture was edited: uint8 (n, 1, H, W), from a cache its means over the latent's places.
     """
 
     instructions: tuple[str, ...]
@@ -94,16 +95,18 @@ class Batch:
 class PictureReader:
     """Decodes, crops and mirrors; the crop follows from the example's place."""
 
-    def __init__(self, source: Any, config: TrainConfig) -> None:
-        self._source, self._config = source, config
+    def __init__(self, source: Any, config: TrainConfig, *, masks: bool = False) -> None:
+        self._source, self._config, self._masks = source, config, masks
 
     def read(self, candidate: Any, place: Place) -> Sample:
         example = candidate if isinstance(candidate, Example) else self._source[candidate % len(self._source)]
-        pair = open_pair(example, drawn_instruction(example, self._config.seed, place.step, place.position))
+        drawn = drawn_instruction(example, self._config.seed, place.step, place.position)
+        pair = open_pair(example, drawn, masks=self._masks)
         generator = stream(self._config.seed, "crop", place.step, place.position)
         crop = draw_crop(pair.original.size, place.size, self._config, generator)
-        pixels = crop_pair((pair.original, pair.edited), crop)
-        return Sample(instruction=pair.instruction, tensors={"pixels": pixels, "size_ids": size_ids(crop)})
+        tensors = {"pixels": crop_pair((pair.original, pair.edited), crop), "size_ids": size_ids(crop)}
+        tensors |= {"mask": crop_mask(pair.mask, crop)} if self._masks else {}
+        return Sample(instruction=pair.instruction, tensors=tensors)
 
     def latent_shape(self, place: Place) -> tuple[int, int, int]:
         return (4, place.size[1] // 8, place.size[0] // 8)

@@ -43,6 +43,7 @@ AT_LEAST: dict[str, float] = {
     "clip_norm": 0,
     "min_snr": 0,
     "change_weight": 0,
+    "unmasked_weight": 0,
     "schedule_power": 0,
     "schedule_restarts": 1,
     "offset_noise": 0,
@@ -54,6 +55,7 @@ AT_MOST = {
     "ema_decay": 1,
     "dropout": 1 / 3,
     "flip": 1,
+    "unmasked_weight": 1,
     "steps": 100_000_000,
     "batch_size": 1_000_000,
     "resolution": 4096,
@@ -147,6 +149,8 @@ class TrainConfig:
     """The share that loses the picture alone, where it is another; None: ``dropout``."""
     change_weight: float = 0.0
     """w: errors count (1 + w d) / (1 + w) where d is the pair's change there in the latent world over its mean."""
+    unmasked_weight: float = 1.0
+    """How much an error counts outside the mask that the data give, beside 1 inside; 1 is the plain loss."""
     prediction: str | None = None
     """eps or v; None keeps what the base predicts."""
     min_snr: float = 0.0

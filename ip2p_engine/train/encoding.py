@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError, Interrupted, first_line
@@ -21,7 +22,7 @@ from ..files import disk_errors, read_json, whole_file, write_json
 from ..networks.conditioning import TextEmbedding, encode_text
 from ..networks.digest import digest_of_network
 from ..networks.model import Model
-from .augment import bucket_shapes, crop_pair, draw_crop, nearest_shape, size_ids
+from .augment import bucket_shapes, crop_mask, crop_pair, draw_crop, nearest_shape, size_ids
 from .batches import Batch, Sample, Share, drawn_instruction, outlive_signals
 from .config import TrainConfig
 from .order import Place
@@ -55,6 +56,8 @@ class Encoded:
     text: TextEmbedding
     size_ids: Tensor
     """(n, 6); only SDXL's network reads it."""
+    mask: Tensor | None = None
+    """The share of each place that was edited, (n, 1, h, w); None where nothing asks for it."""
 
 
 class Encoder:
@@ -67,24 +70,26 @@ class Encoder:
     def __call__(self, batch: Batch) -> Encoded:
         tensors = batch.tensors
         if "pixels" in tensors:
-            tensors = {**tensors, **self.latents(tensors["pixels"])}
+            tensors = {**tensors, **self.latents(tensors["pixels"], tensors.get("mask"))}
             text = self.text(batch.instructions)
         else:
             pooled = tensors.get("pooled")
             text = TextEmbedding(tokens=tensors["tokens"].float(), pooled=None if pooled is None else pooled.float())
         mean, std, condition = (tensors[name].float() for name in ("mean", "std", "condition"))
-        return Encoded(mean=mean, std=std, condition=condition, text=text, size_ids=tensors["size_ids"])
+        mask = tensors["mask"].float() if "mask" in tensors else None
+        return Encoded(mean=mean, std=std, condition=condition, text=text, size_ids=tensors["size_ids"], mask=mask)
 
     @torch.no_grad()
-    def latents(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Of uint8 pixels (n, 2, 3, H, W), before and after, in one pass of the autoencoder."""
+    def latents(self, pixels: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Of uint8 pixels (n, 2, 3, H, W), before and after, in one pass of the autoencoder; and of a mask."""
         autoencoder, spec = self._model.autoencoder, self._model.spec
         values = (2 * pixels.to(autoencoder.device).float() / 255 - 1).flatten(0, 1)
         posterior = autoencoder.encode(values.to(autoencoder.dtype)).latent_dist
         mode = posterior.mode().float().unflatten(0, (-1, 2))
         std = posterior.std.float().unflatten(0, (-1, 2))
         scale = spec.latent_scale if spec.scaled_condition else 1.0
-        return {"mean": mode[:, 1], "std": std[:, 1], "condition": scale * mode[:, 0]}
+        found = {"mean": mode[:, 1], "std": std[:, 1], "condition": scale * mode[:, 0]}
+        return found if mask is None else {**found, "mask": avg_pool2d(mask.to(mode.device).float() / 255, 8)}
 
     def text(self, texts: Sequence[str]) -> TextEmbedding:
         """Each different text is encoded once; float32."""
@@ -96,12 +101,13 @@ class Encoder:
         return TextEmbedding(tokens=embedded.tokens.clone().float(), pooled=pooled)
 
 
-def cache_key(source: Rows, model: Model, config: TrainConfig) -> dict[str, Any]:
+def cache_key(source: Rows, model: Model, config: TrainConfig, *, masks: bool = False) -> dict[str, Any]:
     """What the cached tensors depend on, as JSON takes it."""
     settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
     frozen = (model.autoencoder, *model.text_encoders)
     networks = {f"network {n}": digest_of_network(network) for n, network in enumerate(frozen)}
     key = {"data": source.identity, "rows": len(source), "variants": config.variants, **settings, **networks}
+    key |= {"masks": True} if masks else {}  # caches without are as those of 0.1
     return json.loads(json.dumps(key))
 
 
@@ -129,7 +135,7 @@ def build_cache(
         if should_stop():
             raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same command goes on")
         rows = range(starts[number], min(starts[number] + ROWS_PER_SHARD, len(source)))
-        _write_shard(path, source, rows, encoder, config)
+        _write_shard(path, _Crops(source, config, masks=bool(key.get("masks"))), rows, encoder, config)
     on_cache(len(source), len(source))
 
 
@@ -138,6 +144,7 @@ class CacheReader:
 
     def __init__(self, folder: Path, key: Mapping[str, Any], config: TrainConfig) -> None:
         self._folder, self._rows, self._config = folder, key["rows"], config
+        self._names = (*LATENTS, "size_ids", *(("mask",) if key.get("masks") else ()))
         self._open: dict[int, _Shard] = {}
 
     def read(self, candidate: Any, place: Place) -> Sample:
@@ -147,7 +154,7 @@ class CacheReader:
             raise DatasetError(shard.broken[str(row)])
         generator = stream(self._config.seed, "variant", place.step, place.position)
         variant = int(torch.randint(self._config.variants, (), generator=generator))
-        tensors = {name: shard.file.get_slice(f"{row}.{name}")[variant] for name in (*LATENTS, "size_ids")}
+        tensors = {name: shard.file.get_slice(f"{row}.{name}")[variant] for name in self._names}
         text = shard.text_of[str(row)]
         names = [name for name in ("tokens", "pooled") if f"{name}.{text}" in shard.names]
         texts = {name: shard.file.get_tensor(f"{name}.{text}") for name in names}
@@ -199,40 +206,41 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class _Crops(Dataset):
-    """Every variant of a row: (row, instruction, crops, size ids), or (row, what is wrong)."""
+    """Every variant of a row: (row, instruction, crops, size ids, masks or None), or (row, what is wrong)."""
 
-    def __init__(self, source: Rows, config: TrainConfig) -> None:
-        self._source, self._config = source, config
+    def __init__(self, source: Rows, config: TrainConfig, *, masks: bool) -> None:
+        self._source, self._config, self._masks = source, config, masks
         self._shapes = bucket_shapes(config.resolution) if config.buckets else [(config.resolution,) * 2]
 
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         try:
             example = self._source[row]
-            pair = open_pair(example, drawn_instruction(example, self._config.seed, row))
+            pair = open_pair(example, drawn_instruction(example, self._config.seed, row), masks=self._masks)
             size = self._shapes[nearest_shape(size_of(example), self._shapes)]
         except DatasetError as error:
             return row, str(error)
         draws = (stream(self._config.seed, "cached crop", row, n) for n in range(self._config.variants))
         crops = [draw_crop(pair.original.size, size, self._config, generator) for generator in draws]
         pixels = [crop_pair((pair.original, pair.edited), crop) for crop in crops]
-        return row, pair.instruction, torch.stack(pixels), torch.stack([size_ids(crop) for crop in crops])
+        masks = torch.stack([crop_mask(pair.mask, crop) for crop in crops]) if self._masks else None
+        return row, pair.instruction, torch.stack(pixels), torch.stack([size_ids(crop) for crop in crops]), masks
 
 
-def _write_shard(path: Path, source: Rows, rows: range, encoder: Encoder, config: TrainConfig) -> None:
+def _write_shard(path: Path, crops: _Crops, rows: range, encoder: Encoder, config: TrainConfig) -> None:
     tensors: dict[str, Tensor] = {}
     broken: dict[str, str] = {}
     texts: dict[str, int] = {}
     text_of: dict[str, int] = {}
     kept = torch.float32 if config.precision == "float32" else torch.float16
     generator = torch.Generator()  # or the loader would draw from the global one
-    crops = _Crops(source, config)
     workers: dict[str, Any] = {"num_workers": config.workers, "worker_init_fn": outlive_signals}
     loader = DataLoader(crops, batch_size=None, sampler=rows, generator=generator, **workers)
     for group in _grouped(loader, broken):
-        latents = encoder.latents(torch.cat([pixels for _, _, pixels, _ in group]))
-        for n, (row, instruction, pixels, ids) in enumerate(group):
+        pictures, masks = ([item[place] for item in group] for place in (2, 4))
+        latents = encoder.latents(torch.cat(pictures), None if masks[0] is None else torch.cat(masks))
+        for n, (row, instruction, pixels, ids, _) in enumerate(group):
             own = slice(n * len(pixels), (n + 1) * len(pixels))
-            tensors |= {f"{row}.{name}": latents[name][own].to(kept).cpu() for name in LATENTS}
+            tensors |= {f"{row}.{name}": value[own].to(kept).cpu() for name, value in latents.items()}
             tensors[f"{row}.size_ids"] = ids
             text_of[str(row)] = texts.setdefault(instruction, len(texts))
     for text, number in texts.items():

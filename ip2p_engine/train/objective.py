@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .encoding import Encoded
 from .randomness import Draws
 
-__all__ = ["Objective", "change_weights", "dropped", "noise_levels", "snr_weight"]
+__all__ = ["Objective", "change_weights", "dropped", "mask_weights", "noise_levels", "snr_weight"]
 
 
 class Objective:
@@ -39,6 +39,8 @@ class Objective:
         if config.change_weight:
             scale = model.spec.latent_scale if model.spec.scaled_condition else 1.0
             squares = squares * change_weights(encoded.mean - encoded.condition / scale, config.change_weight)
+        if encoded.mask is not None and config.unmasked_weight < 1:
+            squares = squares * mask_weights(encoded.mask, config.unmasked_weight)
         errors = squares.mean(dim=(1, 2, 3))
         return errors * snr_weight(alpha, sigma, model.spec.prediction, config.min_snr)
 
@@ -70,6 +72,16 @@ def change_weights(change: Tensor, weight: float) -> Tensor:
     mean = size.mean(dim=(2, 3), keepdim=True)
     d = torch.where(mean > 0, size / mean.clamp(min=1e-12), torch.ones_like(size))
     return (1 + weight * d) / (1 + weight)
+
+
+def mask_weights(mask: Tensor, outside: float) -> Tensor:
+    """m + (1 - m) w over its mean, m the edited share of each place, (B, 1, h, w), w the weight outside.
+
+    Of mean 1, so that a small mask counts as much as a large one; without any inside, and w 0, ones.
+    """
+    weights = mask + (1 - mask) * outside
+    mean = weights.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where(mean > 0, weights / mean.clamp(min=1e-12), torch.ones_like(weights))
 
 
 def dropped(

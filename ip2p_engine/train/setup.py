@@ -29,7 +29,7 @@ from .planning import Plan, plan_of, seconds_of_a_micro_batch
 from .progress import TrainResult
 from .results import export
 from .run_folder import RunFolder
-from .sources import licences_of, measured_rows, name_of, open_source
+from .sources import licences_of, measured_rows, name_of, open_source, refuse_without_masks
 from .validation import ValidationSet
 
 __all__ = ["Data", "Run", "begin", "planned"]
@@ -187,7 +187,8 @@ def begin(
     on_plan(_plan(config, model, out, source, test, first))
     with refusals():
         accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
-    reader: Reader = PictureReader(source, config)
+    masks = config.unmasked_weight < 1
+    reader: Reader = PictureReader(source, config, masks=masks)
     broken_rows: Collection[int] = ()
     if config.cache:
         reader, broken_rows = _cached(config, accelerator, source, encoder, model, share, folder, should_stop, on_cache)
@@ -208,7 +209,7 @@ def begin(
         folder=folder,
         stream=batches(reader, order, config, share, first),
         share=share,
-        validation=ValidationSet(source, config) if config.validate_every else None,
+        validation=ValidationSet(source, config, masks=masks) if config.validate_every else None,
         base=base,
         about=about,
         first=first,
@@ -249,6 +250,8 @@ def _opened(
     folder.refuse_other(config)
     config = folder.outputs(config)
     source = open_source(data, config)
+    if config.unmasked_weight < 1:
+        refuse_without_masks(source, data)
     model, base_digest = _model(base, config, accelerator.device)
     origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
     folder.refuse_other_origin(model.spec, **origin)
@@ -267,7 +270,7 @@ def _cached(
     on_cache: Callable[[int, int], None],
 ) -> tuple[Reader, Collection[int]]:
     """(what reads the cache, which is made first, rows that it has not); the frozen networks then leave the device."""
-    key = cache_key(source, model, config)
+    key = cache_key(source, model, config, masks=config.unmasked_weight < 1)
     build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
     accelerator.wait_for_everyone()
     reader = CacheReader(folder.cache, key, config)

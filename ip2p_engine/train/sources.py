@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -23,7 +24,7 @@ from ..data.split import test_rows
 from ..data.store import PairStore
 from ..data.tables import ListTable
 from ..errors import ConfigError, DatasetError, IP2PError
-from ..images import Size, open_image, upright_size
+from ..images import Size, open_image, open_mask, upright_size
 from .config import TrainConfig
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "name_of",
     "open_pair",
     "open_source",
+    "refuse_without_masks",
     "size_of",
 ]
 
@@ -60,6 +62,8 @@ class Pair:
     original: Image.Image
     instruction: str
     edited: Image.Image
+    mask: Image.Image | None = None
+    """Grey, of the original's size, white where it was edited; None where the data do not say, or nobody asked."""
 
 
 class Stream(Protocol):
@@ -135,6 +139,19 @@ def held_out_rows(source: Any) -> Any:
     return source.rest() if getattr(source, "held_out", 0) else None
 
 
+def refuse_without_masks(source: Any, data: Any) -> None:
+    """Raises ConfigError where none of some rows has a mask; of a stream nothing is known before it is read."""
+    if not hasattr(source, "__len__"):
+        return
+    for row in range(0, len(source), -(-len(source) // SAMPLED)):
+        with suppress(DatasetError):
+            if source[row].mask is not None:
+                return
+    raise ConfigError(
+        f"{name_of(data)} has no masks, by some of its rows; give pairs with a mask column, or do not ask"
+    )
+
+
 def licences_of(source: Any) -> list[str]:
     """What the pairs say of their licences, each once."""
     return sorted(source.licences()) if hasattr(source, "licences") else []
@@ -157,8 +174,8 @@ def _held_out(source: Rows | Stream, data: Any) -> Chosen:
     return chosen
 
 
-def open_pair(example: Example, draw: int = 0) -> Pair:
-    """Decode and check an example; of several instructions ``draw`` picks one.
+def open_pair(example: Example, draw: int = 0, *, masks: bool = False) -> Pair:
+    """Decode and check an example, on request with its mask; of several instructions ``draw`` picks one.
 
     Raises DatasetError, naming the example, for what cannot be trained on.
     """
@@ -170,13 +187,15 @@ def open_pair(example: Example, draw: int = 0) -> Pair:
         raise DatasetError(f"{example.name}: the instruction is empty; give a text")
     try:
         original, edited = (open_image(_decoded(picture)) for picture in (example.original, example.edited))
+        given = masks and example.mask is not None
+        mask = open_mask(_decoded(example.mask), original.size) if given else None
     except IP2PError as error:
         raise DatasetError(f"{example.name}: {error}") from error
     aspects = [picture.width / picture.height for picture in (original, edited)]
     if abs(aspects[0] / aspects[1] - 1) > SAME_ASPECT:
         sizes = f"{original.width} x {original.height} and {edited.width} x {edited.height}"
         raise DatasetError(f"{example.name}: the pictures are {sizes}; give pairs of one aspect")
-    return Pair(name=example.name, original=original, instruction=said, edited=edited)
+    return Pair(name=example.name, original=original, instruction=said, edited=edited, mask=mask)
 
 
 def size_of(example: Example) -> Size:
@@ -238,7 +257,8 @@ class _StoreRows:
         pair = self._pairs[row]
         said = (pair.edit_prompt, *pair.paraphrases) if pair.paraphrases else pair.edit_prompt
         name = f"pair {pair.key or row}"
-        return Example(name=name, original=pair.original_image, instruction=said, edited=pair.edited_image)
+        pictures = {"original": pair.original_image, "edited": pair.edited_image, "mask": pair.mask}
+        return Example(name=name, instruction=said, **pictures)
 
     def captions(self) -> list[str]:
         """Of the pictures before the edit; empty where unknown."""

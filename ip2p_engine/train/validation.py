@@ -19,7 +19,7 @@ from ..files import csv_rows, json_lines
 from ..images import fit, open_image, save_image, strip
 from ..networks.conditioning import TextEmbedding
 from ..networks.model import Model
-from .augment import crop_pair, draw_crop, size_ids
+from .augment import crop_mask, crop_pair, draw_crop, size_ids
 from .config import TrainConfig
 from .encoding import Encoded, Encoder
 from .networks import arithmetic, usable
@@ -64,8 +64,8 @@ def read_own(path: Path) -> list[Own]:
 class ValidationSet:
     """Pairs that are held out, or where none are some of training's, and pictures of the user's own."""
 
-    def __init__(self, source: Rows | Stream, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(self, source: Rows | Stream, config: TrainConfig, *, masks: bool = False) -> None:
+        self._config, self._masks = config, masks
         rest = held_out_rows(source)
         self.held_out = rest is not None
         self._rows = source if rest is None else rest
@@ -107,13 +107,14 @@ class ValidationSet:
 
     def _encode(self, encoder: Encoder, micro: int) -> Iterator[Encoded]:
         config, count = self._config, self._config.validation_pairs
-        pairs = enumerate(islice(_good(self._rows, count), count) if count else iter(()))
+        pairs = enumerate(islice(_good(self._rows, count, masks=self._masks), count) if count else iter(()))
         size = (config.resolution,) * 2
         while group := list(islice(pairs, micro)):
             drawn = [stream(config.seed, "validation crop", number) for number, _ in group]
             crops = [draw_crop(pair.original.size, size, config, g) for (_, pair), g in zip(group, drawn, strict=True)]
             pixels = [crop_pair((pair.original, pair.edited), c) for (_, pair), c in zip(group, crops, strict=True)]
-            latents = encoder.latents(torch.stack(pixels))
+            masks = [crop_mask(pair.mask, c) for (_, pair), c in zip(group, crops, strict=True)] if self._masks else []
+            latents = encoder.latents(torch.stack(pixels), torch.stack(masks) if masks else None)
             text = encoder.text([pair.instruction for _, pair in group])
             encoded = Encoded(**latents, text=text, size_ids=torch.stack([size_ids(crop) for crop in crops]))
             yield _moved(encoded, torch.device("cpu"))
@@ -162,10 +163,11 @@ def _moved(encoded: Encoded, device: torch.device) -> Encoded:
         condition=move(encoded.condition),
         text=TextEmbedding(tokens=move(encoded.text.tokens), pooled=move(encoded.text.pooled)),
         size_ids=move(encoded.size_ids),
+        mask=move(encoded.mask),
     )
 
 
-def _good(source: Any, count: int) -> Iterator[Pair]:
+def _good(source: Any, count: int, *, masks: bool = False) -> Iterator[Pair]:
     """Pairs that can be used: of rows ``count`` stretches in turn, since neighbours are often of one caption."""
     if hasattr(source, "__len__"):
         stretch = -(-len(source) // count)
@@ -175,6 +177,6 @@ def _good(source: Any, count: int) -> Iterator[Pair]:
         examples = source.epoch(0)
     for example in examples:
         try:
-            yield open_pair(example)
+            yield open_pair(example, masks=masks)
         except DatasetError:
             continue

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from ip2p_engine.data.store import PairWriter
 from ip2p_engine.diffusion.guidance import conditioning_dropout
-from ip2p_engine.errors import ConfigError
+from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
-from ip2p_engine.train.objective import _left_out, change_weights
+from ip2p_engine.train.augment import Crop, crop_mask
+from ip2p_engine.train.batches import Batch, PictureReader
+from ip2p_engine.train.encoding import Encoder
+from ip2p_engine.train.networks import make_trainable
+from ip2p_engine.train.objective import Objective, _left_out, change_weights, mask_weights
 from ip2p_engine.train.optimizers import learning_rate
+from ip2p_engine.train.order import Place
+from ip2p_engine.train.randomness import draw
+from ip2p_engine.train.sources import open_pair, open_source
 
 
 @pytest.mark.parametrize(
@@ -60,3 +72,81 @@ def test_weights_of_change():
     found = change_weights(change, 2.0)
     assert torch.allclose(found[0, 0], torch.tensor([[1 + 2 * 3, 1 + 2 * 1], [1, 1]]) / 3)
     assert torch.allclose(found.mean(dim=(1, 2, 3)), torch.ones(2)) and torch.equal(found[1], torch.ones(1, 2, 2))
+
+
+def test_weights_of_a_mask():
+    mask = torch.zeros(3, 1, 2, 2)
+    mask[0, 0, 0] = torch.tensor([1.0, 0.5])
+    mask[1] = 1
+    found = mask_weights(mask, 0.2)
+    by_hand = torch.tensor([[1, 0.6], [0.2, 0.2]])
+    assert torch.allclose(found[0, 0], by_hand / 0.5)
+    assert torch.allclose(found.mean(dim=(1, 2, 3)), torch.ones(3)) and torch.allclose(
+        found[1:], torch.ones(2, 1, 2, 2)
+    )
+    assert torch.equal(mask_weights(mask, 0.0)[2], torch.ones(1, 2, 2)), "nothing is inside"
+
+
+def png(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def masked(records, tmp_path_factory):
+    """The ten pairs with masks: the left half was edited, of the second the whole, of the third nobody says."""
+    folder = tmp_path_factory.mktemp("masked")
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 32, 64))
+    masks = [half, Image.new("L", (64, 64), 255), None, *[half] * 7]
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        writer.write(*(replace(row, mask=mask and png(mask)) for row, mask in zip(records, masks, strict=True)))
+    return folder
+
+
+def test_a_masked_loss_is_that_of_the_places_by_hand(masked, base):
+    """Read, cropped and encoded as a run does, with and without a cache; the loss by plain torch."""
+    config = TrainConfig(
+        resolution=64, resize=(64, 64), flip=0.0, workers=0, batch_size=3, unmasked_weight=0.25, seed=1
+    )
+    source = open_source(masked, config)
+    model = make_trainable(load_model(base(), device="cpu"), config)
+    encoder = Encoder(model)
+    places = [Place(step=0, position=n, size=(64, 64), candidates=[n]) for n in range(3)]
+    samples = [PictureReader(source, config, masks=True).read(n, place) for n, place in enumerate(places)]
+    tensors = {name: torch.stack([one.tensors[name] for one in samples]) for name in samples[0].tensors}
+    drawn = replace(draw(1, 0, range(3), (4, 8, 8)), drop=torch.ones(3))
+    batch = Batch(instructions=tuple(one.instruction for one in samples), tensors=tensors, draws=drawn, broken=())
+    encoded = encoder(batch)
+    found = Objective(model, encoder.null_text, config)(model.unet, encoded, drawn)
+    plain = Objective(model, encoder.null_text, replace(config, unmasked_weight=1.0))
+    assert torch.equal(plain(model.unet, encoded, drawn)[1:], found[1:]), "where all or none is inside"
+    seen = {}
+    plain(lambda x, t, text, **_: seen.update(out=model.unet(x, t, text)) or seen["out"], encoded, drawn)
+    errors = (seen["out"].sample - drawn.noise)[0].square()
+    inside, outside = errors[..., :4].mean(), errors[..., 4:].mean()
+    assert found[0].item() == pytest.approx(((inside + 0.25 * outside) / 1.25).item(), abs=1e-5)
+
+
+def test_masks_are_cut_and_mirrored_with_their_pictures(masked):
+    source = open_source(masked, TrainConfig(resolution=64))
+    pair = open_pair(source[0], masks=True)
+    crop = Crop(original=(64, 64), resized=(72, 72), left=8, top=0, size=(64, 64), mirrored=True)
+    cut = crop_mask(pair.mask, crop)
+    assert cut.shape == (1, 64, 64) and cut[0, :, -20:].eq(255).all() and cut[0, :, :30].eq(0).all()
+    assert crop_mask(None, crop).eq(255).all() and open_pair(source[0]).mask is None
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_masked_run(masked, store, run, cache):
+    assert run(data=masked, steps=1, unmasked_weight=0.0, cache=cache, validate_every=1, validation_count=1).finished
+    with pytest.raises(ConfigError, match="has no masks"):
+        run("other", data=store, steps=1, unmasked_weight=0.0)
+
+
+def test_a_broken_mask_breaks_only_runs_that_look_at_masks(records):
+    source = open_source([replace(records[0], mask=b"no picture")], TrainConfig())
+    assert open_pair(source[0]).mask is None
+    with pytest.raises(DatasetError, match="pair 0000000/0: .*mask"):
+        open_pair(source[0], masks=True)
