@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from .errors import Interrupted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Hooks", "OnProgress", "OnStep", "ShouldStop"]
+__all__ = ["Hooks", "OnProgress", "OnStep", "ShouldStop", "passing_over"]
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int, str], None]
 OnStep = Callable[[int, int, "Tensor", float, "Tensor"], None]
@@ -25,11 +30,19 @@ class Hooks:
     on_result: Callable[[int, Any], None] | None = None
     """Called with the place and the result of whatever has just been finished."""
     on_error: Callable[[int, Exception], None] | None = None
-    """Called with the place and the error of what is broken and left out; where it is None the error is raised."""
+    """Called with the place and the error of what is broken and left out.
+
+    Where it is None the error is raised, or logged by functions that pass over broken rows.
+    """
     on_step: OnStep | None = None
     """Called with (i, n, x, sigma, denoised) once a sampling step, before x moves on."""
     should_stop: ShouldStop | None = None
-    """Asked before each step; Interrupted is raised as soon as it says yes."""
+    """Asked before each step, row or batch; Interrupted is raised as soon as it says yes."""
+
+    def check_stop(self, said: str = "stopped, as asked") -> None:
+        """Raises Interrupted, with this sentence, once ``should_stop()``."""
+        if self.should_stop is not None and self.should_stop():
+            raise Interrupted(said)
 
     def progress(self, finished: int, total: int, note: str = "") -> None:
         """Say how far the work is, if anybody wants to know."""
@@ -46,3 +59,11 @@ class Hooks:
         if self.on_error is None:
             raise error
         self.on_error(place, error)
+
+
+def passing_over(hooks: Hooks | None) -> Hooks:
+    """The hooks of work that leaves out what is broken: an error that nobody hears of goes to the log."""
+    hooks = hooks or Hooks()
+    if hooks.on_error is not None:
+        return hooks
+    return replace(hooks, on_error=lambda _, error: log.warning("left out: %s", error))

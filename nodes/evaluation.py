@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..ip2p_engine.errors import ConfigError
+from ..ip2p_engine.hooks import Hooks
 from ..ip2p_engine.images import open_image
 from . import _host
 from ._api import Pairs, advanced, io, schema
@@ -81,7 +82,7 @@ def evaluate(
             similarity,
             resolution=spec_of(model).resolution,
             batch=8,
-            on_progress=lambda done, total: _host.check_interrupted(),
+            hooks=Hooks(on_progress=lambda *_: _host.check_interrupted()),
         )
     points = curve_points(rows)
     return trade_off_plot(points, title=label), text_of(points_table(points))

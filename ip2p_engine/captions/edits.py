@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import CaptionError, ConfigError, Interrupted
+from ..errors import CaptionError, ConfigError
 from ..files import AppendLog, json_lines, locked, text_lines
+from ..hooks import Hooks
 
 __all__ = [
     "CaptionEdit",
@@ -203,17 +204,18 @@ def make_captions(
     seed: int = 0,
     moderate: Callable[[CaptionEdit], bool] | None = None,
     retry_rejected: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
 ) -> CaptionReport:
     """Ask ``source`` for ``per_caption`` edits of each caption and append the good ones to ``out`` (JSON Lines).
 
     Rejected answers go to a file beside it, with the reason, so a stopped run goes on without asking again; with
     ``retry_rejected`` it asks again about those.
-    ``moderate`` may refuse an edit by returning False. Raises CaptionError, ConfigError, or Interrupted.
+    ``moderate`` may refuse an edit by returning False. Raises CaptionError, ConfigError, or Interrupted once
+    ``hooks.should_stop()``.
     """
     if per_caption < 1:
         raise ConfigError(f"per_caption is {per_caption}; give a whole number of at least 1")
+    hooks = hooks or Hooks()
     given = [caption.strip() for caption in captions if caption.strip()]
     unique = list(dict.fromkeys(given))
     if not unique:
@@ -223,15 +225,13 @@ def make_captions(
         todo = (Request.make(caption, n, seed) for caption in unique for n in range(per_caption))
         finished = 0
         for requests in _batches(todo, source.batch):
-            if should_stop is not None and should_stop():
-                raise Interrupted(f"stopped with {ledger.written} edits in {out}; the same command goes on")
+            hooks.check_stop(f"stopped with {ledger.written} edits in {out}; the same command goes on")
             ledger.settle(
                 source,
                 [request for request in requests if not ledger.knows(request, "" if retry_rejected else source.name)],
             )
             finished += len(requests)
-            if on_progress is not None:
-                on_progress(finished, len(unique) * per_caption)
+            hooks.progress(finished, len(unique) * per_caption)
         return CaptionReport(
             written=ledger.written,
             new=ledger.written - before,

@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from ..config import from_mapping
-from ..errors import CaptionError, CheckpointError, ConfigError, Interrupted
+from ..errors import CaptionError, CheckpointError, ConfigError
 from ..files import read_json, write_json
+from ..hooks import Hooks
 from .edits import CaptionEdit, Rejected, Request
 
 __all__ = ["Delimiters", "FineTuneConfig", "LanguageModelSource", "SampleConfig", "fine_tune"]
@@ -194,15 +195,15 @@ def fine_tune(
     *,
     config: FineTuneConfig | None = None,
     device: str | torch.device = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
 ) -> list[float]:
     """Train ``base`` to continue captions with edits, save it to ``out``, and return the loss of each step.
 
     The loss is the cross-entropy of the completions; the prompts are given. Raises CaptionError if there is nothing to
-    train on, CheckpointError for a base that cannot be loaded, Interrupted (nothing is saved then).
+    train on, CheckpointError for a base that cannot be loaded, or Interrupted once
+    ``hooks.should_stop()``, and nothing is saved then.
     """
-    config = config or FineTuneConfig()
+    config, hooks = config or FineTuneConfig(), hooks or Hooks()
     tokenizer, model = _load(base)
     model.to(device, torch.float32)
     if config.lora_rank:
@@ -216,8 +217,7 @@ def fine_tune(
     losses = []
     model.train()
     for step, batch in enumerate(batches, start=1):
-        if should_stop is not None and should_stop():
-            raise Interrupted(f"stopped at step {step} of {len(batches)}; nothing was saved")
+        hooks.check_stop(f"stopped at step {step} of {len(batches)}; nothing was saved")
         loss = model(**_collated(batch, tokenizer.pad_token_id, device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -225,8 +225,7 @@ def fine_tune(
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if on_progress is not None:
-            on_progress(step, len(batches))
+        hooks.progress(step, len(batches))
     _save(model.merge_and_unload() if config.lora_rank else model, tokenizer, Path(out), config)
     return losses
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import NO_JSON
+from ..hooks import Hooks
 from ..progress import write_note
 from .options import add_command, check_positive, local_path, progress_bar, stop_signals
 
@@ -102,8 +103,7 @@ def _captions(options: argparse.Namespace) -> None:
             per_caption=options.per_caption,
             seed=options.seed,
             retry_rejected=options.retry_rejected,
-            on_progress=bar,
-            should_stop=should_stop,
+            hooks=Hooks(on_progress=bar, should_stop=should_stop),
         )
     if options.source == "grammar" and options.captions and not report.written:
         write_note(f"ip2p: {UNKNOWN_CAPTIONS}")
@@ -195,8 +195,7 @@ def _fine_tune(options: argparse.Namespace) -> None:
     config = FineTuneConfig(**{name: getattr(options, name) for name in names})
     edits, device = read_edits(options.triplets), usable_device(options.device)
     with stop_signals() as should_stop, progress_bar(0, "steps") as bar:
-        losses = fine_tune(
-            options.base, edits, options.out, config=config, device=device, on_progress=bar, should_stop=should_stop
-        )
+        hooks = Hooks(on_progress=bar, should_stop=should_stop)
+        losses = fine_tune(options.base, edits, options.out, config=config, device=device, hooks=hooks)
     text = f"{options.out}: {len(edits):,} triplets, {len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}"
     sys.stdout.write((json.dumps({"out": str(options.out), "losses": losses}) if options.json else text) + "\n")

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..hooks import Hooks
 from .options import Several, add_command, add_reading_options, local_path, progress_bar, reading_of, stop_signals
 
 __all__ = ["add"]
@@ -80,7 +81,7 @@ def _verify(options: argparse.Namespace) -> int:
     from ..data.tools import verify
 
     with progress_bar(0, "pairs") as bar:
-        verdict = verify(options.store, reading_of(options), on_progress=bar)
+        verdict = verify(options.store, reading_of(options), hooks=Hooks(on_progress=bar))
     state = "sound" if verdict.sound else f"{len(verdict.faults)} faults"
     lines = [f"{options.store}: {verdict.pairs:,} pairs, {state}, content {verdict.digest[:16]}", *verdict.faults]
     _print(options, {**asdict(verdict), "sound": verdict.sound}, "\n".join(lines))
@@ -92,8 +93,7 @@ def _import(options: argparse.Namespace) -> None:
 
     faults: list[str] = []
     with progress_bar(0, "pairs") as bar:
-        reading = reading_of(options)
-        count = import_dataset(options.source, options.out, reading, on_progress=bar, on_fault=faults.append)
+        count = import_dataset(options.source, options.out, reading_of(options), hooks=_noting(faults, bar))
     _say(options, {"new": count}, f"{count:,} new pairs", faults)
 
 
@@ -108,7 +108,7 @@ def _export(options: argparse.Namespace) -> None:
 
     faults: list[str] = []
     reading = reading_of(options)
-    count = export_dataset(options.store, options.out, reading, layout=options.layout, on_fault=faults.append)
+    count = export_dataset(options.store, options.out, reading, layout=options.layout, hooks=_noting(faults))
     _say(options, {"pairs": count}, f"{count:,} pairs", faults)
 
 
@@ -117,7 +117,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
     reading, kept = reading_of(options), None
     with progress_bar(0, "pairs") as bar:
-        found = doctor(options.store, reading, on_progress=bar)
+        found = doctor(options.store, reading, hooks=Hooks(on_progress=bar))
     if options.out:
         show(options.store, options.out, found, reading)
     if options.drop:
@@ -133,11 +133,10 @@ def _describe(options: argparse.Namespace) -> None:
     names = ("base_url", "model", "key_variable", "concurrency")
     source = SeeingSource(ServerConfig(**{name: getattr(options, name) for name in names}))
     faults: list[str] = []
-    more: dict[str, Any] = {"instructions": options.instructions, "on_fault": faults.append}
     with stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
-        found = describe(
-            options.store, options.out, source, reading_of(options), **more, on_progress=bar, should_stop=should_stop
-        )
+        hooks = _noting(faults, bar, should_stop)
+        reading, instructions = reading_of(options), options.instructions
+        found = describe(options.store, options.out, source, reading, instructions=instructions, hooks=hooks)
     _say(options, {"new": found.new}, f"{found.new:,} new pairs", faults)
 
 
@@ -146,7 +145,7 @@ def _merge(options: argparse.Namespace) -> None:
 
     faults: list[str] = []
     with progress_bar(0, "pairs") as bar:
-        count = merge_datasets(options.sources, options.out, on_progress=bar, on_fault=faults.append)
+        count = merge_datasets(options.sources, options.out, hooks=_noting(faults, bar))
     _say(options, {"new": count}, f"{count:,} new pairs", faults)
 
 
@@ -163,9 +162,14 @@ def _copy(options: argparse.Namespace) -> None:
     from ..files import public_name
 
     with progress_bar(0, "files") as bar:
-        report = copy_dataset(options.source, options.target, on_progress=bar)
+        report = copy_dataset(options.source, options.target, hooks=Hooks(on_progress=bar))
     megabytes = f"{report.files:,} files ({report.bytes / 2**20:,.1f} MiB) copied, {report.present:,} were there"
     _print(options, asdict(report), f"{public_name(options.target)}: {megabytes}")
+
+
+def _noting(faults: list[str], bar: Any = None, should_stop: Any = None) -> Hooks:
+    """What is left out goes into ``faults``."""
+    return Hooks(on_progress=bar, should_stop=should_stop, on_error=lambda _, error: faults.append(str(error)))
 
 
 def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[str]) -> None:

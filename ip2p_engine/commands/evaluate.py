@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import public_name
+from ..hooks import Hooks
 from .evaluate_data import (
     SCENES,
     add_ablation,
@@ -199,8 +200,9 @@ def _sweep(options: argparse.Namespace) -> None:
     clip = ClipSimilarity.load(clip_name, device=editor.model.device)
     captions = (options.caption, options.edited_caption)
     with progress_bar(0, "edits") as bar:
-        settings = {"config": config, "auto": AutoPick(min_sim_image=floor), "on_progress": bar}
-        result = sweep(editor, options.picture, options.instruction, captions, clip, **settings)
+        auto, hooks = AutoPick(min_sim_image=floor), Hooks(on_progress=bar)
+        text = options.instruction
+        result = sweep(editor, options.picture, text, captions, clip, config=config, auto=auto, hooks=hooks)
     told = {"picture": options.picture, "clip": clip_name, "min_sim_image": floor}
     lines = _write_sweep(result, options.out, told)
     if options.auto:
@@ -276,7 +278,8 @@ def _pairs(options: argparse.Namespace) -> None:
     lpips = Lpips() if options.lpips else None
     claim_run(options.out, "pairs")
     with progress_bar(len(rows), "pictures") as bar:
-        numbers = measure_table(options.table, rows, clip, dino, lpips, folder=options.out, on_progress=bar)
+        hooks = Hooks(on_progress=bar)
+        numbers = measure_table(options.table, rows, clip, dino, lpips, folder=options.out, hooks=hooks)
     tables = pair_tables(numbers)
     told = {"table": str(options.table), "clip": options.clip, "dino": None if dino is None else options.dino or DINO}
     save_run(options.out, "pairs", settings=told, tables=tables)
@@ -348,7 +351,7 @@ def _scenes(options: argparse.Namespace) -> None:
     settings = {"resolution": editor.model.spec.resolution, "batch": options.batch, "folder": options.out}
     claim_run(options.out, kind)
     with progress_bar(0, "pictures") as bar:
-        rows = measure(samples, [method, limit], clip, judge=judge, on_progress=bar, **settings)
+        rows = measure(samples, [method, limit], clip, judge=judge, hooks=Hooks(on_progress=bar), **settings)
     edits, limits = ([row for row in rows if row["curve"] == name] for name in ("edit", "autoencoder"))
     if options.auto:
         _finish_auto(options, method, edits)

@@ -68,7 +68,7 @@ def measure_samples(
     settings = {"resolution": resolution, "batch": options.batch, "folder": options.out, "judge": judge}
     claim_run(options.out, kind)
     with progress_bar(0, "pictures") as bar:
-        return measure(samples, methods, clip, **settings, on_progress=bar)
+        return measure(samples, methods, clip, **settings, hooks=Hooks(on_progress=bar))
 
 
 def named_checkpoints(given: Sequence[str]) -> list[tuple[str, str]]:
@@ -153,4 +153,4 @@ def _method(options: argparse.Namespace, name: str, path: Path, should_stop: Any
 
     editor = InstructPix2Pix.load(path, device=options.device, dtype=torch_dtype(options))
     grid = {"text_cfgs": options.text_cfg, "image_cfgs": options.image_cfg}
-    return InstructionEdit(editor, label=name, **grid, should_stop=should_stop)
+    return InstructionEdit(editor, label=name, **grid, hooks=Hooks(should_stop=should_stop))

@@ -118,4 +118,4 @@ def _measured(options: argparse.Namespace, label: str, edits: Any, folder: Path,
 
     with progress_bar(len(edits), f"pictures of {label}") as bar:
         pictures = edited_pictures(edits, folder)
-        return measure_table(folder, pictures, clip, dino, folder=options.out, on_progress=bar)
+        return measure_table(folder, pictures, clip, dino, folder=options.out, hooks=Hooks(on_progress=bar))

@@ -281,7 +281,8 @@ def _filter(options: argparse.Namespace) -> None:
     config = thresholds(options, options.clip or clip_of(pairs))
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None
-        report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, on_progress=bar)
+        hooks = Hooks(on_progress=bar)
+        report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, hooks=hooks)
     if options.plot:
         from ..clip.filter import plot_report
 
@@ -294,4 +295,5 @@ def _rescored(pairs: Any, options: argparse.Namespace, bar: Any) -> Any:
     from ..edit import usable_device
     from ..factory.refilter import rescored
 
-    return rescored(pairs, ClipSimilarity.load(options.clip, device=usable_device(options.device)), on_progress=bar)
+    clip = ClipSimilarity.load(options.clip, device=usable_device(options.device))
+    return rescored(pairs, clip, hooks=Hooks(on_progress=bar))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks import Hooks
 from .options import (
     Several,
     add_command,
@@ -71,7 +72,7 @@ def _gather(options: argparse.Namespace) -> None:
     from ..photos.gather import gather_pictures
 
     with progress_bar(0, "photographs") as bar:
-        count = gather_pictures(options.folder, on_progress=bar)
+        count = gather_pictures(options.folder, hooks=Hooks(on_progress=bar))
     sys.stdout.write(f"{options.folder}: {count} photographs written\n")
 
 
@@ -109,7 +110,8 @@ def _judge(options: argparse.Namespace) -> None:
         examination = judge_round_trips(load_editor(options), edits)
     else:
         with progress_bar(count, "edits") as bar:
-            examination = examine(load_editor(options), edits, config=edit_config(options), on_progress=bar)
+            hooks = Hooks(on_progress=bar)
+            examination = examine(load_editor(options), edits, config=edit_config(options), hooks=hooks)
     text = json.dumps(examination.figures(), indent=2) if options.json else exam_table(examination)
     sys.stdout.write(f"{text}\n")
     if options.sheet:

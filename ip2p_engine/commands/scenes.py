@@ -95,7 +95,7 @@ def _scenes_judge(options: argparse.Namespace) -> None:
         check_output(path)
     editor = load_editor(options)
     with progress_bar(count, "edits") as bar:
-        result = examine(editor, count=count, seed=options.seed, config=config, on_progress=bar)
+        result = examine(editor, count=count, seed=options.seed, config=config, hooks=Hooks(on_progress=bar))
     if options.sheet:
         save_image(worst_sheet(result), options.sheet)
     if options.first:
@@ -126,7 +126,7 @@ def _scenes_pairs(options: argparse.Namespace) -> None:
     judged = {}
     for folder in (options.folder, *options.beside):
         with progress_bar(0, "judged") as bar:
-            judged[folder] = judge_store(folder, clip, on_progress=bar)
+            judged[folder] = judge_store(folder, clip, hooks=Hooks(on_progress=bar))
     results = {folder.name: examine_pairs(pairs, config) for folder, pairs in judged.items()}
     if options.plot:
         draw_curves(results, options.plot)
@@ -177,7 +177,8 @@ def _scenes_train(options: argparse.Namespace) -> int:
                 hooks = Hooks(on_progress=bar, should_stop=should_stop)
                 train_stage(stages[0], options.runs, device=options.device, hooks=hooks)
             return 0
-        how: dict[str, Any] = {"processes": count, "device": options.device, "should_stop": should_stop}
+        hooks = Hooks(should_stop=should_stop)
+        how: dict[str, Any] = {"processes": count, "device": options.device, "hooks": hooks}
         if options.pairs:
             return train_on_pairs(options.pairs, options.runs, **how)
         return train_in_processes(stages, options.runs, **how)

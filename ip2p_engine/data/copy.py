@@ -6,7 +6,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from ..errors import DatasetError, IP2PError
 from ..files import is_locked, is_url, public_name, reason_of, sweep, whole_file
+from ..hooks import Hooks
 from .ledger import FOLDER as LEDGER
 from .store import DATA, MANIFEST
 
@@ -33,15 +34,14 @@ class CopyReport:
     present: int
 
 
-def copy_dataset(
-    source: Path | str, target: Path | str, *, on_progress: Callable[[int, int], None] | None = None
-) -> CopyReport:
+def copy_dataset(source: Path | str, target: Path | str, *, hooks: Hooks | None = None) -> CopyReport:
     """Bring a data set to where it is not, or up to date where it is; folders and fsspec's addresses, either way.
 
     Each file appears whole. Ledgers are taken first and brought last, so that a copy never names a pair that it has
     not, and a run goes on from a copy as from a killed writer's folder. The parts of several machines may meet in one
     target. Raises DatasetError for a target with another data set or with more than the source, and if storage refuses.
     """
+    hooks = hooks or Hooks()
     with _storage_errors(source, target):
         origin, goal = _Place(source), _Place(target)
         goal.sweep()
@@ -54,10 +54,10 @@ def copy_dataset(
         _refuse_other(origin, goal, found, there)
         names = _to_copy(found, there)
         for number, name in enumerate(names):
+            hooks.check_stop(f"stopped after {number} of {len(names)} files; what was copied stays")
             with goal.writing(name) as stream, origin.reading(name, ledgers) as content:
                 shutil.copyfileobj(content, stream, CHUNK)
-            if on_progress is not None:
-                on_progress(number + 1, len(names))
+            hooks.progress(number + 1, len(names))
     return CopyReport(files=len(names), bytes=sum(found[name] for name in names), present=len(found) - len(names))
 
 

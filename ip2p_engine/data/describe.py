@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..captions.edits import CaptionEdit, Rejected, Request
 from ..captions.server import PictureRequest, SeeingSource
-from ..errors import DatasetError, ImageError, Interrupted
+from ..errors import CaptionError, DatasetError, ImageError
+from ..hooks import Hooks, passing_over
 from ..images import open_image
 from .reading import Reading, open_pairs
 from .record import PairRecord
@@ -40,37 +41,34 @@ def describe(
     reading: Reading | None = None,
     *,
     instructions: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_fault: Callable[[str], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    hooks: Hooks | None = None,
 ) -> Described:
     """Write a data set's pairs with the captions that ``source`` sees, where they lack one, as a store.
 
-    ``instructions`` replaces the instructions too, and asks about every pair. A stopped call goes on. Raises
-    DatasetError, CaptionError, or Interrupted once ``should_stop()``.
+    ``instructions`` replaces the instructions too, and asks about every pair. ``hooks.on_error``, or the log, hears of
+    rows that cannot be used and of answers that say nothing usable. A stopped call goes on. Raises DatasetError,
+    CaptionError, or Interrupted once ``hooks.should_stop()``.
     """
     pairs, new, rejected, at = open_pairs(folder, reading), 0, 0, 0
-    said = on_fault or (lambda fault: None)
+    hooks = passing_over(hooks)
     about = {"described": str(folder), "model": source.name, "instructions": instructions}
     with PairWriter(out, manifest={"config": about}) as writer:
         done = writer.done_keys()
         for batch in _batches(pairs.outcomes(), source.batch):
-            if should_stop is not None and should_stop():
-                raise Interrupted(f"stopped with {new} new pairs in {out}; the same command goes on")
-            good = [pair for pair in _named(batch, at, said) if pair.key not in done]
-            asked = {pair.key: request for pair in good if (request := _request(pair, instructions, said)) is not None}
+            hooks.check_stop(f"stopped with {new} new pairs in {out}; the same command goes on")
+            named = {n: pair for n, pair in _named(batch, at, hooks) if pair.key not in done}
+            asked = {n: one for n, pair in named.items() if (one := _request(n, pair, instructions, hooks)) is not None}
             answers = dict(zip(asked, source.propose(list(asked.values())), strict=True))
-            for pair in good:
-                answer = answers.get(pair.key)
+            for n, pair in named.items():
+                answer = answers.get(n)
                 if isinstance(answer, Rejected):
                     rejected += 1
-                    said(f"pair {pair.key}: {answer.reason} ({answer.text[:60]})")
+                    hooks.error(n, CaptionError(f"pair {pair.key}: {answer.reason} ({answer.text[:60]})"))
                 elif answer is not None or not _lacks(pair, instructions):
                     writer.write(_told(pair, answer, instructions))
                     new += 1
             at += len(batch)
-            if on_progress is not None:
-                on_progress(at, len(pairs))
+            hooks.progress(at, len(pairs))
     return Described(new=new, rejected=rejected)
 
 
@@ -79,25 +77,25 @@ def _batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _named(batch: Sequence[Any], first: int, said: Callable[[str], None]) -> Iterator[PairRecord]:
+def _named(batch: Sequence[Any], first: int, hooks: Hooks) -> Iterator[tuple[int, PairRecord]]:
     for number, found in enumerate(batch, start=first):
         if isinstance(found, DatasetError):
-            said(str(found))
+            hooks.error(number, found)
         else:
-            yield found if found.key else replace(found, key=f"row/{number}")
+            yield number, found if found.key else replace(found, key=f"row/{number}")
 
 
 def _lacks(pair: PairRecord, instructions: bool) -> bool:
     return instructions or not (pair.original_prompt.strip() and pair.edited_prompt.strip())
 
 
-def _request(pair: PairRecord, instructions: bool, said: Callable[[str], None]) -> PictureRequest | None:
+def _request(number: int, pair: PairRecord, instructions: bool, hooks: Hooks) -> PictureRequest | None:
     if not _lacks(pair, instructions):
         return None
     try:
         before, after = (_small(data) for data in (pair.original_image, pair.edited_image))
     except ImageError as error:
-        said(f"pair {pair.key}: {error}")
+        hooks.error(number, ImageError(f"pair {pair.key}: {error}"))
         return None
     return PictureRequest(**vars(Request.make(pair.key, 0, 0)), before=before, after=after)
 

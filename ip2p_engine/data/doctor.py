@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from PIL import Image
 
 from ..captions.edits import plain
 from ..errors import ConfigError, DatasetError
+from ..hooks import Hooks
 from .reading import Reading, open_pairs
 from .record import PairRecord
 from .sheet import write_page
@@ -54,7 +55,6 @@ LOOKS = re.compile(
 )
 """Instructions that ask for another look or ground may well shift the colours of most of the picture."""
 SHOWN = 40
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,9 @@ class Doctored:
         return "\n".join(lines)
 
 
-def doctor(folder: Path | str, reading: Reading | None = None, *, on_progress: OnProgress | None = None) -> Doctored:
+def doctor(folder: Path | str, reading: Reading | None = None, *, hooks: Hooks | None = None) -> Doctored:
     """Look at every pair of a data set of any layout, about 20 ms each. Raises DatasetError."""
-    pairs = open_pairs(folder, reading)
+    pairs, hooks = open_pairs(folder, reading), hooks or Hooks()
     if not len(pairs):
         raise DatasetError(f"{folder} has no pairs yet; the doctor needs at least one")
     found: dict[int, dict[str, str]] = {}
@@ -104,6 +104,7 @@ def doctor(folder: Path | str, reading: Reading | None = None, *, on_progress: O
     shares: list[float] = []
     keys: list[str] = []
     for row, pair in enumerate(pairs.outcomes()):
+        hooks.check_stop()
         if isinstance(pair, DatasetError):
             found[row] = {"broken": str(pair)}
             seen.add(None, None, None)
@@ -113,8 +114,7 @@ def doctor(folder: Path | str, reading: Reading | None = None, *, on_progress: O
             shares += [] if share is None else [share]
             seen.add(pair, thumbs, picture_hash(pair.original_image))
             keys.append(pair.key or f"row/{row}")
-        if on_progress is not None:
-            on_progress(row + 1, len(pairs))
+        hooks.progress(row + 1, len(pairs))
     for row, other in seen.duplicates():
         found[row]["duplicate"] = f"of {keys[other]}"
     rule, test = test_rows(pairs, [text or "" for text in pairs.columns("original_prompt")["original_prompt"]])

@@ -18,6 +18,7 @@ from typing import Any
 from ..config import versions_of
 from ..errors import ConfigError, DatasetError
 from ..files import disk_errors, read_json, sweep, whole_file, write_json
+from ..hooks import Hooks, passing_over
 from ..images import open_image
 from .reading import KEPT_FORMATS, Pairs, format_of
 from .record import IMAGE_COLUMNS, PICTURES, SCORES, PairRecord
@@ -36,23 +37,22 @@ METADATA = {
 CAPTION_FOLDER = re.compile(r"[0-9]{7}")
 UNDER_WAY, CARD, LINES = ".export.json", "README.md", "metadata.jsonl"
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-OnFault = Callable[[str], None]
 
 
-def export_pairs(pairs: Pairs, folder: Path, layout: str, *, name: str = "", on_fault: OnFault | None = None) -> int:
-    """Write pairs in a layout of ``EXPORTS``; returns their number. Rows that cannot be used are passed over.
+def export_pairs(pairs: Pairs, folder: Path, layout: str, *, name: str = "", hooks: Hooks | None = None) -> int:
+    """Write pairs in a layout of ``EXPORTS``; returns their number.
 
-    ``name``: what to call the data set in its card. Raises ConfigError for an unknown layout, and DatasetError if the
-    folder holds something else or the disk refuses.
+    ``name``: what to call the data set in its card. ``hooks.on_error``, or the log, hears of rows that cannot be used.
+    Raises ConfigError for an unknown layout, and DatasetError if the folder holds something else or the disk refuses.
     """
     if layout not in EXPORTS:
         raise ConfigError(f"layout is {layout!r}; choose {', '.join(EXPORTS)}")
-    said = on_fault or (lambda fault: None)
+    usable = _usable(pairs, passing_over(hooks))
     if layout == "hub":
-        return _write_hub(pairs, folder, name or pairs.folder.name, said)
+        return _write_hub(pairs, folder, usable, name or pairs.folder.name)
     with disk_errors(folder, "written", DatasetError, "free some space and run the same command again"):
         _begin(folder, {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name})
-        count = WRITERS[layout](_usable(pairs, said), folder)
+        count = WRITERS[layout](usable, folder)
         (folder / UNDER_WAY).unlink()
     return count
 
@@ -70,15 +70,17 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
         raise DatasetError(f"{folder} holds the beginning of another export; export to a new folder")
 
 
-def _usable(pairs: Pairs, on_fault: OnFault) -> Iterator[PairRecord]:
+def _usable(pairs: Pairs, hooks: Hooks) -> Iterator[PairRecord]:
     fault, good = None, False
-    for found in pairs.outcomes():
+    for number, found in enumerate(pairs.outcomes()):
+        hooks.check_stop(f"stopped after {number} of {len(pairs)} pairs")
         if isinstance(found, DatasetError):
             fault = found
-            on_fault(str(found))
+            hooks.error(number, found)
         else:
             good = True
             yield found
+        hooks.progress(number + 1, len(pairs))
     if fault is not None and not good:
         raise DatasetError(f"no pair can be used; the last: {fault}") from fault
 
@@ -172,13 +174,13 @@ def _put_pictures(pair: PairRecord, folder: Path, name: str) -> list[str]:
     return names
 
 
-def _write_hub(pairs: Pairs, folder: Path, name: str, on_fault: OnFault) -> int:
+def _write_hub(pairs: Pairs, folder: Path, usable: Iterator[PairRecord], name: str) -> int:
     """A store of its own, which is the hub's layout as it is, and a data card."""
     counted: Counter[str] = Counter()
     licences: set[str] = set()
     with PairWriter(folder, manifest={"config": {"exported": name}}) as writer:
         done = writer.done_keys()
-        for number, pair in enumerate(_usable(pairs, on_fault)):
+        for number, pair in enumerate(usable):
             key = pair.key or f"row/{number}"
             counted.update(name for name in ("mask", "kind", "session", *SCORES) if getattr(pair, name) is not None)
             counted["pairs"] += 1

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from ..files import TEMPORARY
+from ..hooks import Hooks, passing_over
 from .export import export_pairs
 from .ledger import pair_key, read_candidates
 from .reading import ForeignPairs, Pairs, Reading, open_pairs
@@ -113,14 +114,14 @@ class Verdict:
         return not self.faults
 
 
-def verify(folder: Path | str, reading: Reading | None = None, *, on_progress: OnProgress | None = None) -> Verdict:
+def verify(folder: Path | str, reading: Reading | None = None, *, hooks: Hooks | None = None) -> Verdict:
     """Read everything: every shard whole, every picture decodes, pairs match in size, keys once, scores in range.
 
     Raises DatasetError only where there is no data set at all, or a shard's footer is broken.
     """
     # The ledger first: a writer at work brings pictures to the disk before their line.
     named, faults = _named_by_ledger(Path(folder))
-    pairs, digests = open_pairs(folder, reading), []
+    pairs, digests, hooks = open_pairs(folder, reading), [], hooks or Hooks()
     if (Path(folder) / MANIFEST).exists():
         faults += _caught(lambda: pairs.manifest)
     elif isinstance(pairs, PairStore) and pairs.is_ours:
@@ -129,14 +130,14 @@ def verify(folder: Path | str, reading: Reading | None = None, *, on_progress: O
     faults += [f"{name} is lost; restore it from a copy" for name in pairs.lost()]
     seen: set[str] = set()
     for number, pair in enumerate(pairs.outcomes(), start=1):
+        hooks.check_stop()
         if isinstance(pair, DatasetError):
             faults.append(str(pair))
         else:
             faults += [f"pair {pair.key or number}: {fault}" for fault in _pair_faults(pair, seen)]
             seen.add(pair.key)
             digests.append(_digest(pair))
-        if on_progress is not None:
-            on_progress(number, len(pairs))
+        hooks.progress(number, len(pairs))
         if len(faults) >= MAX_FAULTS:
             break
     else:
@@ -203,26 +204,27 @@ def import_dataset(
     reading: Reading | None = None,
     *,
     rows_per_shard: int = ROWS_PER_SHARD,
-    on_progress: OnProgress | None = None,
-    on_fault: Callable[[str], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> int:
     """Bring a data set of any known layout into a store (``reading.open_pairs``), or a part of it.
 
-    ``on_fault`` hears of every row that cannot be used, which is passed over. What the store has already is skipped, so
-    a stopped import goes on. Returns the number of new pairs. Raises DatasetError, also where no row can be used.
+    A row that cannot be used is passed over: ``hooks.on_error`` hears of it, or the log. What the store has already is
+    skipped, so a stopped import goes on. Returns the number of new pairs. Raises DatasetError, also where no row can be
+    used.
     """
-    reading = reading or Reading()
+    reading, hooks = reading or Reading(), passing_over(hooks)
     pairs = open_pairs(source, reading, streaming=True)
     manifest = {"config": {"imported": str(source), "layout": _format_name(pairs), **_chosen(reading)}}
     count, seen, faults, said = 0, set[str](), 0, ""
     with PairWriter(out, manifest=manifest, rows_per_shard=rows_per_shard) as writer:
         done = writer.done_keys()
         for number, pair in enumerate(_all_keyed(pairs)):
+            hooks.check_stop(f"stopped with {count} new pairs in {out}")
             if isinstance(pair, PairRecord) and pair.key in seen:
                 pair = DatasetError(f"{source}, row {number + 1}: another row has its key {pair.key!r}")
             if isinstance(pair, DatasetError):
                 faults, said = faults + 1, str(pair)
-                (on_fault or log.warning)(said)
+                hooks.error(number, pair)
                 if faults == number + 1 >= MOST_FAULTS:
                     raise DatasetError(f"none of the first {faults} rows of {source} can be used; the last: {said}")
                 continue
@@ -230,8 +232,7 @@ def import_dataset(
             if pair.key not in done:
                 writer.write(pair)
                 count += 1
-            if on_progress is not None:
-                on_progress(count, count)
+            hooks.progress(count, count)
     if faults and not seen:
         raise DatasetError(f"no row of {source} can be used; the last: {said}")
     return count
@@ -258,39 +259,41 @@ def export_dataset(
     reading: Reading | None = None,
     *,
     layout: str = "original",
-    on_fault: Callable[[str], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> int:
     """Write a data set in one of the layouts of ``export.EXPORTS``; returns the number of pairs.
 
-    A killed export goes on. Raises ConfigError, DatasetError.
+    A row that cannot be used is passed over: ``hooks.on_error`` hears of it, or the log. A killed export goes on.
+    Raises ConfigError, DatasetError.
     """
-    return export_pairs(open_pairs(folder, reading), Path(out), layout, on_fault=on_fault or log.warning)
+    return export_pairs(open_pairs(folder, reading), Path(out), layout, hooks=hooks)
 
 
 def merge_datasets(
     sources: Sequence[Path | str],
     out: Path | str,
     *,
-    on_progress: OnProgress | None = None,
-    on_fault: Callable[[str], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> int:
     """Several data sets of any layout as one store; the keys of source n begin with ``n/``. Returns the new pairs.
 
-    Rows that cannot be used are passed over; a stopped merge goes on. Raises DatasetError.
+    A row that cannot be used is passed over: ``hooks.on_error`` hears of it, or the log. A stopped merge goes on.
+    Raises DatasetError.
     """
+    hooks = passing_over(hooks)
     opened = [open_pairs(source) for source in sources]
     count, total = 0, sum(map(len, opened))
     with PairWriter(out, manifest={"config": {"merged": list(map(str, sources))}}) as writer:
         done = writer.done_keys()
         numbered = ((number, pair) for number, pairs in enumerate(opened) for pair in _all_keyed(pairs))
         for at, (number, pair) in enumerate(numbered, start=1):
+            hooks.check_stop(f"stopped with {count} new pairs in {out}")
             if isinstance(pair, DatasetError):
-                (on_fault or log.warning)(str(pair))
+                hooks.error(at - 1, pair)
             elif (key := f"{number}/{pair.key}") not in done:
                 writer.write(replace(pair, key=key))
                 count += 1
-            if on_progress is not None:
-                on_progress(at, total)
+            hooks.progress(at, total)
     return count
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigError, Interrupted
+from ..errors import ConfigError
 from ..hooks import Hooks
 from .guidance import Denoiser
 
@@ -74,8 +74,7 @@ def sample(
     levels = [float(sigma) for sigma in sigmas]
     last_denoised: Tensor | None = None
     for i, (sigma, next_sigma) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        if hooks.should_stop is not None and hooks.should_stop():
-            raise Interrupted(f"stopped before step {i + 1} of {len(levels) - 1}, as asked")
+        hooks.check_stop(f"stopped before step {i + 1} of {len(levels) - 1}, as asked")
         denoised = denoiser(x, sigma, cond)
         if hooks.on_step is not None:
             hooks.on_step(i, len(levels) - 1, x, sigma, denoised)

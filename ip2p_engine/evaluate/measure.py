@@ -14,6 +14,7 @@ from torch import Tensor
 from ..clip.filter import PairScores
 from ..clip.similarity import ClipSimilarity, pair_scores
 from ..errors import ConfigError
+from ..hooks import Hooks
 from ..networks.digest import fingerprint
 from .methods import Made, Method, Setting
 from .run_folder import Row, row_key, row_log
@@ -23,7 +24,6 @@ __all__ = ["Judge", "Row", "measure"]
 
 RESULTS = (*(field.name for field in fields(PairScores)), "judged")
 Judge = Callable[[Sequence[Sample], Sequence[Image.Image]], list[dict[str, Any]]]
-OnProgress = Callable[[int, int], None]
 
 
 def measure(
@@ -35,15 +35,16 @@ def measure(
     batch: int = 16,
     folder: Path | None = None,
     judge: Judge | None = None,
-    on_progress: OnProgress | None = None,
+    hooks: Hooks | None = None,
 ) -> list[Row]:
     """Make and score every sample by every method at every setting; returns one row each.
 
     A row holds the curve, the method's description, the sample's key, texts and seed, the four CLIP numbers, and under
     "judged" what ``judge(samples, pictures)`` says of each. With a ``folder`` the rows grow in its rows.jsonl, and what
     is there is not made again. Pictures depend on their sample and setting alone, not on the batch.
-    Raises ConfigError, DatasetError.
+    Raises ConfigError, DatasetError, or Interrupted once ``hooks.should_stop()``.
     """
+    hooks = hooks or Hooks()
     if batch < 1 or not samples or not methods:
         got = f"{len(methods)} methods and {len(samples)} samples in batches of {batch}"
         raise ConfigError(f"{got}; give at least one of each, in batches of at least 1")
@@ -54,11 +55,11 @@ def measure(
         for group in batches(samples, batch, resolution):
             scorer = _Scorer(clip, scored_by, group)
             for method in methods:
+                hooks.check_stop(f"stopped with {len(found)} of {total} pictures measured")
                 for rows in _missing_rows(method, group, known, scorer, judge):
                     append(rows)
                 found |= {key: known[key] for setting in method.settings for key in scorer.keys(method, setting)}
-                if on_progress is not None:
-                    on_progress(len(found), total)
+                hooks.progress(len(found), total)
     return list(found.values())
 
 

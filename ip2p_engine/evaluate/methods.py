@@ -14,7 +14,7 @@ from ..diffusion.guidance import DualGuidance, check_scale
 from ..diffusion.schedule import make_sigmas
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError
-from ..hooks import Hooks, ShouldStop
+from ..hooks import Hooks
 from ..images import to_images, to_tensor
 from ..networks.conditioning import Conditioning, TextEmbedding, decode_latents, encode_image, encode_text, size_ids
 from ..networks.digest import fingerprint
@@ -80,10 +80,10 @@ class InstructionEdit:
         steps: int | None = None,
         sampler: str = "euler_ancestral",
         schedule: str = "model",
-        should_stop: ShouldStop | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         """Raises ConfigError for a scale, a number of steps, a sampler or a schedule that does not exist."""
-        self.model, self._should_stop = editor.model, should_stop
+        self.model, self._hooks = editor.model, hooks or Hooks()
         text_cfgs = [check_scale("text_cfg", value) for value in dict.fromkeys(text_cfgs)]
         image_cfgs = [check_scale("image_cfg", value) for value in dict.fromkeys(image_cfgs)]
         grid = [{"text_cfg": s_t, "image_cfg": s_i} for s_t in text_cfgs for s_i in image_cfgs]
@@ -111,7 +111,7 @@ class InstructionEdit:
             make_sigmas(common["schedule"], self.model.schedule, common["steps"]),
             partial(DualGuidance, **setting.values),
             sampler=common["sampler"],
-            hooks=Hooks(should_stop=self._should_stop),
+            hooks=self._hooks,
         )
         return Made(edited=to_images(decode_latents(self.model, z)))
 
@@ -154,10 +154,10 @@ class SDEdit:
         steps: int | None = None,
         sampler: str = "euler_ancestral",
         schedule: str = "model",
-        should_stop: ShouldStop | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         """Raises ConfigError for a strength that walks no step or more than all."""
-        self.model, self._should_stop = model, should_stop
+        self.model, self._hooks = model, hooks or Hooks()
         self._common = {**common_settings(model, name, steps, sampler, schedule), "cfg": cfg}
         for strength in strengths:
             if not 0 < strength <= 1 or self._walked(strength) < 1:
@@ -191,7 +191,7 @@ class SDEdit:
             partial(DualGuidance, text_cfg=common["cfg"], image_cfg=common["cfg"]),
             sampler=common["sampler"],
             start=prepared["latents"],
-            hooks=Hooks(should_stop=self._should_stop),
+            hooks=self._hooks,
         )
         return Made(edited=to_images(decode_latents(self.model, z)))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity
 from ..clip.similarity import ClipSimilarity
 from ..errors import DatasetError, ImageError, IP2PError
 from ..files import csv_rows, disk_errors, json_lines
+from ..hooks import Hooks
 from ..images import open_image
 from ..networks.digest import fingerprint
 from .metrics import Dino, Lpips, background, clip_features, distances
@@ -101,17 +102,19 @@ def measure_table(
     lpips: Lpips | None = None,
     *,
     folder: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> list[Row]:
     """Rows of a table with their numbers; with a ``folder`` they grow in its rows.jsonl, and none is measured twice.
 
     A number without a finite value is None. Raises what ``measure_picture`` does, naming the row.
     """
+    hooks = hooks or Hooks()
     networks: Row = {"clip": fingerprint(clip.network), "lpips": lpips is not None}
     networks["dino"] = None if dino is None else fingerprint(dino.network)
     found = []
     with row_log(folder, NUMBERS) as (known, append):
         for number, row in enumerate(rows, start=1):
+            hooks.check_stop(f"stopped after {number - 1} of {len(rows)} pictures")
             try:
                 identity = {**_identity(row), "networks": networks}
                 numbers = None if row_key(identity) in known else measure_picture(row, clip, dino, lpips)
@@ -120,8 +123,7 @@ def measure_table(
             if numbers is not None:  # JSON has no infinity
                 append([{**identity, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}])
             found.append(known[row_key(identity)])
-            if on_progress is not None:
-                on_progress(number, len(rows))
+            hooks.progress(number, len(rows))
     return found
 
 

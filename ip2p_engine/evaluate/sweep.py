@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -14,7 +14,7 @@ from ..clip.similarity import ClipSimilarity
 from ..diffusion.noise import check_seed
 from ..edit import EditResult, InstructPix2Pix
 from ..errors import ConfigError
-from ..hooks import ShouldStop
+from ..hooks import Hooks
 from ..images import fit, open_image, plan_size
 from .methods import InstructionEdit, Setting
 from .samples import Sample
@@ -97,19 +97,18 @@ def sweep(
     *,
     config: SweepConfig | None = None,
     auto: AutoPick | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    should_stop: ShouldStop | None = None,
+    hooks: Hooks | None = None,
 ) -> Sweep:
     """Edit one picture at every setting with every seed; the picture and the texts are encoded once.
 
     ``captions`` describe the picture before and after; without them nothing could say whether the instruction was
     followed. Raises ConfigError, ImageError, or Interrupted.
     """
-    settings = config or SweepConfig()
+    settings, hooks = config or SweepConfig(), hooks or Hooks()
     if not all(text.strip() for text in (instruction, *captions)):
         raise ConfigError("a sweep compares pictures with texts; give an instruction and both captions")
     source = open_image(picture)
-    method = _method(editor, settings, should_stop)
+    method = _method(editor, settings, hooks)
     resolution = editor.model.spec.resolution if settings.resolution is None else settings.resolution
     size = plan_size("paper", *source.size, resolution)
     sample = Sample(
@@ -123,8 +122,7 @@ def sweep(
     made = []
     for part in _edits(method, sample, settings):
         made += part
-        if on_progress is not None:
-            on_progress(len(made), len(settings.text_cfgs) * len(settings.image_cfgs) * len(settings.seeds))
+        hooks.progress(len(made), len(settings.text_cfgs) * len(settings.image_cfgs) * len(settings.seeds))
     cells = _scored(made, sample, clip)
     return Sweep(
         source=source,
@@ -151,7 +149,7 @@ def edit_with(editor: InstructPix2Pix, result: Sweep, config: SweepConfig | None
     return edited
 
 
-def _method(editor: InstructPix2Pix, config: SweepConfig, should_stop: ShouldStop | None) -> InstructionEdit:
+def _method(editor: InstructPix2Pix, config: SweepConfig, hooks: Hooks) -> InstructionEdit:
     return InstructionEdit(
         editor,
         label="",
@@ -159,7 +157,7 @@ def _method(editor: InstructPix2Pix, config: SweepConfig, should_stop: ShouldSto
         image_cfgs=config.image_cfgs,
         steps=config.steps,
         sampler=config.sampler,
-        should_stop=should_stop,
+        hooks=hooks,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..data.reading import Pairs, open_pairs
 from ..data.record import IMAGE_COLUMNS, PairRecord
 from ..data.store import MANIFEST, PairWriter
 from ..errors import DatasetError
+from ..hooks import Hooks
 from ..images import open_image
 
 __all__ = ["RefilterReport", "clip_of", "refilter", "rescored"]
@@ -25,7 +26,6 @@ __all__ = ["RefilterReport", "clip_of", "refilter", "rescored"]
 AT_ONCE = 64
 
 log = logging.getLogger(__name__)
-OnProgress = Callable[[int, int], None]
 Row = TypeVar("Row")
 
 
@@ -57,7 +57,7 @@ def refilter(
     *,
     scores: Mapping[str, PairScores] | None = None,
     clip: str | None = None,
-    on_progress: OnProgress | None = None,
+    hooks: Hooks | None = None,
 ) -> RefilterReport:
     """Say what a filter keeps of a data set and, given ``out``, write that as a data set of its own.
 
@@ -74,7 +74,7 @@ def refilter(
         filtered = {"source": str(folder), "filter": asdict(config), "clip": clip or _rescored_by(source)}
         writer = PairWriter(out, manifest={"config": {**source, "filtered": filtered}})
         with writer:
-            _copy(pairs, judged.wanted, scores or {}, writer, on_progress)
+            _copy(pairs, judged.wanted, scores or {}, writer, hooks or Hooks())
             _copy_lines(pairs, judged.captions, config, there, writer)
     return RefilterReport(filtered=judged.report, missing=tuple(sorted(judged.wanted - there)))
 
@@ -100,19 +100,20 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-def rescored(pairs: Pairs, scorer: ClipSimilarity, *, on_progress: OnProgress | None = None) -> dict[str, PairScores]:
+def rescored(pairs: Pairs, scorer: ClipSimilarity, *, hooks: Hooks | None = None) -> dict[str, PairScores]:
     """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
     found: dict[str, PairScores] = {}
+    hooks = hooks or Hooks()
     bare = sum(not (text or "").strip() for text in pairs.columns("original_prompt")["original_prompt"])
     if bare:
         log.warning("%d of %d pairs have no captions; of their scores only sim_image means anything", bare, len(pairs))
     for batch in _batches(_numbered(pairs)):
+        hooks.check_stop()
         before, after = ([_opened(pair, n, name) for n, pair in batch] for name in IMAGE_COLUMNS)
         captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
         scores = scorer.score(before, after, captions, edited)
         found.update({_name(pair.key, n): rounded(one) for (n, pair), one in zip(batch, scores, strict=True)})
-        if on_progress is not None:
-            on_progress(len(found), len(pairs))
+        hooks.progress(len(found), len(pairs))
     return found
 
 
@@ -165,15 +166,15 @@ def _copy(
     wanted: set[str],
     scores: Mapping[str, PairScores],
     writer: PairWriter,
-    on_progress: OnProgress | None,
+    hooks: Hooks,
 ) -> None:
     done = writer.done_keys()
     for number, pair in _numbered(pairs):
+        hooks.check_stop(f"stopped after {number} of {len(pairs)} pairs")
         name = _name(pair.key, number)
         if name in wanted and name not in done:
             writer.write(_with_scores(replace(pair, key=name), scores.get(name)))
-        if on_progress is not None:
-            on_progress(number + 1, len(pairs))
+        hooks.progress(number + 1, len(pairs))
 
 
 def _numbered(pairs: Pairs) -> Iterator[tuple[int, PairRecord]]:

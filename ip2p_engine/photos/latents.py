@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..hooks import Hooks
 from .crops import PhotoPool
 from .texts import compact_tokens, facts_of
 from .world import KINDS, sample_edit, say
@@ -32,22 +32,21 @@ WEIGHTS = {"one colour": 4.0, "add": 4.0, "remove": 2.5, "recolour": 2.5, "resha
 """How often a kind is drawn; the others once each."""
 
 
-def make_chunks(
-    autoencoder, pictures: Path, folder: Path, *, on_progress: Callable[[int, int], None] | None = None
-) -> None:
+def make_chunks(autoencoder, pictures: Path, folder: Path, *, hooks: Hooks | None = None) -> None:
     """Make every chunk that the folder lacks."""
+    hooks = hooks or Hooks()
     folder.mkdir(parents=True, exist_ok=True)
     pool = PhotoPool(pictures, ("train",), smallest=200)
     todo = [(n, side) for n in range(max(c for _, c in CHUNKS.values())) for side, (_, c) in CHUNKS.items() if n < c]
     for done, (number, side) in enumerate(todo):
+        hooks.check_stop(f"stopped after {done} of {len(todo)} chunks")
         path = folder / f"{side}-{number:04d}.safetensors"
         if not path.exists():
             chunk = make_chunk(autoencoder, pool, side, number)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
             save_file(chunk, temporary)
             temporary.replace(path)
-        if on_progress is not None:
-            on_progress(done + 1, len(todo))
+        hooks.progress(done + 1, len(todo))
 
 
 @torch.no_grad()

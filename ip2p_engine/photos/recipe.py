@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..hooks import Hooks
 from ..train.stage import run_stage
 from .networks import make_autoencoder
 
@@ -103,7 +104,7 @@ def _make_latents(runs: Path, pictures: Path) -> None:
         autoencoder.eval(),
         pictures,
         runs / "latents",
-        on_progress=lambda done, count: logger.info("latents %d of %d", done, count),
+        hooks=Hooks(on_progress=lambda done, count, _: logger.info("latents %d of %d", done, count)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..evaluate.methods import RoundTrip
 from ..evaluate.run_folder import Table, text_of
 from ..evaluate.samples import Sample
 from ..evaluate.statistics import AutoPick
+from ..hooks import Hooks
 from .grammar import Edit, captions_of, sample_edits
 from .judge import Reading, judge_edit, read_scenes
 from .limits import DECIBELS, SHARES, edit_sheet, judged_mean, worst
@@ -92,18 +93,19 @@ def examine(
     count: int = 1000,
     seed: int = 7,
     config: EditConfig | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> Examination:
     """Edit ``count`` held-out scenes, each with its own seed, and judge the results against the truth."""
+    hooks = hooks or Hooks()
     samples, judge = scene_samples(count, seed=seed)
     groups = [samples[start : start + BATCH] for start in range(0, count, BATCH)]
     started = time.perf_counter()
     results: list[EditResult] = []
     for group in groups:
+        hooks.check_stop(f"stopped after {len(results)} of {count} edits")
         sources, texts, seeds = zip(*((one.source, one.instruction, one.seed) for one in group), strict=True)
         results += editor.edit_each(sources, texts, seeds=seeds, config=config, batch=len(group))
-        if on_progress is not None:
-            on_progress(len(results), count)
+        hooks.progress(len(results), count)
     seconds = (time.perf_counter() - started) / count
     limit = RoundTrip(editor.model, name=editor.name)
     ceiling = [picture for group in groups for picture in limit.make(group, None, limit.settings[0]).edited]

@@ -26,6 +26,7 @@ from ..errors import DatasetError
 from ..evaluate.report import tiled
 from ..evaluate.run_folder import Table, text_of
 from ..files import AppendLog, json_lines
+from ..hooks import Hooks
 from ..images import open_image, strip
 from ..plots import new_figure, save_figure
 from .grammar import captions_of, edits_from, is_held_out, parse_caption, sample_edits
@@ -187,24 +188,25 @@ def judge_store(
     folder: Path | str,
     clip: ClipSimilarity,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> list[JudgedPair]:
     """Judge and score every pair of a data set that was made from the grammar's captions.
 
     The judged pairs are also lines of a file in the folder, one file a CLIP, so that thresholds can be studied without
     the pictures; what is there is not judged again. Raises DatasetError.
     """
+    hooks = hooks or Hooks()
     path = Path(folder) / f"judged-{_fingerprint(clip)}.jsonl"
     log = AppendLog(path, DatasetError)
     known = {pair.key: pair for pair in read_judged(path)}
     store = PairStore(folder)
     waiting = (record for record in store if record.key not in known)
     while records := list(islice(waiting, TOGETHER)):
+        hooks.check_stop(f"stopped with {len(known)} of {len(store)} pairs judged")
         found = _judge_records(records, clip)
         log.append(*(pair.to_row() for pair in found))
         known.update((pair.key, pair) for pair in found)
-        if on_progress is not None:
-            on_progress(len(known), len(store))
+        hooks.progress(len(known), len(store))
     return [known[key] for key in store.columns("key")["key"]]
 
 

@@ -38,6 +38,7 @@ from ip2p_engine.data.record import PairRecord
 from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.errors import CaptionError, CheckpointError, ConfigError, Interrupted
 from ip2p_engine.files import locked
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.scenes.grammar import GrammarSource, captions_of, edits_from, parse_caption, sample_captions
 from ip2p_engine.scenes.world import all_scenes
 
@@ -127,8 +128,9 @@ def test_a_stop_keeps_what_was_finished(tmp_path):
             "abcdef",
             source,
             tmp_path / "e.jsonl",
-            on_progress=lambda done, of: progress.append((done, of)),
-            should_stop=lambda: len(source.asked) >= 4,
+            hooks=Hooks(
+                on_progress=lambda done, of, _: progress.append((done, of)), should_stop=lambda: len(source.asked) >= 4
+            ),
         )
     assert progress == [(2, 6), (4, 6)]
     assert len(rows(tmp_path / "e.jsonl")) == 4
@@ -407,7 +409,7 @@ def test_bad_settings_and_models_are_refused(tiny_model, tmp_path, caplog):
     fine_tune(tiny_model, [*long, edit()], tmp_path / "t")
     assert "1 triplets are longer than 256 tokens and left out" in caplog.text
     with pytest.raises(Interrupted, match="nothing was saved"):
-        fine_tune(tiny_model, TRIPLETS, tmp_path / "stopped", should_stop=lambda: True)
+        fine_tune(tiny_model, TRIPLETS, tmp_path / "stopped", hooks=Hooks(should_stop=lambda: True))
     assert not (tmp_path / "stopped").exists()
 
 

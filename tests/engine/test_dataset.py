@@ -23,6 +23,7 @@ from ip2p_engine.data.tools import export_dataset, import_dataset, info, merge_d
 from ip2p_engine.errors import ConfigError, DatasetError, ImageError
 from ip2p_engine.factory.refilter import rescored
 from ip2p_engine.files import whole_file
+from ip2p_engine.hooks import Hooks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCORES = {"p2p_threshold": 0.5, "cfg_scale": 9.0, "clip_sim_0": 0.25, "clip_sim_1": 0.26}
@@ -121,11 +122,11 @@ def test_folders_without_a_list_of_seeds_are_read_by_their_files(original, tmp_p
 def test_broken_originals_are_named(original, tmp_path):
     (original / "0000004" / "99_1.jpg").unlink()
     faults = []
-    assert import_dataset(original, tmp_path / "a", on_fault=faults.append) == 2
+    assert import_dataset(original, tmp_path / "a", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))) == 2
     assert "original, row 3: " in faults[0] and "99_1.jpg cannot be read" in faults[0]
     (original / "0000000" / "prompt.json").write_text('{"text": "a cat"}')
     with pytest.raises(DatasetError, match="no row of .* can be used; the last"):
-        import_dataset(original, tmp_path / "b", on_fault=faults.append)
+        import_dataset(original, tmp_path / "b", hooks=Hooks(on_error=lambda _, e: faults.append(str(e))))
     assert any(
         "has no original_prompt or caption or input" in fault and "only text; add it" in fault for fault in faults
     )
@@ -133,7 +134,7 @@ def test_broken_originals_are_named(original, tmp_path):
         (original / "0000000" / "prompt.json").write_text(text)
         faults.clear()
         with pytest.raises(DatasetError, match="no row of"):
-            import_dataset(original, tmp_path / "c", on_fault=faults.append)
+            import_dataset(original, tmp_path / "c", hooks=Hooks(on_error=lambda _, e: faults.append(str(e))))
         assert said in faults[0]
 
 
@@ -141,7 +142,7 @@ def test_scores_and_seeds_that_are_none_are_named(original, tmp_path):
     row = {"seed": "12", "clip_sim_0": "high"}
     (original / "0000000" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     faults = []
-    assert import_dataset(original, tmp_path / "a", on_fault=faults.append) == 2
+    assert import_dataset(original, tmp_path / "a", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))) == 2
     assert "row 1: its sim_0 is 'high'; give a number, or leave it out" in faults[0]
     (tmp_path / "a.png").write_bytes(encoded("red", "PNG"))
     for n, (seed, score) in enumerate([("nan", ""), ("1.5", ""), (str(2**63), ""), ("", "nan"), ("", "1e999")]):

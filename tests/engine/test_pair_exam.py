@@ -13,6 +13,7 @@ from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.commands.pairs import _pair_config
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.errors import DatasetError
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.scenes.grammar import EMBEDDED_PAIRS, captions_of, edits_from, is_held_out, parse_caption, scenes_of
 from ip2p_engine.scenes.judge import read_scenes
 from ip2p_engine.scenes.pair_exam import (
@@ -175,10 +176,11 @@ def folder(tmp_path):
 
 def test_a_data_set_is_judged_once(folder, clip):
     calls = []
-    first = judge_store(folder, clip, on_progress=lambda done, total: calls.append((done, total)))
+    hooks = Hooks(on_progress=lambda done, total, _: calls.append((done, total)))
+    first = judge_store(folder, clip, hooks=hooks)
     assert [pair.right for pair in first] == [True, False]
     assert [pair.says_where for pair in first] == [True, False]
-    again = judge_store(folder, clip, on_progress=lambda done, total: calls.append((done, total)))
+    again = judge_store(folder, clip, hooks=hooks)
     assert again == first
     assert calls == [(2, 2)]
 

@@ -22,6 +22,7 @@ from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.data.tools import import_dataset, info, verify
 from ip2p_engine.data.where import Where
 from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.hooks import Hooks
 
 
 def encoded(colour, kind="PNG", size=(32, 32)):
@@ -216,7 +217,7 @@ def test_a_row_of_a_tar_without_its_text_is_named(tmp_path):
     whole = {"source.jpg": RED, "json": json.dumps({"edit": EDIT}).encode(), "target.jpg": BLUE}
     path = write_tar(tmp_path / "a.tar", whole, {name: whole[name] for name in ("source.jpg", "target.jpg")})
     faults = []
-    assert import_dataset(path, tmp_path / "store", on_fault=faults.append) == 1
+    assert import_dataset(path, tmp_path / "store", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))) == 1
     assert faults == [f"{path}, row 2: its json.edit is None; give a text"]
 
 
@@ -230,7 +231,12 @@ def test_two_folders_of_equal_names(tmp_path, names):
     pairs = open_pairs(tmp_path)
     assert (len(pairs), pairs[2].edit_prompt, pairs[2].original_image) == (3, EDIT, RED)
     faults = []
-    assert import_dataset(tmp_path, tmp_path.parent / f"{names[0]}-store", on_fault=faults.append) == 2
+    assert (
+        import_dataset(
+            tmp_path, tmp_path.parent / f"{names[0]}-store", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))
+        )
+        == 2
+    )
     assert "row 2: its" in faults[0] and "a picture is missing" in faults[0]
 
 
@@ -292,12 +298,12 @@ def test_rows_of_another_task_and_broken_ones_are_passed_over(tmp_path):
     with path.open("a") as stream:
         stream.write("{torn\n[1]\n")
     faults = []
-    assert import_dataset(path, tmp_path / "store", on_fault=faults.append) == 2
+    assert import_dataset(path, tmp_path / "store", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))) == 2
     assert len(faults) == len(bad) + 2
     assert all(fault.startswith(f"{path}, row ") for fault in faults)
     assert [pair.key for pair in PairStore(tmp_path / "store")] == ["l/0", "l/8"]
     visual = parquet(tmp_path / "any", {**ANY, "visual_input": RED}, {**ANY, "visual_input": None})
-    assert import_dataset(visual, tmp_path / "other", on_fault=faults.append) == 1
+    assert import_dataset(visual, tmp_path / "other", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))) == 1
     assert "row 1: it has a visual_input, so it is of another task" in faults[-1]
 
 

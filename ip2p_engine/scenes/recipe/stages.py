@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
 
 
 def train_in_processes(
-    stages: Sequence[str], runs: Path, *, processes: int, device: str, should_stop: Callable[[], bool] = bool
+    stages: Sequence[str], runs: Path, *, processes: int, device: str, hooks: Hooks | None = None
 ) -> int:
     """Train stages one after another, each in its own processes of one thread; returns the first exit code but 0.
 
@@ -85,15 +85,13 @@ def train_in_processes(
         _check_stage(stage)
     for stage in stages:
         count = 1 if stage.startswith("clip") else processes  # a contrastive batch is compared as a whole
-        code = _launch(["scenes", "train", stage, "--runs", str(runs), "--processes", "1"], count, device, should_stop)
+        code = _launch(["scenes", "train", stage, "--runs", str(runs), "--processes", "1"], count, device, hooks)
         if code:
             return code
     return 0
 
 
-def train_on_pairs(
-    pairs: Path, runs: Path, *, processes: int, device: str, should_stop: Callable[[], bool] = bool
-) -> int:
+def train_on_pairs(pairs: Path, runs: Path, *, processes: int, device: str, hooks: Hooks | None = None) -> int:
     """The edit model on a data set instead of true pairs, by ``ip2p train``: into ``runs``/edit-pairs.
 
     Returns its exit code. Raises DatasetError for what is no data set, and Interrupted when it was asked to stop.
@@ -101,10 +99,10 @@ def train_on_pairs(
     open_source(pairs, preset("embedded"))  # before several processes say so
     out = runs / "edit-pairs"
     command = ["train", "--data", str(pairs), "--base", "embedded-sd", "--out", str(out), "--preset", "embedded"]
-    return _launch(command, processes, device, should_stop)
+    return _launch(command, processes, device, hooks)
 
 
-def _launch(command: Sequence[str], processes: int, device: str, should_stop: Callable[[], bool]) -> int:
+def _launch(command: Sequence[str], processes: int, device: str, hooks: Hooks | None) -> int:
     """Run an ip2p command, as several processes if wanted, and let it save when it is to stop."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     program = [*(torchrun if processes > 1 else []), "-m", __package__.split(".")[0]]
@@ -112,7 +110,7 @@ def _launch(command: Sequence[str], processes: int, device: str, should_stop: Ca
     arguments = [sys.executable, *program, *command, "--device", device]
     # In a session of its own, so that a terminal's Ctrl-C reaches it once, from here.
     child = subprocess.Popen(arguments, env={**os.environ, **threads}, start_new_session=True)
-    told = False
+    told, should_stop = False, (hooks or Hooks()).should_stop or bool
     try:
         while child.poll() is None:
             if should_stop() and not told:
