@@ -387,6 +387,7 @@ class InstructPix2Pix:
                 size=size if size is not None and not config.restore_size else source.size,
                 profile=source.profile,
                 mask=source.mask,
+                seen=source.small,
                 round_trip=round_trip,
                 instruction=text if size is not None else "",
                 seed=job.seed,

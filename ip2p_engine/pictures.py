@@ -32,6 +32,8 @@ class EditResult:
     """The source's colour profile, in which the numbers are."""
     mask: Picture | None = None
     """White where the picture could change; elsewhere it is the source."""
+    seen: Image.Image | None = None
+    """The source as it was edited, cropped and small; None if nothing was edited."""
     round_trip: Image.Image | None = None
     """With detail: the source as the autoencoder gives it back, at the size that was edited."""
     instruction: str

@@ -233,7 +233,7 @@ class _Writers:
         settings = {**result.settings, "source": source.name}
         exif = read_exif(source.picture) if writing.keep_exif else None
         with FULL_SIZE:
-            strange = self._notice and result.edited is not None and not is_scene(result.source)
+            strange = self._notice and result.seen is not None and not is_scene(result.seen)
             target: Any = sys.stdout.buffer if writing.out == STDOUT else self._paths[place]
             new = target != writing.out and writing.out != STDOUT
             path = save_image(result.image, target, settings, new=new, png_level=writing.png_level, exif=exif)

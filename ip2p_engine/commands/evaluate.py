@@ -26,11 +26,13 @@ from .options import (
     Several,
     add_command,
     add_guidance_options,
+    add_lora_option,
     add_model_options,
     check_positive,
     edit_config,
     load_editor,
     local_path,
+    loras_of,
     progress_bar,
     torch_dtype,
 )
@@ -80,6 +82,7 @@ def _add_curve(actions: Any) -> None:
         help="one curve each",
     )
     curve.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
+    add_lora_option(curve)
     curve.add_argument("--steps", type=int, help="default: each checkpoint's recommendation")
     curve.add_argument("--sampler", default="euler_ancestral")
     curve.add_argument("--title", default="Image similarity against direction")
@@ -130,7 +133,8 @@ def _curve_methods(
     walk = {"steps": options.steps, "sampler": options.sampler}
     editors = []
     for name, path in named:
-        editor = InstructPix2Pix.load(path, device=device, dtype=dtype, weights=options.weights)
+        loras = loras_of(options)
+        editor = InstructPix2Pix.load(path, device=device, dtype=dtype, weights=options.weights, loras=loras)
         grid = {"text_cfgs": options.text_cfg, "image_cfgs": options.image_cfg}
         editors.append(InstructionEdit(editor, label=name, **grid, **walk))
     baselines: list[Any] = [CopyInput(), Target("true edit" if options.data == SCENES else "the data set's pair")]

@@ -10,7 +10,8 @@ from ip2p_engine import detail
 from ip2p_engine.detail import with_detail
 from ip2p_engine.images import give_back
 
-FULL, SMALL = 1024, 256
+SIDES = [512, pytest.param(2048, marks=pytest.mark.slow)]
+SHRUNK = 4  # the edit happens at a quarter of the side
 
 
 def picture(values):
@@ -21,17 +22,17 @@ def levels(image):
     return np.asarray(image) / 255
 
 
-@pytest.fixture(scope="module")
-def photo():
+@pytest.fixture(scope="module", params=SIDES)
+def photo(request):
     """Noise of every scale, with discs of their own colour and contrast: sharp edges and fine texture."""
-    random = np.random.default_rng(1)
-    values = np.zeros((FULL, FULL, 3))
-    for power in range(2, 11):
+    random, full = np.random.default_rng(1), request.param
+    values = np.zeros((full, full, 3))
+    for power in range(2, full.bit_length()):
         side = 2**power
         grey, colour = random.standard_normal((side, side, 1)), random.standard_normal((side, side, 3))
         for channel, plane in enumerate(np.moveaxis((grey + 0.35 * colour).astype(np.float32), -1, 0)):
-            values[..., channel] += np.asarray(Image.fromarray(plane).resize((FULL, FULL))) * 2.0 ** (-0.75 * power)
-    y, x = np.mgrid[:FULL, :FULL] / FULL
+            values[..., channel] += np.asarray(Image.fromarray(plane).resize((full, full))) * 2.0 ** (-0.75 * power)
+    y, x = np.mgrid[:full, :full] / full
     for _ in range(12):
         left, top, radius = random.random(3) * (1, 1, 0.2)
         inside = ((x - left) ** 2 + (y - top) ** 2 < radius**2)[..., None]
@@ -40,7 +41,8 @@ def photo():
 
 
 def small(values):
-    return levels(picture(values).resize((SMALL, SMALL), Image.Resampling.LANCZOS))
+    side = len(values) // SHRUNK
+    return levels(picture(values).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def coded(values, seed):
@@ -53,8 +55,9 @@ def grey(values):
     return (values @ (0.299, 0.587, 0.114))[..., None].repeat(3, 2)
 
 
-def disc():
-    y, x = np.mgrid[:FULL, :FULL] / FULL
+def disc(values):
+    full = len(values)
+    y, x = np.mgrid[:full, :full] / full
     return (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.2**2
 
 
@@ -63,12 +66,12 @@ def sketch(values):
     plane = small(grey(values))[..., 0]
     down, across = np.gradient(plane)
     lines = (1 - 8 * np.hypot(down, across)).clip(0, 1)[..., None].repeat(3, 2)
-    return levels(picture(lines).resize((FULL, FULL), Image.Resampling.BICUBIC))
+    return levels(picture(lines).resize((len(values), len(values)), Image.Resampling.BICUBIC))
 
 
 def gain(photo, truth, where=None):
     """Decibels by which the result is nearer to the truth than the enlarged edit."""
-    edited, whole = coded(small(truth), 3), (FULL, FULL)
+    edited, whole = coded(small(truth), 3), truth.shape[1::-1]
     results = (with_detail(coded(small(photo), 2), edited, picture(photo)), give_back(edited, whole))
     where = np.ones(whole, dtype=bool) if where is None else where
     ours, enlarged = (((levels(result) - truth)[where] ** 2).mean() for result in results)
@@ -93,9 +96,10 @@ def test_a_tone_gains_six_decibels(photo, tone):
 @pytest.mark.parametrize("kind", ["flat", "textured"])
 def test_a_new_object_keeps_its_own_pixels(photo, kind):
     new = np.array((0.8, 0.1, 0.1)) if kind == "flat" else photo[::-1, ::-1] * (0.9, 0.3, 0.3)
-    truth = np.where(disc()[..., None], new, photo)
-    assert gain(photo, truth, ~disc()) >= 3
-    assert gain(photo, truth, disc()) >= -0.3
+    inside = disc(photo)
+    truth = np.where(inside[..., None], new, photo)
+    assert gain(photo, truth, ~inside) >= 3
+    assert gain(photo, truth, inside) >= -0.3
 
 
 def test_drawn_lines_stay(photo):
@@ -104,13 +108,25 @@ def test_drawn_lines_stay(photo):
 
 def test_bands_and_crops_join(photo, monkeypatch):
     """A frame that was cropped to be edited; rows in bands are the rows of the whole."""
-    source = picture(photo).crop((0, 0, 300, 700))
-    seen = source.crop((0, 200, 300, 500)).resize((SMALL, SMALL))
+    source = picture(photo).crop((0, 0, 150, 350))
+    seen = source.crop((0, 100, 150, 250)).resize((128, 128))
     edited = Image.eval(seen, lambda level: level // 2)
+    monkeypatch.setattr(detail, "BAND", 100)
     banded = with_detail(seen, edited, source)
     monkeypatch.setattr(detail, "BAND", 10_000)
     whole = with_detail(seen, edited, source)
-    assert banded.size == (300, 700)
+    assert banded.size == (150, 350)
     assert np.abs(np.asarray(banded).astype(int) - np.asarray(whole)).max() <= 1
-    error = np.abs(np.asarray(banded)[200:500].astype(float) - np.asarray(source)[200:500] / 2)
+    error = np.abs(np.asarray(banded)[100:250].astype(float) - np.asarray(source)[100:250] / 2)
     assert error.mean() < 3
+
+
+@pytest.mark.parametrize(("opens", "holds"), [("always", "a tone"), ("never", "an object")])
+def test_the_gate_does_both(photo, monkeypatch, opens, holds):
+    """A gate that is always open loses what is new, and one that is always shut gains nothing."""
+    monkeypatch.setattr(detail, "OPEN", 1e6 if opens == "always" else -2e-6)
+    monkeypatch.setattr(detail, "SHUT", 2e6 if opens == "always" else -1e-6)
+    inside = disc(photo)
+    new = np.where(inside[..., None], photo[::-1, ::-1] * (0.9, 0.3, 0.3), photo)
+    assert (gain(photo, grey(photo)) >= 6) == (holds == "a tone")
+    assert (gain(photo, new, inside) >= -0.3) == (holds == "an object")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.cli import main
+from ip2p_engine.cli import build_parser, main
 from ip2p_engine.commands import evaluate_data as evaluate_ablation
+from ip2p_engine.commands.evaluate import _curve_methods
 from ip2p_engine.commands.evaluate_data import named_checkpoints, told
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.evaluate.run_folder import ROWS, RUN, check_run, claim_run, load_run
@@ -115,6 +117,22 @@ def test_the_curve_command(tmp_path, capsys):
         "run.json",
         "report.html",
     }
+
+
+def test_a_lora_is_merged_into_every_checkpoint_of_a_curve(tmp_path):
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
+    save_file(
+        {f"{layer}.lora_down.weight": torch.ones(1, 96), f"{layer}.lora_up.weight": torch.ones(128, 1)},
+        tmp_path / "style.safetensors",
+    )
+    command = ["evaluate", "curve", "scenes", "--n", "1", "--out", str(tmp_path / "run"), "--strength"]
+    given = {}
+    for name, more in (("plain", []), ("styled", ["--lora", f"{tmp_path / 'style.safetensors'}:0.5"])):
+        options = build_parser().parse_args([*command, *more])
+        editors, _, _ = _curve_methods(options, [("a", "embedded"), ("b", "embedded")], None)
+        given[name] = {editor.describe(editor.settings[0])["fingerprint"] for editor in editors}
+    assert len(given["plain"]) == len(given["styled"]) == 1 and given["plain"] != given["styled"]
+    assert told(options)["lora"] == "style.safetensors:0.5" and str(tmp_path) not in str(told(options)["lora"])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ip2p_engine import InstructPix2Pix, cli
 from ip2p_engine.commands import edit as edit_command
+from ip2p_engine.images import fit, open_image, paper_size
 from ip2p_engine.scenes.notice import is_scene
 from ip2p_engine.scenes.world import Scene, all_scenes, render
 
@@ -23,6 +24,11 @@ def encoded(picture, quality):
     return Image.open(data)
 
 
+def seen(picture):
+    """As the model sees it, by which it is judged: the whole picture is not opened again."""
+    return fit(open_image(picture), paper_size(*picture.size, 64))
+
+
 @pytest.mark.slow
 def test_scenes_are_told_from_photographs():
     draw, scenes = random.Random(0), list(all_scenes())
@@ -31,7 +37,7 @@ def test_scenes_are_told_from_photographs():
         side = draw.choice([64, 96, 128, 200, 256, 512])
         method = draw.choice([Image.Resampling.BICUBIC, Image.Resampling.NEAREST, Image.Resampling.LANCZOS])
         scene = render(draw.choice(scenes)).resize((side, side), method)
-        wrong += not is_scene(encoded(scene, draw.choice([60, 75, 95])) if number % 2 else scene)
+        wrong += not is_scene(seen(encoded(scene, draw.choice([60, 75, 95])) if number % 2 else scene))
     assert wrong <= 5
     data = pytest.importorskip("skimage.data")
     wrong = 0
@@ -39,7 +45,7 @@ def test_scenes_are_told_from_photographs():
         photo = Image.fromarray(getattr(data, PHOTOS[number % len(PHOTOS)])()).convert("RGB")
         side = draw.randint(min(photo.size) // 3, min(photo.size))
         left, top = draw.randint(0, photo.width - side), draw.randint(0, photo.height - side)
-        wrong += is_scene(photo.crop((left, top, left + side, top + side)))
+        wrong += is_scene(seen(photo.crop((left, top, left + side, top + side))))
     assert wrong <= 2
 
 
