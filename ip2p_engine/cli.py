@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from .commands import captions, checkpoint, dataset, edit, evaluate, pairs, photos, scenes, train
-from .commands.options import check_limits
+from .commands.options import check_limits, in_options
 from .errors import Interrupted, IP2PError, printable
 from .version import __version__
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.modules.update(dict.fromkeys(options.unused))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(_PrintableLines("%(message)s"))
+        handler.setFormatter(_Lines(options))
     with redirect_stdout(_PrintableStream(sys.stdout)):
         return _run(options)
 
@@ -38,12 +38,9 @@ def _run(options: argparse.Namespace) -> int:
         code = options.run(options) or 0
         sys.stdout.flush()
         return code
-    except Interrupted as error:
-        _say(error)
-        return 130
     except IP2PError as error:
-        _say(error)
-        return 2
+        _say(in_options(str(error), options))
+        return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -59,16 +56,22 @@ def _run(options: argparse.Namespace) -> int:
         return 2
 
 
-def _say(sentence: object) -> None:
+def _say(sentence: str) -> None:
     """On stderr, in one piece: names in it may be strangers'."""
-    text = printable(str(sentence))
+    text = printable(sentence)
     shown = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     sys.stderr.write(f"ip2p: {shown}\n")
 
 
-class _PrintableLines(logging.Formatter):
+class _Lines(logging.Formatter):
+    """What the engine logs, printable and in the command line's words."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__("%(message)s")
+        self._options = options
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(in_options(super().format(record), self._options))
 
 
 class _PrintableStream:

@@ -44,7 +44,7 @@ def enough_memory(count: int, size: tuple[int, int]) -> Iterator[None]:
             raise
         raise ConfigError(
             f"the device's memory does not hold {count} edits of {size[0]} x {size[1]} pixels at once; "
-            "give a smaller batch (--batch) or resolution (--resolution)"
+            "give a smaller `batch` or `resolution`"
         ) from error
 
 

@@ -88,9 +88,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
     """As ``whole_file``, for writers that open the file themselves: a path to write to."""
-    if path.exists() and not (
-        path.is_file() or path.is_dir()
-    ):  # such as /dev/null, for root
+    if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, for root
         raise OSError(errno.EINVAL, "it is a device or a pipe", str(path))
     with _workplace(path) as place:
         new = place / NEW
@@ -377,7 +375,7 @@ class AppendLog:
         return json_lines(self.path, self._error)
 
     def _refusing(self) -> Any:
-        advice = "free some space or check the permissions and run the same command again: what was written is whole"
+        advice = "free some space or check the permissions and repeat the same call: what was written is whole"
         return disk_errors(self.path, "written", self._error, advice)
 
 

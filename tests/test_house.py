@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from ip2p_engine.commands.options import in_options
 
 ENGINE = Path(__file__).parents[1] / "ip2p_engine"
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ENGINE.rglob("*.py"))}
@@ -27,3 +31,29 @@ def test_whoever_watches_hands_in_one_set_of_hooks():
         if name in ("on_progress", "on_step", "on_result", "on_error", "on_fault", "should_stop")
     ]
     assert not own
+
+
+def sentences(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, text) of the strings that are no docstrings."""
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            yield node.lineno, node.value
+
+
+def test_the_engine_names_arguments_and_not_options():
+    named = [
+        f"{path.relative_to(ENGINE)}:{line}: {text}"
+        for path, tree in TREES.items()
+        if path.parent.name != "commands" and path.name != "cli.py"
+        for line, text in sentences(tree)
+        if re.search(r"[\s(]--[a-z]|^--\S+\s|same command", text)
+        and text != "scenes --auto"  # the name of a kind of run
+    ]
+    assert not named
+
+
+def test_the_command_line_says_its_options():
+    given = argparse.Namespace(hold_out_test=False, base=None)
+    assert in_options("give `hold_out_test`, or another `base`", given) == "give --hold-out-test, or another --base"
+    assert in_options("a smaller `batch`; the same call goes on", given) == "a smaller batch; the same command goes on"

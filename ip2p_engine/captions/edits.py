@@ -225,7 +225,7 @@ def make_captions(
         todo = (Request.make(caption, n, seed) for caption in unique for n in range(per_caption))
         finished = 0
         for requests in _batches(todo, source.batch):
-            hooks.check_stop(f"stopped with {ledger.written} edits in {out}; the same command goes on")
+            hooks.check_stop(f"stopped with {ledger.written} edits in {out}; the same call goes on")
             ledger.settle(
                 source,
                 [request for request in requests if not ledger.knows(request, "" if retry_rejected else source.name)],

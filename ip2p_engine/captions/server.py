@@ -199,7 +199,7 @@ class ServerSource:
             except _Passing as trouble:
                 if attempt == self.config.retries:
                     tried = f"{self.config.base_url} failed {attempt + 1} times, at last with: {trouble}"
-                    raise CaptionError(f"{tried}; see to the server, then run the same command again") from trouble
+                    raise CaptionError(f"{tried}; see to the server, then repeat the same call") from trouble
                 self._hold_back(trouble, attempt)
                 attempt += 1
 
@@ -217,7 +217,7 @@ class ServerSource:
         log.info("%s: %s", self.config.base_url, trouble)
         if trouble.wait > LONGEST_ASKED:
             asked = f"{self.config.base_url} asks to wait {trouble.wait / 3600:.1f} hours ({trouble})"
-            raise CaptionError(f"{asked}; run the same command again then")
+            raise CaptionError(f"{asked}; repeat the same call then")
         self._gate.hold(trouble.wait)
         pause = min(self.config.longest_wait, self.config.first_wait * 2**attempt)
         self._gate.sleep(pause * random.uniform(0.5, 1))
@@ -308,7 +308,7 @@ class _Gate:
     def wait(self) -> None:
         while (left := self._until - time.monotonic()) > 0:
             if left > LONGEST_ASKED:
-                raise CaptionError(f"the server asks to wait {left / 3600:.1f} hours; run the same command again then")
+                raise CaptionError(f"the server asks to wait {left / 3600:.1f} hours; repeat the same call then")
             self.sleep(left)
         self.sleep(0)
 

@@ -30,25 +30,25 @@ class Published:
 
 PUBLISHED = (
     Published(
-        repository="timbrooks/instruct-pix2pix", licence="MIT", settings="SD1.5, 512 px, --text-cfg 7.5 --image-cfg 1.5"
+        repository="timbrooks/instruct-pix2pix", licence="MIT", settings="SD1.5, 512 px, text_cfg 7.5, image_cfg 1.5"
     ),
     Published(
         repository="osunlp/InstructPix2Pix-MagicBrush",
         file="MagicBrush-epoch-52-step-4999.ckpt",
         licence="CC-BY-4.0",
-        settings="SD1.5, 512 px, --text-cfg 7.5 --image-cfg 1.5",
+        settings="SD1.5, 512 px, text_cfg 7.5, image_cfg 1.5",
     ),
     Published(
         repository="diffusers/sdxl-instructpix2pix-768",
         licence="CreativeML OpenRAIL++-M",
-        settings="SDXL, 768 px, --text-cfg 3 --image-cfg 1.5",
+        settings="SDXL, 768 px, text_cfg 3, image_cfg 1.5",
     ),
     Published(
         repository="stabilityai/cosxl",
         file="cosxl_edit.safetensors",
         licence="Stability AI non-commercial research",
         gated=True,
-        settings="CosXL, 1024 px, --text-cfg 5 --image-cfg 1.5",
+        settings="CosXL, 1024 px, text_cfg 5, image_cfg 1.5",
     ),
 )
 

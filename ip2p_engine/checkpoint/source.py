@@ -76,7 +76,7 @@ def _bundle_of_run(step: RunStep, base: str | Path | None, weights: str, *, head
     except CheckpointError as error:
         raise CheckpointError(
             f"{step.folder} was trained from {public_name(origin)}, which gives the other networks and cannot be "
-            f"opened ({error}); name it as the base (--base)"
+            f"opened ({error}); name it as the `base`"
         ) from error
     return bundle_of_step(step, giver, weights, header_only=header_only)
 

@@ -155,7 +155,7 @@ def _numbered(folder: Path, number: int, weights: str) -> RunStep:
     if not file.is_file():
         kept = [*(folder / CHECKPOINTS).glob("step-*.pt"), *(folder / EXPORTS).glob("step-*")]
         known = ", ".join(str(n) for n in sorted({_number(path) for path in kept})) or "none yet"
-        raise CheckpointError(f"{folder} has no step {number}; it has {known} (train with --export-every to keep more)")
+        raise CheckpointError(f"{folder} has no step {number}; it has {known} (train with `export_every` to keep more)")
     return RunStep(folder=folder, file=file, about=_about(folder))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,6 +29,7 @@ __all__ = [
     "check_limits",
     "check_positive",
     "edit_config",
+    "in_options",
     "load_editor",
     "local_path",
     "loras_of",
@@ -68,6 +70,7 @@ MOST = {
     "worst": 10_000,
 }
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP is Unix's, SIGBREAK Windows'
+ARGUMENT = re.compile(r"`(\w+)`")
 DTYPES = ("float32", "float16", "bfloat16")
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 
@@ -96,6 +99,15 @@ def check_limits(options: argparse.Namespace) -> None:
             most = MOST.get(f"{options.command}.{name}", MOST.get(name))
             if most is not None and type(one) is int and one > most:
                 raise ConfigError(f"{flag} is {one:,}; give at most {most:,}")
+
+
+def in_options(text: str, options: argparse.Namespace) -> str:
+    """A sentence of the engine's in the command line's words: `hold_out_test` is --hold-out-test, a call a command."""
+
+    def option(found: re.Match[str]) -> str:
+        return f"--{found[1].replace('_', '-')}" if found[1] in options else found[1]
+
+    return ARGUMENT.sub(option, text).replace("the same call", "the same command")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -164,4 +164,4 @@ def _storage_errors(source: Path | str, target: Path | str) -> Iterator[None]:
     except Exception as error:  # each kind of storage raises its own
         places = f"{public_name(source)} cannot be copied to {public_name(target)}"
         reason = reason_of(error, source, target)
-        raise DatasetError(f"{places} ({reason}); what has arrived is whole, and the same command goes on") from error
+        raise DatasetError(f"{places} ({reason}); what has arrived is whole, and the same call goes on") from error

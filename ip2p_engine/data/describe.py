@@ -55,7 +55,7 @@ def describe(
     with PairWriter(out, manifest={"config": about}) as writer:
         done = writer.done_keys()
         for batch in _batches(pairs.outcomes(), source.batch):
-            hooks.check_stop(f"stopped with {new} new pairs in {out}; the same command goes on")
+            hooks.check_stop(f"stopped with {new} new pairs in {out}; the same call goes on")
             named = {n: pair for n, pair in _named(batch, at, hooks) if pair.key not in done}
             asked = {n: one for n, pair in named.items() if (one := _request(n, pair, instructions, hooks)) is not None}
             answers = dict(zip(asked, source.propose(list(asked.values())), strict=True))

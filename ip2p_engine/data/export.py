@@ -50,7 +50,7 @@ def export_pairs(pairs: Pairs, folder: Path, layout: str, *, name: str = "", hoo
     usable = _usable(pairs, passing_over(hooks))
     if layout == "hub":
         return _write_hub(pairs, folder, usable, name or pairs.folder.name)
-    with disk_errors(folder, "written", DatasetError, "free some space and run the same command again"):
+    with disk_errors(folder, "written", DatasetError, "free some space and repeat the same call"):
         _begin(folder, {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name})
         count = WRITERS[layout](usable, folder)
         (folder / UNDER_WAY).unlink()

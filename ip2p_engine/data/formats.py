@@ -179,7 +179,7 @@ class HubTable:
             return self.dataset[number]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | DatasetError]:
-        with library_errors(f"{self.place} broke off", "check the data set and run the same command again"):
+        with library_errors(f"{self.place} broke off", "check the data set and repeat the same call"):
             there = [name for name in columns or () if name in self.names]
             yield from self.dataset.select_columns(there) if there else self.dataset
 

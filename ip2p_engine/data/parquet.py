@@ -171,7 +171,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        advice = "restore it from a copy, or delete it and run the same command again"
+        advice = "restore it from a copy, or delete it and repeat the same call"
         raise DatasetError(f"{path} is no whole Parquet file ({reason}); {advice}") from error
 
 

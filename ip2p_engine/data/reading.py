@@ -111,7 +111,7 @@ class ForeignPairs(Sequence[PairRecord]):
         for name in self._where.names if self._where else ():
             if not {name, name.partition(".")[0]} & set(names):
                 raise ConfigError(
-                    f"--where asks for {name!r}, and {table.place} has {', '.join(map(str, names))[:600]}"
+                    f"`where` asks for {name!r}, and {table.place} has {', '.join(map(str, names))[:600]}"
                 )
         if reading.inverses and not self.layout.inverse:
             raise ConfigError(f"{table.place} has no instructions that lead back; leave inverses out")

@@ -97,7 +97,7 @@ class PairWriter:
             opening = f"{self.folder} is being opened by other writers for a minute; try again"
             with locked(self.folder / ".opening.lock", opening, DatasetError, wait=60):
                 refusal = (
-                    f"{self.folder} has a writer of partition {self._name}; wait for it, or give each its --partition"
+                    f"{self.folder} has a writer of partition {self._name}; wait for it, or give each its `partition`"
                 )
                 self._open.enter_context(locked(self.folder / f".{self._name}.lock", refusal, DatasetError))
                 self._refuse_overlap()
@@ -147,7 +147,7 @@ class PairWriter:
         if not self._dirty:
             return
         path = self._data / f"train-{self._name}-{self._shard:06d}.parquet"
-        whole = "free some space and run the same command again: the data set is whole, and finished shards are kept"
+        whole = "free some space and repeat the same call: the data set is whole, and finished shards are kept"
         with disk_errors(path, "written", DatasetError, whole), whole_file(path) as stream:
             _write_shard(stream, self._rows, self._columns)
         self._dirty = False

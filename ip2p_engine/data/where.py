@@ -46,7 +46,7 @@ class Where:
 
     def __post_init__(self) -> None:
         if not self.text.strip() or len(self.text) > MOST_LETTERS:
-            raise ConfigError(f"--where is of {len(self.text)} letters; give a condition of 1 to {MOST_LETTERS}")
+            raise ConfigError(f"`where` is of {len(self.text)} letters; give a condition of 1 to {MOST_LETTERS}")
         parser = _Parser(self.text)
         object.__setattr__(self, "_test", parser.whole())
         object.__setattr__(self, "names", tuple(dict.fromkeys(parser.names)))
@@ -95,7 +95,7 @@ class _Parser:
     def _nested(self, parse: Callable[[], Test]) -> Test:
         self._depth += 1
         if self._depth > DEEPEST:
-            raise ConfigError(f"--where is nested more than {DEEPEST} deep; write it simpler")
+            raise ConfigError(f"`where` is nested more than {DEEPEST} deep; write it simpler")
         inner = parse()
         self._depth -= 1
         return inner
@@ -162,7 +162,7 @@ class _Parser:
             raise self._refusal(repr(sign))
 
     def _refusal(self, wanted: str) -> ConfigError:
-        said = f"--where cannot be understood at {self._text[self._at :].strip()[:30]!r}"
+        said = f"`where` cannot be understood at {self._text[self._at :].strip()[:30]!r}"
         return ConfigError(f"{said}; give {wanted} there, as in o_score >= 8 and edit_type != 'style'")
 
 

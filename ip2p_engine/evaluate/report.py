@@ -46,7 +46,7 @@ def write_report(folder: Path, out: Path) -> Path:
     runs = sorted(path.parent for path in Path(folder).rglob(RUN) if _is_evaluation(path))
     found = [(path, load_run(path)) for path in runs]
     if not found:
-        raise DatasetError(f"{folder} holds no run; give the --out of another ip2p evaluate command")
+        raise DatasetError(f"{folder} holds no run; give the folder that an evaluation wrote")
     page = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
         nonce=secrets.token_urlsafe(16),
         title=escape(f"Evaluation: {Path(folder).resolve().name}"),

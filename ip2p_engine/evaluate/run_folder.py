@@ -83,7 +83,7 @@ def claim_run(folder: Path, kind: str) -> None:
     """Write down of which kind a folder's rows will be, before the first of them. Raises as ``check_run``."""
     check_run(folder, kind)
     if not (folder / RUN).exists():
-        save_run(folder, kind, settings={"state": "not finished; the same command goes on"}, tables=[])
+        save_run(folder, kind, settings={"state": "not finished; the same call goes on"}, tables=[])
 
 
 def save_run(

@@ -47,7 +47,7 @@ class RefilterReport:
         if not self.missing:
             return text
         lost = f"{len(self.missing):,} of them have no pictures, since the first filter dropped them; to have them"
-        return f"{text}\n{lost}, make the pairs again with these thresholds, or once with --filter none"
+        return f"{text}\n{lost}, make the pairs again with these thresholds, or once without a filter"
 
 
 def refilter(
@@ -157,7 +157,7 @@ def _by_rows(pairs: Pairs, scores: Mapping[str, PairScores] | None, config: Filt
 def _score_of(pairs: Pairs, columns: Mapping[str, list[Any]], number: int) -> PairScores:
     values = {name: columns[name][number] for name in MEASURES}
     if None in values.values():
-        raise DatasetError(f"pair {number + 1} of {pairs.folder} has no scores; take them with --clip NAME")
+        raise DatasetError(f"pair {number + 1} of {pairs.folder} has no scores; take them with a `clip`")
     return PairScores(**values)
 
 

@@ -91,7 +91,7 @@ def make_pairs(
             for group in workers.make(groups, work.batch_pairs or first_batch, run.noting(hooks or Hooks())):
                 run.take(group)
         except Interrupted as error:
-            raise Interrupted(f"stopped; what was finished is in {out}, and the same command goes on") from error
+            raise Interrupted(f"stopped; what was finished is in {out}, and the same call goes on") from error
         finally:
             run.save()
     return report_of(out, FilterConfig(**config) if config else None)

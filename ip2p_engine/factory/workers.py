@@ -147,7 +147,7 @@ class RayWorkers:
         for other in others:
             if other != first:
                 differing = [name for name in first if first[name] != other.get(name)]
-                raise ConfigError(f"the workers differ in {', '.join(differing)}; give --device and --dtype")
+                raise ConfigError(f"the workers differ in {', '.join(differing)}; give `device` and `dtype`")
         return first
 
     def batch_pairs(self) -> int:
@@ -184,7 +184,7 @@ class RayWorkers:
             raise
         except self._ray.exceptions.RayError as error:
             reason = first_line(error)
-            advice = "see to the cluster, then run the same command again"
+            advice = "see to the cluster, then repeat the same call"
             raise ConfigError(f"a worker was lost {RETRIES + 1} times ({reason}); {advice}") from error
 
 
@@ -206,7 +206,7 @@ def ray_workers(plan: WorkerPlan, address: str, *, workers: int | None = None) -
         )
     except Exception as error:  # ray raises nearly every class when it cannot start or connect
         reason = first_line(error)
-        raise ConfigError(f"no Ray cluster at {address!r} ({reason}); start one, or give --cluster local") from error
+        raise ConfigError(f'no Ray cluster at {address!r} ({reason}); start one, or give `cluster` "local"') from error
     try:
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
@@ -225,7 +225,7 @@ def _refuse_silent(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"no Ray cluster at {address!r} ({error}); start one, or give --cluster local") from error
+        raise ConfigError(f'no Ray cluster at {address!r} ({error}); start one, or give `cluster` "local"') from error
 
 
 def _ray() -> Any:
@@ -235,5 +235,5 @@ def _ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise ConfigError("--cluster needs ray, which is missing; pip install 'ray[default]'") from error
+        raise ConfigError("`cluster` needs ray, which is missing; pip install 'ray[default]'") from error
     return ray

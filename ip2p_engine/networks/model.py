@@ -149,7 +149,7 @@ def _with_base(bundle: Bundle, base: str | Path | None, text_heads: int | None) 
         lacking = "a text encoder" if bundle.autoencoder else "an autoencoder and a text encoder"
         raise CheckpointError(
             f"{bundle.path.name} lacks {lacking if not bundle.text_encoders else 'an autoencoder'}; "
-            "name a complete checkpoint of the same kind that gives them (base, or --base)"
+            "name a complete checkpoint of the same kind that gives them as the `base`"
         )
     giver = open_bundle(base, text_heads=text_heads)
     if not giver.complete or not _related(bundle.spec.family, giver.spec.family):

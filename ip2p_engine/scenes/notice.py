@@ -14,7 +14,7 @@ __all__ = ["NOTICE", "is_scene"]
 
 NOTICE = (
     "the embedded model knows drawn scenes alone (one shape on a plain ground), and this picture is none, so the "
-    "result is no edit of it; run this once: ip2p fetch instruct-pix2pix, and edit with --checkpoint instruct-pix2pix"
+    "result is no edit of it; run this once: ip2p fetch instruct-pix2pix, and edit with the checkpoint instruct-pix2pix"
 )
 SIDE, NEAR, ALIKE = 64, 7, 10  # pixels; levels to a colour of the world; levels between neighbours
 OFTEN = 60  # pixels of a scene that make a colour one of the world's

@@ -35,7 +35,7 @@ __all__ = [
 
 NAME = re.compile(r"step-(\d{8})\.pt")
 PARTS = ("step", "trained", "ema", "optimizers", "scaler", "broken")
-ADVICE = "free some space and run the same command again: earlier checkpoints are whole"
+ADVICE = "free some space and repeat the same call: earlier checkpoints are whole"
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int) -> Path:
@@ -96,7 +96,7 @@ def _whole(path: Path) -> Iterator[None]:
     except Exception as error:  # nearly every class
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
-            f"{path} cannot be read ({reason}); delete it and run the same command again, the one before it goes on"
+            f"{path} cannot be read ({reason}); delete it and repeat the same call, the one before it goes on"
         ) from error
 
 

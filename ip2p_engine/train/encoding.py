@@ -133,7 +133,7 @@ def build_cache(
         if path.exists():
             continue
         if should_stop():
-            raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same command goes on")
+            raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same call goes on")
         rows = range(starts[number], min(starts[number] + ROWS_PER_SHARD, len(source)))
         _write_shard(path, _Crops(source, config, masks=bool(key.get("masks"))), rows, encoder, config)
     on_cache(len(source), len(source))

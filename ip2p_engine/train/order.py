@@ -160,7 +160,7 @@ def _buckets(
     shapes, found = bucket_shapes(config.resolution), torch.full((len(source),), -1)
     for row in range(len(source)):
         if row % ASKED_EVERY == 0 and should_stop():
-            raise Interrupted(f"stopped after the sizes of {row} of {len(source)} pictures; the same command goes on")
+            raise Interrupted(f"stopped after the sizes of {row} of {len(source)} pictures; the same call goes on")
         try:
             found[row] = -1 if row in broken else nearest_shape(size_of(source[row]), shapes)
         except DatasetError:

@@ -48,7 +48,7 @@ Data = str | Path | Examples
 MAX_NAMED = 100
 MEASURED_ROWS = (
     "%s: %d of %d pairs are of the test split, on which ip2p evaluate measures, and are trained on; to measure on what "
-    "the model has not seen, start a new run with --hold-out-test"
+    "the model has not seen, start a new run with `hold_out_test`"
 )
 
 log = logging.getLogger(__name__)

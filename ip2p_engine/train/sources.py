@@ -166,7 +166,7 @@ def _held_out(source: Rows | Stream, data: Any) -> Chosen:
     rule, rows = source.test_split()
     if not rows:
         got = f"hold_out_test holds out none of the {len(source)} pairs of {name_of(data)} (by {rule})"
-        raise ConfigError(f"{got}; bring more, or leave the option out")
+        raise ConfigError(f"{got}; bring more, or leave `hold_out_test` out")
     log.warning("%s: %d of %d pairs are held out, by %s", name_of(data), len(rows), len(source), rule)
     test = set(rows)
     chosen = Chosen(source, [row for row in range(len(source)) if row not in test])
@@ -404,7 +404,7 @@ class _HubStream:
 
     def epoch(self, seed: int) -> Iterator[Example]:
         shuffled = self._rows.shuffle(seed=seed, buffer_size=self._buffer)
-        with library_errors("the stream broke off", "check the data set and run the same command again"):
+        with library_errors("the stream broke off", "check the data set and repeat the same call"):
             # Plain iteration would give each of DataLoader's workers other shards; iter() gives all of them everything.
             for number, batch in enumerate(shuffled.iter(batch_size=1)):
                 row = {name: values[0] for name, values in batch.items()}

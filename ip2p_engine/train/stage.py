@@ -105,7 +105,7 @@ def run_stage(
             hooks.progress(step, config.steps, progress.note)
         accelerator.end_training()
         if step < config.steps:
-            raise Interrupted(f"stopped after step {step}; the same command goes on")
+            raise Interrupted(f"stopped after step {step}; the same call goes on")
         with state.average.applied():
             return {name: value.detach().cpu().clone() for name, value in stage.trained.state_dict().items()}
 

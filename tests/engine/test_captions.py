@@ -736,9 +736,7 @@ def test_no_more_requests_at_a_time_than_allowed():
 def test_a_server_that_stays_broken_ends_the_run_with_one_sentence(tmp_path):
     with Server(*[reply(answer())] * 8, fault(500, "out of cheese")) as server:
         source = source_of(server, retries=2, concurrency=1)
-        said = (
-            "failed 3 times, at last with: HTTP 500 out of cheese; see to the server, then run the same command again"
-        )
+        said = "failed 3 times, at last with: HTTP 500 out of cheese; see to the server, then repeat the same call"
         with pytest.raises(CaptionError, match=said):
             make_captions([f"caption {n}" for n in range(12)], source, tmp_path / "e.jsonl")
     assert len(rows(tmp_path / "e.jsonl")) == 8  # the first batch stays
@@ -789,7 +787,7 @@ def test_a_wait_of_hours_ends_the_run():
 def test_a_limit_that_is_renewed_in_years_ends_the_run():
     """Some servers give the moment, as seconds since 1970, where others give a duration."""
     limit = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1767225600"}
-    said = r"asks to wait 49\d{4}\.\d hours; run the same command again then"
+    said = r"asks to wait 49\d{4}\.\d hours; repeat the same call then"
     with Server(reply(answer(), headers=limit)) as server, pytest.raises(CaptionError, match=said):
         source_of(server, concurrency=1).propose(requests_of("a", "b"))
 

@@ -69,7 +69,7 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_files(tmp_path, monkeypatc
 
         make_pairs(HEARTS, tmp_path / "cluster", workers, hooks=Hooks(on_progress=lose))
         assert lost and contents(tmp_path / "cluster") == contents(tmp_path / "alone")
-        with pytest.raises(Interrupted, match="the same command goes on"):
+        with pytest.raises(Interrupted, match="the same call goes on"):
             make_pairs(HEARTS, tmp_path / "stopped", workers, hooks=Hooks(should_stop=lambda: True))
     broken = WorkerPlan(checkpoint="missing.safetensors", device="cpu", factory=PLAN.factory)
     with (

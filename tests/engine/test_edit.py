@@ -404,7 +404,7 @@ def test_too_little_memory_is_a_sentence(editor, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(editor.model.unet, "forward", full)
-    with pytest.raises(ConfigError, match="does not hold 2 edits of 64 x 64 pixels at once; .*--batch.*--resolution"):
+    with pytest.raises(ConfigError, match="does not hold 2 edits of 64 x 64 pixels at once; .*`batch`.*`resolution`"):
         editor.edit(render(HEART), "make it snow", seeds=[1, 2], config=QUICK)
 
 

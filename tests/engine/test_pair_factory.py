@@ -144,7 +144,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(undisturbed, workers
             )
         except Interrupted as error:
             stops += 1
-            assert "the same command goes on" in str(error)
+            assert "the same call goes on" in str(error)
             assert verify(tmp_path / "store").sound
     assert stops >= 2
     assert contents(tmp_path / "store") == contents(undisturbed[0])
@@ -287,7 +287,7 @@ def test_data_sets_without_a_ledger_are_filtered_by_their_rows(everything, loose
             writer.write(*pairs)
     expected = refilter(everything[0], None, loose).filtered
     assert refilter(tmp_path / "scored", tmp_path / "one", loose).filtered == expected
-    with pytest.raises(DatasetError, match="pair 1 of .*bare has no scores; take them with --clip"):
+    with pytest.raises(DatasetError, match="pair 1 of .*bare has no scores; take them with a `clip`"):
         refilter(tmp_path / "bare", None, loose)
     scores = rescored(PairStore(tmp_path / "bare"), clip)
     assert refilter(tmp_path / "bare", tmp_path / "two", loose, scores=scores, clip="embedded").filtered == expected

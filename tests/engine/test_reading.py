@@ -271,7 +271,7 @@ def test_parts_are_chosen(tmp_path):
     chosen = open_pairs(tmp_path / "store", Reading(where="o_score > 3 and kind in ('swap', 'x')"))
     assert [pair.scores["o_score"] for pair in chosen] == [5, 7]
     assert chosen.identity != open_pairs(tmp_path / "store", Reading(limit=2)).identity
-    with pytest.raises(ConfigError, match="--where asks for 'size', and .* has task, src_img"):
+    with pytest.raises(ConfigError, match="`where` asks for 'size', and .* has task, src_img"):
         open_pairs(folder, Reading(where="size > 3"))
     with pytest.raises(ConfigError, match="limit is 0"):
         Reading(limit=0)
@@ -434,7 +434,7 @@ def test_conditions(text, row, met):
     + ["a == 1 or", "a in 5", "a in ()", "a == 'open", "x" * 3000, "a == 1; b", "a.b() == 1", "1 == a"],
 )
 def test_what_is_no_condition_is_refused(text):
-    with pytest.raises(ConfigError, match="--where"):
+    with pytest.raises(ConfigError, match="`where`"):
         Where(text)
 
 

@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
 def test_a_stage_that_stops_goes_on_to_the_same_weights(whole, tmp_path):
     folder, weights = whole
     done = []
-    with pytest.raises(Interrupted, match="stopped after step 4; the same command goes on"):
+    with pytest.raises(Interrupted, match="stopped after step 4; the same call goes on"):
         hooks = Hooks(on_result=lambda *at: done.append(at), should_stop=lambda: len(done) >= 3)
         run_stage(SmallStage(), tmp_path, hooks=hooks)
     again = SmallStage()

@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_data_set_whole(tmp_path, monkeypatch, failing):
     def refuse(*arguments):
         raise full
 
-    said = "No space left on device.*; free some space and run the same command again: the data set is whole"
+    said = "No space left on device.*; free some space and repeat the same call: the data set is whole"
     with monkeypatch.context() as patch, pytest.raises(DatasetError, match=said), writer(tmp_path) as open_writer:
         place = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "write": (store, "_write_shard")}[failing]
         patch.setattr(*place, refuse)
@@ -283,7 +283,7 @@ def test_a_real_limit_of_the_system_is_met_the_same_way(tmp_path):
     code = FILL.format(root=str(ROOT), folder=str(tmp_path))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "cannot be written (File too large); free some space and run the same command again" in run.stderr
+    assert "cannot be written (File too large); free some space and repeat the same call" in run.stderr
     assert PairStore(tmp_path).keys() == set("0123")
     assert len(shards(tmp_path)) == 1
 

@@ -64,7 +64,7 @@ def test_an_earlier_step_is_what_was_exported_then(stopped):
     saved = load_checkpoint(stopped / "checkpoints" / "step-00000002.pt")
     exported = stopped / "exports" / "step-00000002" / "ema.safetensors"
     assert equal(unet(exported), saved["ema"]) and equal(unet(f"{stopped}@2"), saved["ema"])
-    with pytest.raises(CheckpointError, match=r"has no step 1; it has 2, 3 \(train with --export-every"):
+    with pytest.raises(CheckpointError, match=r"has no step 1; it has 2, 3 \(train with `export_every`"):
         load_model(f"{stopped}@1", **CPU)
 
 
@@ -92,7 +92,7 @@ def test_a_run_whose_base_has_gone_asks_for_it(stopped, base, tmp_path):
     moved = shutil.copytree(stopped, tmp_path / "run")
     about = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps({**about, "base": "gone.safetensors", "directory": "/nowhere"}))
-    with pytest.raises(CheckpointError, match=r"was trained from gone.safetensors, .*name it as the base \(--base\)"):
+    with pytest.raises(CheckpointError, match=r"was trained from gone.safetensors, .*name it as the `base`"):
         load_model(moved, **CPU)
     assert equal(unet(moved, base=base()), unet(stopped))
 

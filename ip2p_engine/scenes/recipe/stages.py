@@ -122,7 +122,7 @@ def _launch(command: Sequence[str], processes: int, device: str, hooks: Hooks | 
     finally:
         child.terminate()
     if told and child.returncode:
-        raise Interrupted("stopped, as asked; the same command goes on")
+        raise Interrupted("stopped, as asked; the same call goes on")
     return child.returncode
 
 
