@@ -22,7 +22,7 @@ from .spec import Bundle, ModelSpec, Part
 from .unpickle import read_pickle
 from .write import TRAINING_KEY
 
-__all__ = ["CHECKPOINTS", "EXPORTS", "RUN", "RunStep", "base_of", "bundle_of_step", "find_step", "with_adapters"]
+__all__ = ["CHECKPOINTS", "EXPORTS", "RUN", "RunStep", "base_of", "bundle_of_step", "find_step", "with_adapters", "with_channels"]
 
 RUN, CHECKPOINTS, EXPORTS = "run.json", "checkpoints", "exports"
 STEP_FILE = re.compile(r"step-(\d{8})\.pt")
@@ -86,7 +86,8 @@ def bundle_of_step(step: RunStep, base: Bundle, weights: str, *, header_only: bo
     if any(name.endswith(DOWN) for name in state):
         rank = int(config.get("lora_rank", 0))
         scale = float(config.get("lora_alpha") or rank) / max(1, rank)
-        tensors = with_adapters(_widened_state(base.unet, step.file.name), state, scale, values=not header_only)
+        whole = _widened_state(base.unet, spec.in_channels, step.file.name)
+        tensors = with_adapters(whole, state, scale, values=not header_only)
     known = {name: value for name, value in step.about.items() if name not in ("versions", "directory")}
     about = {**known, "step": saved.get("step")}
     return replace(
@@ -124,12 +125,15 @@ def with_adapters(
     return merged
 
 
-def _widened_state(unet: Part, name: str) -> dict[str, Tensor]:
-    """The base's weights under the network's names, its first convolution widened to 8 channels with zeros."""
+def with_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution's weight with so many input channels, the new ones zero."""
+    return torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
+
+
+def _widened_state(unet: Part, channels: int, name: str) -> dict[str, Tensor]:
+    """The base's weights under the network's names, its first convolution widened with zeros."""
     state = module_state(unet, skeleton(unet, name=name).state_dict(), name=name)
-    first = state["conv_in.weight"]
-    if first.shape[1] == 4:
-        state["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], dim=1)
+    state["conv_in.weight"] = with_channels(state["conv_in.weight"], channels)
     return state
 
 

@@ -76,7 +76,7 @@ TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
     "resize": (2, (int,), "two whole numbers of pixels"),
     "betas": (2, (int, float), "two numbers from 0 to below 1"),
 }
-FLAGS = ("hold_out_test", "inverses", "streaming", "buckets", "gradient_checkpointing", "compile", "cache")
+FLAGS = ("hold_out_test", "inverses", "streaming", "buckets", "gradient_checkpointing", "compile", "cache", "mask_channels")
 
 # A config's field is never None: what is not given is filled in when it is made.
 NOT_GIVEN: Any = None
@@ -151,6 +151,8 @@ class TrainConfig:
     """w: errors count (1 + w d) / (1 + w) where d is the pair's change there in the latent world over its mean."""
     unmasked_weight: float = 1.0
     """How much an error counts outside the mask that the data give, beside 1 inside; 1 is the plain loss."""
+    mask_channels: bool = False
+    """Tell the network the data's masks as four more channels, as UltraEdit does; a base that has them goes on so."""
     prediction: str | None = None
     """eps or v; None keeps what the base predicts."""
     min_snr: float = 0.0

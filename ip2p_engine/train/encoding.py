@@ -52,7 +52,7 @@ class Encoded:
     """Of the edited picture's posterior, (n, 4, h, w), unscaled."""
     std: Tensor
     condition: Tensor
-    """c_I, (n, 4, h, w): the mode, unscaled but for CosXL-Edit."""
+    """c_I, (n, 4, h, w): the mode, unscaled but for CosXL-Edit; with the mask's after it (n, 8, h, w)."""
     text: TextEmbedding
     size_ids: Tensor
     """(n, 6); only SDXL's network reads it."""
@@ -81,14 +81,17 @@ class Encoder:
 
     @torch.no_grad()
     def latents(self, pixels: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Of uint8 pixels (n, 2, 3, H, W), before and after, in one pass of the autoencoder; and of a mask."""
+        """Of uint8 pixels (n, 2, 3, H, W), before and after, in one pass of the autoencoder; and of masks (n, 1, H, W)."""
         autoencoder, spec = self._model.autoencoder, self._model.spec
+        if spec.takes_mask and mask is not None:
+            pixels = torch.cat([pixels, mask[:, None].expand(-1, 1, 3, -1, -1)], dim=1)
+        count = pixels.shape[1]
         values = (2 * pixels.to(autoencoder.device).float() / 255 - 1).flatten(0, 1)
         posterior = autoencoder.encode(values.to(autoencoder.dtype)).latent_dist
-        mode = posterior.mode().float().unflatten(0, (-1, 2))
-        std = posterior.std.float().unflatten(0, (-1, 2))
+        mode = posterior.mode().float().unflatten(0, (-1, count))
+        std = posterior.std.float().unflatten(0, (-1, count))
         scale = spec.latent_scale if spec.scaled_condition else 1.0
-        found = {"mean": mode[:, 1], "std": std[:, 1], "condition": scale * mode[:, 0]}
+        found = {"mean": mode[:, 1], "std": std[:, 1], "condition": scale * mode[:, [0, *range(2, count)]].flatten(1, 2)}
         return found if mask is None else {**found, "mask": avg_pool2d(mask.to(mode.device).float() / 255, 8)}
 
     def text(self, texts: Sequence[str]) -> TextEmbedding:
@@ -107,7 +110,7 @@ def cache_key(source: Rows, model: Model, config: TrainConfig, *, masks: bool = 
     frozen = (model.autoencoder, *model.text_encoders)
     networks = {f"network {n}": digest_of_network(network) for n, network in enumerate(frozen)}
     key = {"data": source.identity, "rows": len(source), "variants": config.variants, **settings, **networks}
-    key |= {"masks": True} if masks else {}  # caches without are as those of 0.1
+    key |= {"masks": model.spec.in_channels} if masks else {}  # caches without are as those of 0.1
     return json.loads(json.dumps(key))
 
 

@@ -12,7 +12,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..checkpoint.lora import kohya_state
-from ..checkpoint.spec import autoencoder_dtype, recommended
+from ..checkpoint.spec import EDIT, MASKED_EDIT, autoencoder_dtype, recommended
+from ..checkpoint.training_run import with_channels
 from ..errors import ConfigError
 from ..networks.model import Model
 from .checkpoints import is_sharded, whole
@@ -26,6 +27,7 @@ __all__ = [
     "lora_state",
     "make_trainable",
     "move_frozen",
+    "needs_masks",
     "trained_parameters",
     "usable",
     "widened",
@@ -35,34 +37,34 @@ LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def widened(model: Model) -> Model:
-    """A text-to-image model with 4 further input channels whose weights are zero (paper, section 3.2).
+def widened(model: Model, channels: int = EDIT) -> Model:
+    """A model with further input channels whose weights are zero (paper, section 3.2; 12 of them: UltraEdit's mask).
 
-    The first convolution's bias is kept, so the network's output is what it was, whatever the picture.
+    The first convolution's bias is kept, so the network's output is what it was, whatever the picture or the mask.
     """
     spec = model.spec
-    hints = recommended(spec.family, 8) if spec.image_cfg == 1 else {}
+    hints = recommended(spec.family, channels) if spec.image_cfg == 1 else {}
     kept = {name: hints[name] for name in ("image_cfg", "resolution") if name in hints}
     scaled = spec.family == "cosxl"
-    config = {**dict(model.unet.config), "in_channels": 8}
+    config = {**dict(model.unet.config), "in_channels": channels}
     state = model.unet.state_dict()
-    weight = state["conv_in.weight"]
-    state["conv_in.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+    state["conv_in.weight"] = with_channels(state["conv_in.weight"], channels)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     unet.load_state_dict(state, strict=True, assign=True)
-    spec = replace(spec, in_channels=8, scaled_condition=scaled, **kept)
+    spec = replace(spec, in_channels=channels, scaled_condition=scaled, **kept)
     return replace(model, spec=spec, unet=unet)
 
 
 def make_trainable(model: Model, config: TrainConfig) -> Model:
-    """The model to train: 8 channels, float32 weights that take gradients, the other networks frozen.
+    """The model to train: 8 channels, or 12 with masks, float32 weights that take gradients, the other networks frozen.
 
     With LoRA the weights are frozen in the run's precision and float32 adapters train, with the first convolution
     where it is new. Raises ConfigError if peft is missing.
     """
-    new = model.spec.in_channels == 4
-    model = widened(model) if new else model
+    channels = max(model.spec.in_channels, MASKED_EDIT if config.mask_channels else EDIT)
+    new = channels > model.spec.in_channels
+    model = widened(model, channels) if new else model
     spec = replace(model.spec, prediction=config.prediction or model.spec.prediction, weights="only")
     unet = model.unet.float().requires_grad_(not config.lora_rank)
     if config.lora_rank:
@@ -76,6 +78,11 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
 def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
     """What takes gradients, by name."""
     return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
+
+
+def needs_masks(model: Model, config: TrainConfig) -> bool:
+    """Whether a run reads the data's masks: for its loss, or as channels."""
+    return model.spec.takes_mask or config.unmasked_weight < 1
 
 
 @contextmanager
@@ -99,8 +106,10 @@ def finished(model: Model, base: Model, config: TrainConfig) -> Model:
     parts = {"autoencoder": base.autoencoder, "text_encoders": base.text_encoders}
     if not config.lora_rank:
         return replace(model, **parts)
-    fresh: Any = widened(base).unet if base.spec.in_channels == 4 else base.unet
-    _add_adapters(fresh.float(), config, train_conv_in=base.spec.in_channels == 4)
+    channels = model.spec.in_channels
+    new = channels > base.spec.in_channels
+    fresh: Any = widened(base, channels).unet if new else base.unet
+    _add_adapters(fresh.float(), config, train_conv_in=new)
     trained = trained_parameters(model.unet)
     for name, parameter in trained_parameters(fresh).items():
         parameter.data.copy_(trained[name].detach())

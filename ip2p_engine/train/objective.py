@@ -38,7 +38,7 @@ class Objective:
         squares = (output.float() - target).square()
         if config.change_weight:
             scale = model.spec.latent_scale if model.spec.scaled_condition else 1.0
-            squares = squares * change_weights(encoded.mean - encoded.condition / scale, config.change_weight)
+            squares = squares * change_weights(encoded.mean - encoded.condition[:, :4] / scale, config.change_weight)
         if encoded.mask is not None and config.unmasked_weight < 1:
             squares = squares * mask_weights(encoded.mask, config.unmasked_weight)
         errors = squares.mean(dim=(1, 2, 3))

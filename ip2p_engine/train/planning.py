@@ -126,12 +126,14 @@ def seconds_of_a_micro_batch(
     device = model.device
     draws = draw(0, 0, range(micro), (4, side, side))
     moved = type(draws)(**{name: value if name == "level" else value.to(device) for name, value in vars(draws).items()})
-    latents = torch.zeros(micro, 4, side, side, device=device)
+    latents, condition = (
+        torch.zeros(micro, channels, side, side, device=device) for channels in (4, model.spec.in_channels - 4)
+    )
     tokens = null.tokens.expand(micro, -1, -1)
     pooled = None if null.pooled is None else null.pooled.expand(micro, -1)
     sizes = torch.full((micro, 6), config.resolution, device=device)
     encoded = Encoded(
-        mean=latents, std=latents, condition=latents, text=TextEmbedding(tokens=tokens, pooled=pooled), size_ids=sizes
+        mean=latents, std=latents, condition=condition, text=TextEmbedding(tokens=tokens, pooled=pooled), size_ids=sizes
     )
     seconds = 0.0
     for _ in range(2):

@@ -21,7 +21,7 @@ from .checkpoints import State, keep_last, latest, step_of
 from .config import TrainConfig
 from .distributed import log_picture, refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
-from .networks import make_trainable, move_frozen, trained_parameters
+from .networks import make_trainable, move_frozen, needs_masks, trained_parameters
 from .objective import Objective
 from .optimizers import Average, check_packages, make_optimizers
 from .order import make_order
@@ -187,7 +187,7 @@ def begin(
     on_plan(_plan(config, model, out, source, test, first))
     with refusals():
         accelerator.init_trackers("ip2p", config={name: str(value) for name, value in asdict(config).items()})
-    masks = config.unmasked_weight < 1
+    masks = needs_masks(model, config)
     reader: Reader = PictureReader(source, config, masks=masks)
     broken_rows: Collection[int] = ()
     if config.cache:
@@ -250,7 +250,7 @@ def _opened(
     folder.refuse_other(config)
     config = folder.outputs(config)
     source = open_source(data, config)
-    if config.unmasked_weight < 1:
+    if config.unmasked_weight < 1 or config.mask_channels:
         refuse_without_masks(source, data)
     model, base_digest = _model(base, config, accelerator.device)
     origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
@@ -270,7 +270,7 @@ def _cached(
     on_cache: Callable[[int, int], None],
 ) -> tuple[Reader, Collection[int]]:
     """(what reads the cache, which is made first, rows that it has not); the frozen networks then leave the device."""
-    key = cache_key(source, model, config, masks=config.unmasked_weight < 1)
+    key = cache_key(source, model, config, masks=needs_masks(model, config))
     build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
     accelerator.wait_for_everyone()
     reader = CacheReader(folder.cache, key, config)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError, DatasetError, ImageError
 from ..files import csv_rows, json_lines
-from ..images import fit, open_image, save_image, strip
+from ..images import Size, fit, open_image, open_mask, save_image, strip
 from ..networks.conditioning import TextEmbedding
 from ..networks.model import Model
 from .augment import crop_mask, crop_pair, draw_crop, size_ids
@@ -40,10 +40,15 @@ class Own:
 
     original: Image.Image
     instruction: str
+    mask: Image.Image | None = None
+    """For a network that is told one: white where something may change."""
 
 
 def read_own(path: Path) -> list[Own]:
-    """Rows with source and instruction of a .csv or .jsonl file; paths are relative to it. Raises ConfigError."""
+    """Rows with source, instruction and maybe mask of a .csv or .jsonl file; paths are relative to it.
+
+    Raises ConfigError.
+    """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"validate_with is {path}; give a .csv or .jsonl file with columns source and instruction")
     rows = (json_lines if path.suffix.lower() == ".jsonl" else csv_rows)(path, ConfigError)
@@ -53,7 +58,9 @@ def read_own(path: Path) -> list[Own]:
         if not isinstance(source, str) or not isinstance(said, str) or not said.strip():
             raise ConfigError(f"{path}, row {number}, has no source or no instruction; give both")
         try:
-            found.append(Own(original=open_image(path.parent / source), instruction=said))
+            original, mask = open_image(path.parent / source), row.get("mask")
+            mask = open_mask(path.parent / mask, original.size) if mask and isinstance(mask, str) else None
+            found.append(Own(original=original, instruction=said, mask=mask))
         except ImageError as error:
             raise ConfigError(f"{path}, row {number}: {error}") from error
     if not found:
@@ -69,7 +76,8 @@ class ValidationSet:
         rest = held_out_rows(source)
         self.held_out = rest is not None
         self._rows = source if rest is None else rest
-        self.pairs = list(islice(_good(self._rows, config.validation_count), config.validation_count))
+        count = config.validation_count
+        self.pairs = list(islice(_good(self._rows, count, masks=masks), count))
         self.own = read_own(Path(config.validate_with)) if config.validate_with else []
         self._encoded: list[Encoded] | None = None
 
@@ -131,7 +139,8 @@ class ValidationSet:
         instructions = [one.instruction for one in self._shown]
         with average.applied(), usable(model) as shown, arithmetic(model.device.type, self._config):
             editor = InstructPix2Pix(shown)
-            edits = editor.edit_each(sources, instructions, seeds=range(len(sources)), config=config)
+            masks = [_fitted_mask(one.mask, size) if shown.spec.takes_mask else None for one in self._shown]
+            edits = editor.edit_each(sources, instructions, seeds=range(len(sources)), masks=masks, config=config)
         truths = [[fit(pair.edited, size)] for pair in self.pairs] + [[] for _ in self.own]
         return [[a, b.image, *c] for a, b, c in zip(sources, edits, truths, strict=True)]
 
@@ -151,6 +160,12 @@ class ValidationSet:
     def save(self, rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
         """The sheet as a file."""
         save_image(self.sheet(rows), path)
+
+
+def _fitted_mask(mask: Image.Image | None, size: Size) -> Image.Image | None:
+    """As its picture is fitted; None where nothing white is left, which is told as no mask is."""
+    fitted = None if mask is None else fit(mask.convert("RGB"), size).convert("L")
+    return fitted if fitted is not None and fitted.getextrema()[1] else None
 
 
 def _moved(encoded: Encoded, device: torch.device) -> Encoded:

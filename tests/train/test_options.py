@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -10,15 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
+from ip2p_engine import InstructPix2Pix
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.diffusion.guidance import conditioning_dropout
 from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.images import to_tensor
+from ip2p_engine.networks.conditioning import encode_image
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.augment import Crop, crop_mask
 from ip2p_engine.train.batches import Batch, PictureReader
 from ip2p_engine.train.encoding import Encoder
-from ip2p_engine.train.networks import make_trainable
+from ip2p_engine.train.networks import make_trainable, needs_masks, widened
 from ip2p_engine.train.objective import Objective, _left_out, change_weights, mask_weights
 from ip2p_engine.train.optimizers import learning_rate
 from ip2p_engine.train.order import Place
@@ -143,6 +148,52 @@ def test_a_masked_run(masked, store, run, cache):
     assert run(data=masked, steps=1, unmasked_weight=0.0, cache=cache, validate_every=1, validation_count=1).finished
     with pytest.raises(ConfigError, match="has no masks"):
         run("other", data=store, steps=1, unmasked_weight=0.0)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_masks_as_channels_are_what_an_edit_tells_the_network(masked, base, channels):
+    """Noise, picture, mask, as UltraEdit has them; new channels are zero, so the network's output is what it was."""
+    config = TrainConfig(resolution=64, resize=(64, 64), flip=0.0, workers=0, mask_channels=True)
+    before = load_model(base(), device="cpu")
+    before = before if channels == 4 else widened(before)
+    model = make_trainable(replace(before, unet=copy.deepcopy(before.unet)), config)
+    assert model.spec.in_channels == 12 and needs_masks(model, config) and not needs_masks(before, config)
+    pair = open_pair(open_source(masked, config)[0], masks=True)
+    place = Place(step=0, position=0, size=(64, 64), candidates=[0])
+    tensors = PictureReader(open_source(masked, config), config, masks=True).read(0, place).tensors
+    found = Encoder(model).latents(tensors["pixels"][None], tensors["mask"][None])
+    told = encode_image(model, to_tensor([pair.original]), to_tensor([pair.mask.convert("RGB")]))
+    assert found["condition"].shape == (1, 8, 8, 8) and torch.allclose(found["condition"], told, atol=1e-5)
+    plain = Encoder(before).latents(tensors["pixels"][None])
+    assert torch.allclose(found["mean"], plain["mean"], atol=1e-6) and torch.allclose(found["std"], plain["std"])
+    x, text = torch.randn(1, 4, 8, 8), torch.ones(1, 77, 8)
+    inputs = torch.cat([x, found["condition"]], 1)
+    wide, narrow = model.unet(inputs, 500, text).sample, before.unet(inputs[:, :channels], 500, text).sample
+    assert torch.allclose(wide, narrow, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_with_masks_as_channels(masked, run, tmp_path):
+    """Cached and not, whole and by adapters: one first loss; what is left edits under a mask, at any step."""
+    own = tmp_path / "own.jsonl"
+    pair = open_pair(open_source(masked, TrainConfig())[0], masks=True)
+    pair.original.save(tmp_path / "a.png")
+    pair.mask.save(tmp_path / "m.png")
+    own.write_text('{"source": "a.png", "instruction": "make it blue", "mask": "m.png"}\n')
+    settings = {"data": masked, "steps": 2, "mask_channels": True, "resize": (64, 64), "flip": 0.0, "validate_every": 2}
+    settings |= {"validation_count": 2, "validate_with": str(own)}
+    losses = []
+    for name, more in (("plain", {}), ("cache", {"cache": True}), ("lora", {"lora_rank": 2})):
+        result = run(name, **settings, **more)
+        losses.append(json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"])
+        model = load_model(result.files["ema"], device="cpu", dtype="file")
+        assert model.spec.takes_mask
+        result.files["ema"].unlink()
+        step = load_model(tmp_path / name, device="cpu", dtype="file")
+        assert torch.allclose(step.unet.conv_in.weight, model.unet.conv_in.weight, atol=1e-6)
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+    edited = InstructPix2Pix(model).edit(pair.original, "make it blue", masks=pair.mask, steps=1, size="keep")[0]
+    assert edited.latent.isfinite().all()
 
 
 def test_a_broken_mask_breaks_only_runs_that_look_at_masks(records):
