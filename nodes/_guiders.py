@@ -201,8 +201,9 @@ def step_callback(
 
 def ladder(model: comfy.model_patcher.ModelPatcher) -> DiscreteSchedule:
     """A MODEL's noise levels as the engine's schedule."""
-    sigmas = model.get_model_object("model_sampling").sigmas.detach().cpu().double()
-    return DiscreteSchedule(1 / (1 + sigmas**2))
+    sampling = model.get_model_object("model_sampling")
+    sigmas = sampling.sigmas.detach().cpu().double()
+    return DiscreteSchedule(1 / (1 + sigmas**2), bool(getattr(sampling, "zsnr", False)))
 
 
 def fractional_time(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:

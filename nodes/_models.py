@@ -110,7 +110,12 @@ def spec_of(model: comfy.model_patcher.ModelPatcher) -> Any:
     prediction = "v" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "eps"
     schedule = "edm" if edm else "ddpm"
     return ModelSpec(
-        family=family, in_channels=channels, prediction=prediction, schedule=schedule, **recommended(family, channels)
+        family=family,
+        in_channels=channels,
+        prediction=prediction,
+        schedule=schedule,
+        zero_snr=bool(getattr(sampling, "zsnr", False)) and prediction == "v",
+        **recommended(family, channels),
     )
 
 
@@ -161,8 +166,11 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
 def _native(parts: tuple, spec: Any) -> Native:
     model, clip, vae = parts
     model.set_attachments(SPEC, spec)
-    if spec.prediction == "v" and model.model.model_type == comfy.model_base.ModelType.EPS:
-        sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.V_PREDICTION)
+    config = model.model.model_config
+    if spec.zero_snr:  # core knows it by a tensor, and of SDXL alone
+        config.sampling_settings = {**config.sampling_settings, "zsnr": True}
+    if spec.prediction == "v" and (spec.zero_snr or model.model.model_type == comfy.model_base.ModelType.EPS):
+        sampling = comfy.model_base.model_sampling(config, comfy.model_base.ModelType.V_PREDICTION)
         model.add_object_patch("model_sampling", sampling)
     return Native(model=model, clip=clip, vae=vae, spec=spec)
 

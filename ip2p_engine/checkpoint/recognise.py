@@ -39,6 +39,7 @@ __all__ = [
     "EDM_KEYS",
     "EMA",
     "PREFIXES",
+    "ZERO_SNR_KEY",
     "bundle_of_file",
     "bundle_of_folder",
     "choose_files",
@@ -70,9 +71,9 @@ PREFIXES = {
     "sdxl_open_clip": "conditioner.embedders.1.model.",
 }
 EDM_KEYS = ("edm_vpred.sigma_min", "edm_vpred.sigma_max")
-V_KEY, V_THRESHOLD = "v_pred", 0.09
+V_KEY, ZERO_SNR_KEY, V_THRESHOLD = "v_pred", "ztsnr", 0.09
 HARMLESS = re.compile(
-    r"model_ema\..*|first_stage_model\.(loss|model_ema)\..*|edm_vpred\..*|v_pred|denoiser\..*"
+    r"model_ema\..*|first_stage_model\.(loss|model_ema)\..*|edm_vpred\..*|v_pred|ztsnr|denoiser\..*"
     r"|(cond_stage_model|conditioner\.embedders\.\d+)\.(logit_scale|text_projection(\.weight)?)"
     r"|betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor"
     r"|.*position_ids|.*logit_scale|.*attn_mask|cond_stage_model\.transformer\.text_projection\.weight"
@@ -211,11 +212,13 @@ def _file_spec(
         return saved if prediction is None else replace(saved, prediction=prediction)
     edm = EDM_KEYS[1] in file.tensors
     family, channels = family_of(config, edm=edm), config["in_channels"]
+    predicted = prediction or _prediction(file, config, unet, layout, family)
     spec = ModelSpec(
         family=family,
         in_channels=channels,
-        prediction=prediction or _prediction(file, config, unet, layout, family),
+        prediction=predicted,
         schedule="edm" if edm else "ddpm",
+        zero_snr=ZERO_SNR_KEY in file.tensors and predicted == "v" and not edm,
         **recommended(family, channels),
     )
     if not edm:
@@ -470,7 +473,8 @@ def _schedule(folder: Path, scheduler: Mapping[str, Any], *, edm: bool) -> dict[
             "use a checkpoint of Stable Diffusion's schedule"
         )
     start, end = scheduler.get("beta_start", 0.00085), scheduler.get("beta_end", 0.012)
-    return {"prediction": PREDICTIONS[said], "beta_start": start, "beta_end": end}
+    zero_snr = scheduler.get("rescale_betas_zero_snr", False)
+    return {"prediction": PREDICTIONS[said], "beta_start": start, "beta_end": end, "zero_snr": zero_snr}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         task=TASKS[spec.in_channels],
         in_channels=spec.in_channels,
         prediction=spec.prediction,
-        schedule=spec.schedule,
+        schedule=spec.schedule + (", zero terminal SNR" if spec.zero_snr else ""),
         condition="none" if spec.in_channels == 4 else "scaled" if spec.scaled_condition else "unscaled",
         has_ema=bundle.ema_parameters > 0,
         weights=spec.weights,

@@ -99,6 +99,8 @@ class ModelSpec:
     """Smallest sigma, edm only."""
     sigma_max: float = 120.0
     """Largest sigma, edm only."""
+    zero_snr: bool = False
+    """Whether the ladder is rescaled to end in pure noise (Lin et al. 2023); ddpm and v only."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -110,6 +112,9 @@ class ModelSpec:
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.40}; give a number from {low:g} to {high:g}")
         if self.beta_start > self.beta_end or self.sigma_min >= self.sigma_max:
             raise ConfigError("beta_start or sigma_min is above its other end; give the smaller one first")
+        if self.zero_snr and (self.prediction, self.schedule) != ("v", "ddpm"):
+            got = f"{self.prediction} on {self.schedule}"
+            raise ConfigError(f"zero_snr is of v-prediction on DDPM's ladder, and this is {got}; give one without it")
         for name in ("name", "weights"):
             if len(getattr(self, name)) > NAME_LENGTH:
                 raise ConfigError(f"{name} has {len(getattr(self, name)):,} characters; give at most {NAME_LENGTH}")

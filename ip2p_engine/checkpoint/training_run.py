@@ -22,7 +22,17 @@ from .spec import Bundle, ModelSpec, Part
 from .unpickle import read_pickle
 from .write import TRAINING_KEY
 
-__all__ = ["CHECKPOINTS", "EXPORTS", "RUN", "RunStep", "base_of", "bundle_of_step", "find_step", "with_adapters", "with_channels"]
+__all__ = [
+    "CHECKPOINTS",
+    "EXPORTS",
+    "RUN",
+    "RunStep",
+    "base_of",
+    "bundle_of_step",
+    "find_step",
+    "with_adapters",
+    "with_channels",
+]
 
 RUN, CHECKPOINTS, EXPORTS = "run.json", "checkpoints", "exports"
 STEP_FILE = re.compile(r"step-(\d{8})\.pt")

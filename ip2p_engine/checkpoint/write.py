@@ -20,7 +20,7 @@ from ..tokenizer import MAX_TOKENS, clip_tokenizer, merges
 from .build import all_finite, overflow
 from .keys import few, ldm_autoencoder_name, ldm_unet_name, strip_text_prefix, to_open_clip
 from .read import SAFE_SUFFIXES, WEIGHT_SUFFIXES
-from .recognise import CONFIG_FILE, CONFIG_KEY, EDM_KEYS, PREFIXES, V_KEY
+from .recognise import CONFIG_FILE, CONFIG_KEY, EDM_KEYS, PREFIXES, V_KEY, ZERO_SNR_KEY
 from .spec import BASE_NAMES, ModelSpec, Networks, spec_to_json
 
 __all__ = [
@@ -253,6 +253,8 @@ def _markers(model: Networks) -> dict[str, Tensor]:
     spec = model.spec
     if spec.schedule == "edm":
         return {key: torch.tensor(value) for key, value in zip(EDM_KEYS, (spec.sigma_min, spec.sigma_max), strict=True)}
+    if spec.zero_snr:
+        return {V_KEY: torch.zeros(0), ZERO_SNR_KEY: torch.zeros(0)}
     return {V_KEY: torch.zeros(0)} if spec.family == "sdxl" and spec.prediction == "v" else {}
 
 
@@ -293,7 +295,7 @@ def model_index(spec: ModelSpec) -> dict[str, Any]:
 
 
 def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
-    """scheduler_config.json; "linspace" is the only spacing that equals the paper's code."""
+    """scheduler_config.json; "linspace" is the only spacing that equals the paper's code, but for zero_snr."""
     prediction = "v_prediction" if spec.prediction == "v" else "epsilon"
     if spec.schedule == "edm":
         return {
@@ -312,7 +314,8 @@ def scheduler_config(spec: ModelSpec) -> dict[str, Any]:
         "beta_start": spec.beta_start,
         "num_train_timesteps": 1000,
         "prediction_type": prediction,
-        "timestep_spacing": "linspace",
+        "timestep_spacing": "trailing" if spec.zero_snr else "linspace",
+        **({"rescale_betas_zero_snr": True} if spec.zero_snr else {}),
     }
 
 

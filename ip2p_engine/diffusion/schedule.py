@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 SAME_SIGMA = 1e-6
+LEAST_SIGNAL = 4.8973451890853435e-08  # a of the last step to a sampler, whose sigma would be infinite: ComfyUI's
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +33,24 @@ class DiscreteSchedule:
     """The DDPM ladder sigma_t = sqrt((1 - a_t) / a_t), t = 0 .. steps - 1; between the steps in log sigma."""
 
     alphas_cumprod: Tensor
+    zero_snr: bool = False
+    """Whether the last step is pure noise; walks then start there, and space their steps from there."""
 
     @classmethod
-    def stable_diffusion(cls, start: float = 0.00085, end: float = 0.0120, steps: int = 1000) -> DiscreteSchedule:
-        """Stable Diffusion's "scaled linear" betas: their square roots are evenly spaced."""
+    def stable_diffusion(
+        cls, start: float = 0.00085, end: float = 0.0120, steps: int = 1000, *, zero_snr: bool = False
+    ) -> DiscreteSchedule:
+        """Stable Diffusion's "scaled linear" betas: their square roots are evenly spaced.
+
+        ``zero_snr``: sqrt(a_t) shifted and scaled so that the last is 0 and the first as it was (Lin et al. 2023,
+        algorithm 1).
+        """
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-        return cls((1 - betas).cumprod(0))
+        a = (1 - betas).cumprod(0)
+        if zero_snr:
+            first, last = a[0].sqrt(), a[-1].sqrt()
+            a = ((a.sqrt() - last) * first / (first - last)).square()
+        return cls(a, zero_snr)
 
     @property
     def steps(self) -> int:
@@ -46,7 +59,8 @@ class DiscreteSchedule:
     @property
     def sigmas(self) -> Tensor:
         """Ascending sigmas, float64, shape (steps,)."""
-        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+        a = self.alphas_cumprod.clamp(min=LEAST_SIGNAL) if self.zero_snr else self.alphas_cumprod
+        return ((1 - a) / a).sqrt()
 
     @property
     def sigma_min(self) -> float:
@@ -91,9 +105,14 @@ class DiscreteSchedule:
 
 
 def model_sigmas(schedule: DiscreteSchedule, steps: int) -> Tensor:
-    """The paper's code's sigmas: t = linspace(last, 0, n), fractional, then 0. Shape (steps + 1,), float64."""
+    """The paper's code's sigmas: t = linspace(last, 0, n), fractional, then 0. Shape (steps + 1,), float64.
+
+    Of a ladder that ends in pure noise t = T (1 - k / n) - 1, the "trailing" spacing (Lin et al. 2023, section 3.3).
+    """
     _check_steps(steps)
     t = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64)
+    if schedule.zero_snr:
+        t = schedule.steps * (1 - torch.arange(steps, dtype=torch.float64) / steps) - 1
     return _with_zero(schedule.t_to_sigma(t))
 
 

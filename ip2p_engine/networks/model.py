@@ -55,7 +55,7 @@ class Model:
         """The sigmas the network was trained on: DDPM's ladder, or for EDM 1000 log-spaced ones."""
         spec = self.spec
         if spec.schedule == "ddpm":
-            return DiscreteSchedule.stable_diffusion(spec.beta_start, spec.beta_end)
+            return DiscreteSchedule.stable_diffusion(spec.beta_start, spec.beta_end, zero_snr=spec.zero_snr)
         low, high = math.log(spec.sigma_min), math.log(spec.sigma_max)
         sigmas = torch.linspace(low, high, EDM_STEPS, dtype=torch.float64).exp()
         return DiscreteSchedule(1 / (1 + sigmas**2))

@@ -76,7 +76,17 @@ TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
     "resize": (2, (int,), "two whole numbers of pixels"),
     "betas": (2, (int, float), "two numbers from 0 to below 1"),
 }
-FLAGS = ("hold_out_test", "inverses", "streaming", "buckets", "gradient_checkpointing", "compile", "cache", "mask_channels")
+FLAGS = (
+    "hold_out_test",
+    "inverses",
+    "streaming",
+    "buckets",
+    "gradient_checkpointing",
+    "compile",
+    "cache",
+    "mask_channels",
+    "zero_snr",
+)
 
 # A config's field is never None: what is not given is filled in when it is made.
 NOT_GIVEN: Any = None
@@ -155,6 +165,8 @@ class TrainConfig:
     """Tell the network the data's masks as four more channels, as UltraEdit does; a base that has them goes on so."""
     prediction: str | None = None
     """eps or v; None keeps what the base predicts."""
+    zero_snr: bool = False
+    """Rescale the noise levels so that the last is pure noise, and predict v (Lin et al. 2023)."""
     min_snr: float = 0.0
     """gamma of min-SNR weighting (Hang et al. 2023); 0 weights all noise levels alike."""
     offset_noise: float = 0.0
@@ -257,6 +269,8 @@ class TrainConfig:
             )
         if self.optimizer == "muon" and self.precision == "float16":
             raise ConfigError("muon has no gradient scaler; choose precision float32 or bfloat16, or adamw")
+        if self.zero_snr and self.prediction == "eps":
+            raise ConfigError("zero_snr predicts v, since noise says nothing of pure noise; leave prediction out")
         if self.streaming and (self.buckets or self.cache):
             word = "buckets" if self.buckets else "cache"
             raise ConfigError(f"{word} needs all rows before training, and a stream has no end; turn streaming off")

@@ -81,7 +81,7 @@ class Encoder:
 
     @torch.no_grad()
     def latents(self, pixels: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Of uint8 pixels (n, 2, 3, H, W), before and after, in one pass of the autoencoder; and of masks (n, 1, H, W)."""
+        """Of uint8 pixels (n, 2, 3, H, W), before and after, and masks (n, 1, H, W), in one pass of the autoencoder."""
         autoencoder, spec = self._model.autoencoder, self._model.spec
         if spec.takes_mask and mask is not None:
             pixels = torch.cat([pixels, mask[:, None].expand(-1, 1, 3, -1, -1)], dim=1)
@@ -91,7 +91,11 @@ class Encoder:
         mode = posterior.mode().float().unflatten(0, (-1, count))
         std = posterior.std.float().unflatten(0, (-1, count))
         scale = spec.latent_scale if spec.scaled_condition else 1.0
-        found = {"mean": mode[:, 1], "std": std[:, 1], "condition": scale * mode[:, [0, *range(2, count)]].flatten(1, 2)}
+        found = {
+            "mean": mode[:, 1],
+            "std": std[:, 1],
+            "condition": scale * mode[:, [0, *range(2, count)]].flatten(1, 2),
+        }
         return found if mask is None else {**found, "mask": avg_pool2d(mask.to(mode.device).float() / 255, 8)}
 
     def text(self, texts: Sequence[str]) -> TextEmbedding:

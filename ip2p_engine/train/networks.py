@@ -15,7 +15,7 @@ from ..checkpoint.lora import kohya_state
 from ..checkpoint.spec import EDIT, MASKED_EDIT, autoencoder_dtype, recommended
 from ..checkpoint.training_run import with_channels
 from ..errors import ConfigError
-from ..networks.model import Model
+from ..networks.model import Model, ModelSpec
 from .checkpoints import is_sharded, whole
 from .config import TrainConfig
 from .randomness import stream
@@ -65,7 +65,7 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
     channels = max(model.spec.in_channels, MASKED_EDIT if config.mask_channels else EDIT)
     new = channels > model.spec.in_channels
     model = widened(model, channels) if new else model
-    spec = replace(model.spec, prediction=config.prediction or model.spec.prediction, weights="only")
+    spec = replace(model.spec, weights="only", **_predicted(model.spec, config))
     unet = model.unet.float().requires_grad_(not config.lora_rank)
     if config.lora_rank:
         _add_adapters(unet, config, train_conv_in=new)
@@ -73,6 +73,13 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
         unet.enable_gradient_checkpointing()
     _cast_frozen(model, config)
     return replace(model, spec=spec, unet=unet.train())
+
+
+def _predicted(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
+    """What the network is taught to predict, and on which ladder."""
+    if config.zero_snr:
+        return {"prediction": "v", "zero_snr": True}
+    return {"prediction": config.prediction or spec.prediction}
 
 
 def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:

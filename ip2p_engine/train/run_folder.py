@@ -45,6 +45,7 @@ COMPUTED_WITH = (
     "beta_end",
     "sigma_min",
     "sigma_max",
+    "zero_snr",
 )
 VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 CURVE_SIZE = (900, 420)

@@ -159,3 +159,32 @@ def test_alpha_and_sigma_are_a_rotation(t):
     assert alpha.dtype == sigma.dtype == torch.float32
     assert float(alpha[0] ** 2 + sigma[0] ** 2) == pytest.approx(1, abs=1e-6)
     assert float(sigma[0] / alpha[0]) == pytest.approx(float(SCHEDULE.sigmas[t]), rel=1e-6)
+
+
+ZERO = DiscreteSchedule.stable_diffusion(zero_snr=True)
+
+
+def test_a_ladder_to_pure_noise_is_diffusers():
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    theirs = (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    torch.testing.assert_close(ZERO.alphas_cumprod, theirs, atol=1e-12, rtol=0)
+    assert ZERO.alphas_cumprod[-1] == 0 and ZERO.alphas_cumprod[0] == pytest.approx(1 - 0.00085)
+    assert ZERO.alpha_sigma(torch.tensor([999])) == (torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    assert ZERO.sigmas.isfinite().all() and ZERO.sigma_max == pytest.approx(4518.77, rel=1e-5)
+    assert not SCHEDULE.zero_snr and torch.equal(SCHEDULE.sigmas, DiscreteSchedule.stable_diffusion().sigmas)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 20, 1000])
+def test_walks_from_pure_noise_are_spaced_as_diffusers(steps):
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    named = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    how = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    theirs = EulerAncestralDiscreteScheduler(**named, **how)
+    theirs.set_timesteps(steps)
+    ours = model_sigmas(ZERO, steps)
+    torch.testing.assert_close(ZERO.sigma_to_t(ours[:-1]), theirs.timesteps.double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ours[1:-1], theirs.sigmas[1:-1].double(), atol=0, rtol=1e-3)
+    assert ours[0] == pytest.approx(ZERO.sigma_max) and ours[-1] == 0

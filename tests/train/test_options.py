@@ -7,28 +7,33 @@ import io
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
+from ip2p_engine.checkpoint.source import open_bundle
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.diffusion.guidance import conditioning_dropout
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.images import to_tensor
-from ip2p_engine.networks.conditioning import encode_image
+from ip2p_engine.networks.conditioning import TextEmbedding, encode_image
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.augment import Crop, crop_mask
 from ip2p_engine.train.batches import Batch, PictureReader
-from ip2p_engine.train.encoding import Encoder
+from ip2p_engine.train.encoding import Encoded, Encoder
 from ip2p_engine.train.networks import make_trainable, needs_masks, widened
-from ip2p_engine.train.objective import Objective, _left_out, change_weights, mask_weights
+from ip2p_engine.train.objective import Objective, _left_out, change_weights, mask_weights, noise_levels, snr_weight
 from ip2p_engine.train.optimizers import learning_rate
 from ip2p_engine.train.order import Place
 from ip2p_engine.train.randomness import draw
 from ip2p_engine.train.sources import open_pair, open_source
+
+STEP = "step-00000001.pt"
 
 
 @pytest.mark.parametrize(
@@ -201,3 +206,43 @@ def test_a_broken_mask_breaks_only_runs_that_look_at_masks(records):
     assert open_pair(source[0]).mask is None
     with pytest.raises(DatasetError, match="pair 0000000/0: .*mask"):
         open_pair(source[0], masks=True)
+
+
+def test_noise_levels_to_pure_noise(tiny_model):
+    """At the last level nothing of the picture is left, and what is to be predicted is the picture itself."""
+    model = make_trainable(tiny_model(), TrainConfig(zero_snr=True))
+    assert (model.spec.prediction, model.spec.zero_snr) == ("v", True)
+    alpha, sigma, t = noise_levels(model, torch.tensor([0.9999], dtype=torch.float64))
+    assert (float(alpha), float(sigma), int(t)) == (0, 1, 999)
+    assert snr_weight(alpha, sigma, "v", 5.0) == 0
+    latent, text = torch.full((1, 4, 8, 8), 2.0), TextEmbedding(tokens=torch.zeros(1, 77, 8))
+    given = Encoded(mean=latent, std=0 * latent, condition=latent, text=text, size_ids=torch.zeros(1, 6))
+    chance = replace(draw(0, 0, [0], (4, 8, 8)), level=torch.tensor([0.9999], dtype=torch.float64))
+    silent = lambda x, *_, **__: SimpleNamespace(sample=0 * x[:, :4])  # noqa: E731
+    found = Objective(model, text, TrainConfig(zero_snr=True))(silent, given, chance)
+    assert float(found) == pytest.approx((2 * model.spec.latent_scale) ** 2)
+
+
+def test_what_cannot_end_in_pure_noise(tiny_model):
+    with pytest.raises(ConfigError, match="predicts v"):
+        TrainConfig(zero_snr=True, prediction="eps")
+    with pytest.raises(ConfigError, match="zero_snr is of v-prediction on DDPM's ladder, and this is v on edm"):
+        make_trainable(tiny_model("cosxl"), TrainConfig(zero_snr=True))
+
+
+def test_a_model_to_pure_noise_says_so_in_every_form(run, tmp_path):
+    """In its header, by ComfyUI's tensors alone, in diffusers' folder, and at any step; and edits."""
+    result = run(steps=1, zero_snr=True, outputs=["ema", "diffusers"])
+    bare = tmp_path / "bare.safetensors"
+    state = load_file(result.files["ema"])
+    assert {"v_pred", "ztsnr"} <= state.keys()
+    save_file(state, bare)
+    (result.files["diffusers"] / "ip2p_config.json").unlink()
+    said = json.loads((result.files["diffusers"] / "scheduler" / "scheduler_config.json").read_text())
+    assert (said["rescale_betas_zero_snr"], said["timestep_spacing"]) == (True, "trailing")
+    for source in (result.files["ema"], result.files["diffusers"], bare, tmp_path / "run" / "checkpoints" / STEP):
+        spec = open_bundle(str(source), header_only=True).spec
+        assert (spec.prediction, spec.zero_snr) == ("v", True), source
+    editor = InstructPix2Pix.load(result.files["ema"], device="cpu")
+    edited = editor.edit(Image.new("RGB", (64, 64)), "add snow", steps=3, size="keep")[0]
+    assert edited.latent.isfinite().all() and editor.model.schedule.sigma_max > 4000
