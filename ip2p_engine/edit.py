@@ -51,13 +51,14 @@ class EditConfig:
     image_cfg: float | None = None
     """s_I: how strongly to stay close to the picture, 0 to about 3."""
     steps: int | None = None
-    sampler: str | Sampler = "euler_ancestral"
+    sampler: str | Sampler | None = None
     """A name of SAMPLERS, or a function that takes a Step and returns x at its next sigma."""
     schedule: str = "model"
     guidance: Guidance | None = None
     """Makes the denoiser over the branches c, i, u and t; None is dual guidance by the two scales and what follows."""
     guidance_interval: tuple[float, float] | None = None
-    """The noise levels, lowest and highest sigma, within which guidance acts; elsewhere c alone is computed."""
+    """The noise levels, lowest and highest sigma, within which guidance acts; elsewhere c alone is computed. None: the
+    checkpoint's recommendation where both scales are, else everywhere."""
     guidance_rescale: float = 0.0
     """The share, 0 to 1, to which results get back the spread of c."""
     apg: bool = False
@@ -81,7 +82,8 @@ class EditConfig:
                 check_scale(name, getattr(self, name))
         for name, floor, most in (("steps", 1, 1000), ("resolution", 64, 4096), ("batch", 1, 1024)):
             _check_whole(name, getattr(self, name), floor, most)
-        sampler_of(self.sampler)
+        if self.sampler is not None:
+            sampler_of(self.sampler)
         if self.guidance is not None and not callable(self.guidance):
             raise ConfigError(f"guidance is {self.guidance!r}; give a function that makes a denoiser over branches")
         guidance_of(1.0, 1.0, interval=self.guidance_interval, rescale=self.guidance_rescale, apg=self.apg)
@@ -96,6 +98,7 @@ class _Settled(EditConfig):
     text_cfg: float
     image_cfg: float
     steps: int
+    sampler: str | Sampler
     resolution: int
 
 
@@ -353,8 +356,11 @@ class InstructPix2Pix:
         """A config with its overrides, and what it leaves to the checkpoint's recommendation filled in."""
         given = with_overrides(config or EditConfig(), overrides)
         values = {field.name: getattr(given, field.name) for field in fields(given)}
-        for name in ("text_cfg", "image_cfg", "steps", "resolution"):
-            values[name] = getattr(self.model.spec, name) if values[name] is None else values[name]
+        spec = self.model.spec
+        if given.text_cfg is given.image_cfg is given.guidance_interval is None and spec.guidance_high:
+            values["guidance_interval"] = (spec.guidance_low, spec.guidance_high)
+        for name in ("text_cfg", "image_cfg", "steps", "sampler", "resolution"):
+            values[name] = getattr(spec, name) if values[name] is None else values[name]
         return _Settled(**values)
 
     def _edit_batch(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import from_mapping
+from ..diffusion.sampling import SAMPLERS
 from ..errors import CheckpointError, ConfigError
 from ..files import NO_JSON
 from .read import keep
@@ -49,12 +50,15 @@ LIMITS = {
     "image_cfg": (-1000, 1000),
     "resolution": (8, 4096),
     "steps": (1, 1000),
+    "guidance_low": (0, 1e6),
+    "guidance_high": (0, 1e6),
     "beta_start": (1e-12, 0.999),
     "beta_end": (1e-12, 0.999),
     "sigma_min": (1e-12, 1e6),
     "sigma_max": (1e-12, 1e6),
 }
 NAME_LENGTH = 200
+SINCE_0_1 = ("sampler", "guidance_low", "guidance_high")
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),
@@ -87,6 +91,12 @@ class ModelSpec:
     """Recommended longer side, pixels."""
     steps: int
     """Recommended sampling steps."""
+    sampler: str = "euler_ancestral"
+    """Recommended sampler; a distilled model wants lcm."""
+    guidance_low: float = 0.0
+    """Lowest noise level (sigma) at which the recommended scales act."""
+    guidance_high: float = 0.0
+    """Highest one; 0: they act everywhere."""
     name: str = ""
     """e.g. "scenes" for the embedded model."""
     weights: str = "only"
@@ -110,6 +120,10 @@ class ModelSpec:
         for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.40}; give a number from {low:g} to {high:g}")
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler is {self.sampler[:80]!r}; choose one of {', '.join(SAMPLERS)}")
+        if self.guidance_high and self.guidance_low >= self.guidance_high:
+            raise ConfigError("guidance_low is not below guidance_high; give the smaller one first")
         if self.beta_start > self.beta_end or self.sigma_min >= self.sigma_max:
             raise ConfigError("beta_start or sigma_min is above its other end; give the smaller one first")
         if self.zero_snr and (self.prediction, self.schedule) != ("v", "ddpm"):
@@ -153,6 +167,9 @@ def recommended(family: str, in_channels: int) -> dict[str, Any]:
 def spec_to_json(spec: ModelSpec, architecture: Mapping[str, Any] | None = None) -> str:
     """The spec, and on request the networks' own configurations, as one line of JSON."""
     values = asdict(spec)
+    for name in SINCE_0_1:  # left out where they say nothing, so that 0.1 reads the rest
+        if values[name] == getattr(ModelSpec, name):
+            del values[name]
     if architecture is not None:
         values[ARCHITECTURE] = architecture
     return json.dumps(values, sort_keys=True)

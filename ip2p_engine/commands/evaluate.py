@@ -22,6 +22,7 @@ from .evaluate_data import (
     told,
 )
 from .evaluate_edits import add_edits
+from .evaluate_recommend import add_recommend
 from .options import (
     Several,
     add_command,
@@ -54,6 +55,7 @@ def add(commands: Any) -> None:
     _add_scenes(actions)
     _add_pictures(actions)
     add_edits(actions)
+    add_recommend(actions)
     add_ablation(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")
     report.add_argument("folder", type=Path, metavar="RUN", help="a folder that ip2p evaluate wrote, or several in one")
@@ -84,7 +86,7 @@ def _add_curve(actions: Any) -> None:
     curve.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
     add_lora_option(curve)
     curve.add_argument("--steps", type=int, help="default: each checkpoint's recommendation")
-    curve.add_argument("--sampler", default="euler_ancestral")
+    curve.add_argument("--sampler", default="euler_ancestral", help="default: euler_ancestral")
     curve.add_argument("--title", default="Image similarity against direction")
 
 

@@ -156,14 +156,16 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
         help="how strongly to keep the picture (default: the checkpoint's recommendation, 1.5 for the paper's)",
     )
     parser.add_argument("--steps", type=int, help="default: the checkpoint's recommendation")
-    parser.add_argument("--sampler", default="euler_ancestral", metavar="NAME", help=", ".join(SAMPLER_NAMES))
+    parser.add_argument(
+        "--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} (default: the checkpoint's recommendation)"
+    )
     parser.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
     parser.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="guide between these noise levels (sigma) alone; the other steps cost a third",
+        help="guide between these noise levels (sigma) alone, 0 1000: at all; the other steps cost a third",
     )
     parser.add_argument(
         "--guidance-rescale", type=float, default=0.0, metavar="SHARE", help="against burnt colours, 0 to 1"

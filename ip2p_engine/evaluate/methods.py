@@ -78,7 +78,7 @@ class InstructionEdit:
         text_cfgs: Sequence[float],
         image_cfgs: Sequence[float],
         steps: int | None = None,
-        sampler: str = "euler_ancestral",
+        sampler: str | None = None,
         schedule: str = "model",
         hooks: Hooks | None = None,
     ) -> None:
@@ -116,7 +116,9 @@ class InstructionEdit:
         return Made(edited=to_images(decode_latents(self.model, z)))
 
 
-def common_settings(model: Model, name: str, steps: int | None, sampler: str, schedule: str) -> dict[str, Any]:
+def common_settings(
+    model: Model, name: str, steps: int | None, sampler: str | None, schedule: str
+) -> dict[str, Any]:
     """What every row of a method says about its network and its walk. Raises ConfigError for what cannot be walked."""
     EditConfig(steps=steps, sampler=sampler, schedule=schedule)
     return {
@@ -125,7 +127,7 @@ def common_settings(model: Model, name: str, steps: int | None, sampler: str, sc
         "weights": model.spec.weights,
         "dtype": str(model.dtype).removeprefix("torch."),
         "steps": model.spec.steps if steps is None else steps,
-        "sampler": sampler,
+        "sampler": model.spec.sampler if sampler is None else sampler,
         "schedule": schedule,
     }
 

@@ -45,7 +45,7 @@ class SweepConfig:
     image_cfgs: Sequence[float] = AUTO_IMAGE_CFGS
     seeds: Sequence[int] = (0,)
     steps: int | None = None
-    sampler: str = "euler_ancestral"
+    sampler: str | None = None
     resolution: int | None = None
     batch: int = 8
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..edit import EditConfig, InstructPix2Pix
+from ..evaluate.samples import Sample
 from ..hooks import Hooks
 from ..images import to_images, to_tensor
 from ..networks.conditioning import decode_latents, encode_image
@@ -19,7 +21,7 @@ from .judge import Verdict, judge_edit
 from .tones import TONES
 from .world import KINDS, LOCAL_KINDS, PhotoEdit, Pool
 
-__all__ = ["Examination", "Score", "examine", "judge_colour_tables", "judge_round_trips"]
+__all__ = ["Examination", "PhotoJudge", "Score", "examine", "judge_colour_tables", "judge_round_trips", "photo_samples"]
 
 BATCH = 8
 
@@ -128,6 +130,39 @@ def judge_colour_tables(edits: Sequence[PhotoEdit], pool: Pool, *, seed: int = 0
     started = time.perf_counter()
     pictures = [fit_colour_table(edit, pool, seed=seed + n).apply(edit.source) for n, edit in enumerate(edits)]
     return _judged(edits, pictures, (time.perf_counter() - started) / len(edits), {"picture": "colour table"})
+
+
+def photo_samples(edits: Sequence[PhotoEdit], *, seed: int = 8) -> tuple[list[Sample], PhotoJudge]:
+    """Edits as the evaluations take them, sample n with the seed ``seed`` + n, and who judges them; no captions."""
+    samples = [
+        Sample(
+            key=f"{n:06d}",
+            source=_image(edit.source),
+            target=_image(edit.target),
+            instruction=edit.instruction,
+            caption="",
+            edited_caption="",
+            seed=seed + n,
+        )
+        for n, edit in enumerate(edits)
+    ]
+    return samples, PhotoJudge({sample.key: edit for sample, edit in zip(samples, edits, strict=True)})
+
+
+class PhotoJudge:
+    """Says of pictures what the world's judge says."""
+
+    def __init__(self, edits: dict[str, PhotoEdit]) -> None:
+        self.edits = edits
+
+    def __call__(self, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+        """done, kept, nearest, and the kind of edit."""
+        edits = [self.edits[sample.key] for sample in samples]
+        verdicts = [judge_edit(edit, _pixels(picture)) for edit, picture in zip(edits, pictures, strict=True)]
+        return [
+            {"kind": edit.kind, **{name: getattr(verdict, name) for name in ("done", "kept", "nearest")}}
+            for edit, verdict in zip(edits, verdicts, strict=True)
+        ]
 
 
 def _judged(edits, pictures: list[Tensor], seconds: float, settings: dict[str, Any]) -> Examination:

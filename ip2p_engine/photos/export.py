@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoint.spec import spec_to_json
 from ..networks.model import ModelSpec
 from .networks import LATENT_SCALE, make_autoencoder, make_text_encoder, make_unet
 from .texts import scatter_vocabulary
@@ -59,7 +59,7 @@ def export_photos(
     _write(folder / "text_encoder", make_text_encoder().config.to_dict(), full, "model.safetensors")
     _write(folder / "unet", make_unet().config, unet, WEIGHTS_FILE)
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-    _write_json(folder / "ip2p_config.json", asdict(PHOTOS_SPEC))
+    _write_json(folder / "ip2p_config.json", json.loads(spec_to_json(PHOTOS_SPEC)))
     _write_json(folder / "model_index.json", MODEL_INDEX)
 
 

@@ -196,6 +196,13 @@ class SceneJudge:
         readings = read_scenes(pictures)
         return [self._verdict(*one) for one in zip(samples, pictures, readings, strict=True)]
 
+    def truths(self, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+        """The same by the names that ``evaluate.recommend`` has for every world."""
+        return [
+            {"done": one["success"], "kept": one["background_psnr"], "nearest": one["psnr"], "kind": one["kind"]}
+            for one in self(samples, pictures)
+        ]
+
     def _verdict(self, sample: Sample, picture: Image.Image, reading: Reading) -> dict[str, Any]:
         """The verdict's numbers; what was asked and what is read of it; what else changed."""
         edit = self.edits[sample.key]

@@ -1,0 +1,132 @@
+"""``ip2p evaluate recommend``: the settings that a checkpoint wants, measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..hooks import Hooks
+from .options import (
+    Several,
+    add_command,
+    add_model_options,
+    check_positive,
+    load_editor,
+    local_path,
+    progress_bar,
+    stop_signals,
+)
+
+__all__ = ["add_recommend", "open_world"]
+
+SCENES, PHOTOS = "scenes", "photos"
+EVERYWHERE = "all"
+
+
+def add_recommend(actions: Any) -> None:
+    parser = add_command(
+        actions, "recommend", _recommend, "the settings a checkpoint wants: right edits, kept pixels, evaluations"
+    )
+    parser.add_argument("data", nargs="?", default=SCENES, help="scenes (default), photos, or a data set of pairs")
+    parser.add_argument("--n", type=int, default=200, help="edits (default: 200)")
+    parser.add_argument("--seed", type=int, default=7, help="chooses the edits and their noise")
+    parser.add_argument("--pictures", type=local_path, help="of photos: gathered photographs (ip2p photos gather)")
+    parser.add_argument("--text-cfg", type=float, action=Several, nargs="+", metavar="S_T", help="default: 2 4 7.5")
+    parser.add_argument("--image-cfg", type=float, action=Several, nargs="+", metavar="S_I", help="default: 1 1.2 1.5")
+    parser.add_argument("--steps", type=int, action=Several, nargs="+", help="default: 1 2 4 10 20")
+    parser.add_argument("--sampler", action=Several, nargs="+", metavar="NAME", help="default: euler_ancestral")
+    parser.add_argument(
+        "--guidance-interval",
+        action=Several,
+        nargs="+",
+        metavar="LOW:HIGH",
+        help="noise levels within which guidance acts; all: everywhere (default: all)",
+    )
+    parser.add_argument(
+        "--decibels", type=float, default=0.5, help="kept less than this below the best counts as equal (default: 0.5)"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
+    parser.add_argument(
+        "--write", action="store_true", help="write the pick into the checkpoint, as its recommendation"
+    )
+    parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
+    add_model_options(parser)
+
+
+def open_world(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
+    """(samples, who judges them) of scenes, photographs or a data set's pairs."""
+    count = check_positive("--n", options.n)
+    if options.data == SCENES:
+        from ..scenes.exam import scene_samples
+
+        samples, judge = scene_samples(count, seed=options.seed)
+        return samples, judge.truths
+    if options.data == PHOTOS:
+        from ..photos.crops import PhotoPool
+        from ..photos.exam import photo_samples
+        from ..photos.world import VIEW, sample_edits
+
+        pool = PhotoPool(options.pictures or Path("runs/photos/pictures"), ("held-out",), smallest=VIEW)
+        return photo_samples(sample_edits(pool, count, seed=options.seed, held_out=True), seed=options.seed + 1)
+    from ..evaluate.recommend import truth_judge
+    from ..evaluate.samples import StoreSamples
+
+    return StoreSamples(options.data, split="all", count=count, seed=options.seed + 1), truth_judge
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    from ..checkpoint.card import check_card
+    from ..evaluate.recommend import Grid, measure_settings, recommend
+    from ..evaluate.run_folder import check_run, claim_run
+
+    names = ("text_cfg", "image_cfg", "steps", "sampler")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
+    if options.guidance_interval:
+        given["guidance_interval"] = [_bounds(text) for text in options.guidance_interval]
+    grid = Grid(**given)
+    if options.write:
+        check_card(options.checkpoint)
+    check_run(options.out, "recommend")
+    samples, judge = open_world(options)
+    editor = load_editor(options)
+    claim_run(options.out, "recommend")
+    with stop_signals() as should_stop, progress_bar(0, "edits") as bar:
+        hooks = Hooks(on_progress=bar, should_stop=should_stop)
+        how: Any = {"folder": options.out, "batch": options.batch, "hooks": hooks}
+        found = recommend(measure_settings(editor, samples, judge, grid, **how), decibels=options.decibels)
+    _report(options, found)
+
+
+def _bounds(text: str) -> tuple[float, float] | None:
+    if text == EVERYWHERE:
+        return None
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError as error:
+        raise ConfigError(f"--guidance-interval got {text!r}; give LOW:HIGH, such as 0.3:5, or {EVERYWHERE}") from error
+    return low, high
+
+
+def _report(options: argparse.Namespace, found: Any) -> None:
+    from ..checkpoint.card import write_card
+    from ..evaluate.recommend import settings_plot
+    from ..evaluate.run_folder import save_run, text_of
+    from ..plots import save_figure
+    from .evaluate_data import told
+
+    save_figure(
+        settings_plot(found, f"{Path(options.checkpoint).name} on {Path(options.data).name}"),
+        options.out / "settings.png",
+    )
+    tables = [found.table(), found.kinds_table()]
+    figures = {"picked": found.setting, "settings": [vars(one) for one in found.measured], "front": found.front}
+    pictures = {"settings.png": "Right edits over kept pixels"}
+    save_run(options.out, "recommend", settings=told(options), tables=tables, pictures=pictures, figures=figures)
+    said = [*map(text_of, tables), f"picked: {found.command_options()}"]
+    if options.write:
+        said.append(f"{write_card(options.checkpoint, found.card())}: recommends this from now on")
+    sys.stdout.write("\n\n".join(said) + "\n")
