@@ -126,20 +126,12 @@ class Recommendation:
     def table(self) -> Table:
         """A line a setting, in the order of the grid."""
         rows = [_line(one, n == self.picked, n in self.front) for n, one in enumerate(self.measured)]
-        columns = (
-            "s_T / s_I",
-            "steps",
-            "sampler",
-            "sigma",
-            "evaluations",
-            "right %",
-            "95 %",
-            "behind the best",
-            "kept dB",
-        )
-        columns = (*columns, "95 %", "nearest dB", "")
+        columns = "s_T / s_I|steps|sampler|sigma|evaluations|right %|95 %|behind the best|kept dB|95 %|nearest dB|"
         return Table(
-            title="Every setting", columns=columns, rows=rows, note=f"{self.measured[0].count} edits a setting"
+            title="Every setting",
+            columns=columns.split("|"),
+            rows=rows,
+            note=f"{self.measured[0].count} edits a setting",
         )
 
 
