@@ -34,6 +34,7 @@ from .networks.digest import digest_of_weights
 from .networks.model import Model, load_model
 from .networks.walk import walk
 from .pictures import EditResult, Fitted, Opener
+from .tokenizer import check_length, token_chunks
 from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
@@ -329,6 +330,8 @@ class InstructPix2Pix:
             raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
         for job in work.jobs:
             check_seed(job.seed)
+        for text in work.texts:
+            check_length(text)
         return self._made(work, config, hooks)
 
     def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
@@ -494,7 +497,7 @@ def _base_name(name: str | os.PathLike[str]) -> str:
 
 
 def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:
-    """Jobs of one size together, at most config.batch of them; size None: there is nothing to do."""
+    """Jobs of one size and length of text together, at most config.batch; size None: there is nothing to do."""
     sizes: dict[int, tuple[int, int]] = {}
     for row in sorted({job.picture for job in work.jobs}):
         picture = work.pictures[row]
@@ -502,13 +505,14 @@ def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tupl
             sizes[row] = picture.size if isinstance(picture, Image.Image) else upright_size(picture)
         except ImageError as error:
             hooks.error(row, error)
-    by_size: dict[tuple[int, int] | None, list[_Job]] = {None: []}
+    chunks = {row: len(token_chunks(work.texts[row])) for row in sorted({job.instruction for job in work.jobs})}
+    groups: dict[tuple[tuple[int, int] | None, int], list[_Job]] = {(None, 1): []}
     for job in work.jobs:
         if job.picture in sizes:
             busy = work.texts[job.instruction].strip()
             size = plan_size(config.size, *sizes[job.picture], config.resolution) if busy else None
-            by_size.setdefault(size, []).append(job)
-    for size, members in by_size.items():
+            groups.setdefault((size, chunks[job.instruction]), []).append(job)
+    for (size, _), members in groups.items():
         for start in range(0, len(members), config.batch):
             yield size, members[start : start + config.batch]
 

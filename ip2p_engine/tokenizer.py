@@ -17,9 +17,21 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["END_OF_TEXT", "MAX_TOKENS", "START_OF_TEXT", "clean", "clip_tokenizer", "merges", "tokenize"]
+__all__ = [
+    "END_OF_TEXT",
+    "MAX_TOKENS",
+    "START_OF_TEXT",
+    "check_length",
+    "clean",
+    "clip_tokenizer",
+    "merges",
+    "token_chunks",
+    "tokenize",
+]
 
 START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
+CHUNK = MAX_TOKENS - 2
+LONGEST = 32 * CHUNK
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 MERGE_COUNT = 49152 - 256 - 2
 START_SYMBOL, END_SYMBOL = "<|startoftext|>", "<|endoftext|>"
@@ -31,12 +43,30 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
 
     Returns int64, shape (len(texts), 77). ``pad`` fills the rest: 49407 for SD1.x, 0 for open_clip's models.
     """
-    encoder = clip_tokenizer()
-    rows = torch.full((len(texts), MAX_TOKENS), pad, dtype=torch.int64)
-    for row, text in zip(rows, texts, strict=True):
-        ids = encoder.encode(clean(text), add_special_tokens=False).ids[: MAX_TOKENS - 2]
-        row[: len(ids) + 2] = torch.tensor([START_OF_TEXT, *ids, END_OF_TEXT])
+    rows = [token_chunks(text, pad=pad)[:1] for text in texts]
+    return torch.cat([torch.empty((0, MAX_TOKENS), dtype=torch.int64), *rows])
+
+
+def token_chunks(text: str, *, pad: int = END_OF_TEXT) -> Tensor:
+    """A whole text as ComfyUI reads it: 75 tokens a row between a start and an end, the last row filled with ``pad``.
+
+    Returns int64, shape (chunks, 77); a text of up to 75 tokens is one chunk, as ``tokenize`` has it.
+    """
+    ids = clip_tokenizer().encode(clean(text), add_special_tokens=False).ids
+    parts = [ids[start : start + CHUNK] for start in range(0, max(1, len(ids)), CHUNK)]
+    rows = torch.full((len(parts), MAX_TOKENS), pad, dtype=torch.int64)
+    for row, part in zip(rows, parts, strict=True):
+        row[: len(part) + 2] = torch.tensor([START_OF_TEXT, *part, END_OF_TEXT])
     return rows
+
+
+def check_length(text: str) -> None:
+    """Raises ConfigError for a text that no instruction needs and that would fill the memory."""
+    if len(text.encode("utf-8", "replace")) <= LONGEST:  # a token is a byte at least
+        return
+    count = len(clip_tokenizer().encode(clean(text), add_special_tokens=False).ids)
+    if count > LONGEST:
+        raise ConfigError(f"the text {text[:40]!r}... has {count:,} tokens; give at most {LONGEST:,}")
 
 
 def clean(text: str) -> str:

@@ -83,7 +83,7 @@ def literal(text: str) -> str:
 def text_rows(clip: Any, texts: Sequence[str], values: dict[str, Any]) -> list:
     """Texts as one CONDITIONING of many rows, each different text encoded once.
 
-    Cleaned as the engine does; what ComfyUI does with weights in parentheses and texts over 77 tokens stays.
+    Cleaned as the engine does; what ComfyUI does with weights in parentheses stays.
     """
     from ..ip2p_engine.tokenizer import clean
 

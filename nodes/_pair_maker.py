@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..ip2p_engine.diffusion.noise import SampleNoise
 from ..ip2p_engine.diffusion.schedule import make_sigmas
-from ..ip2p_engine.errors import CheckpointError, ConfigError
+from ..ip2p_engine.errors import CheckpointError
 from ..ip2p_engine.networks.attention import attend, share_self_attention
-from ..ip2p_engine.p2p.cross_attention import CROSS_MODES, CrossControl, control_of
+from ..ip2p_engine.p2p.cross_attention import CrossControl, control_of
 from ..ip2p_engine.p2p.plan import PairPlan, sharing_rows
 from ._editor import literal, text_rows
 from ._guiders import SIGMA, EngineSampler, fractional_time, ladder, step_callback, with_options
@@ -27,7 +27,6 @@ __all__ = ["NativePairs", "require_text_to_image"]
 
 STEP, ROWS = "ip2p_pair_step", "ip2p_pair_rows"
 TEXT = 0  # the index of the positive condition in ComfyUI's cond_or_uncond
-TOKENS = 77
 
 
 def require_text_to_image(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -171,10 +170,7 @@ class NativePairs:
         width, height = self.config.size
         values = size_values(torch.empty(1, 4, height // 8, width // 8))
         rows = {"positive": both, "source": [text for text in both[::2] for _ in range(2)], "negative": [""]}
-        conditions = {name: text_rows(self.clip, texts, values) for name, texts in rows.items()}
-        if self.config.mode in CROSS_MODES and conditions["positive"][0][0].shape[1] != TOKENS:
-            raise ConfigError(f"mode {self.config.mode!r} takes captions of at most {TOKENS} tokens; shorten them")
-        return conditions
+        return {name: text_rows(self.clip, texts, values) for name, texts in rows.items()}
 
 
 def _patch(clone: comfy.model_patcher.ModelPatcher, cross: CrossControl) -> None:

@@ -32,6 +32,7 @@ from ..images import (
 )
 from ..progress import progress, write_note
 from ..scenes.notice import NOTICE, is_scene
+from ..tokenizer import check_length
 from .edit_sources import Row, Source
 from .options import stop_signals
 
@@ -71,6 +72,7 @@ def edit_files(
     """
     for row in rows:
         check_seed(row.seed)
+        check_length(row.instruction)
     paths = output_paths(rows, writing.out)
     if writing.out != STDOUT:
         check_output(paths[0], {"instruction": max((row.instruction for row in rows), key=len)})

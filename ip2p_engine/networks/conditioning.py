@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..devices import free_memory
 from ..errors import CheckpointError
 from ..images import to_images
-from ..tokenizer import END_OF_TEXT, MAX_TOKENS, tokenize
+from ..tokenizer import END_OF_TEXT, MAX_TOKENS, check_length, token_chunks
 from .model import Model
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "decode_pictures",
     "encode_image",
     "encode_text",
+    "even",
     "size_ids",
 ]
 
@@ -34,7 +36,7 @@ LATENT_CHANNELS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TextEmbedding:
-    """Encoded texts: tokens (B, 77, width), and for SDXL the pooled vector (B, width)."""
+    """Encoded texts: tokens (B, 77 n, width) of up to n chunks, and for SDXL the pooled vector (B, width)."""
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -64,8 +66,11 @@ class Conditioning:
 
 @torch.inference_mode()
 def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
-    """Encode texts as the checkpoint's family does; more than 77 tokens are cut off."""
-    first = model.text_encoders[0]
+    """Encode texts as the checkpoint's family does; long ones in chunks of 75 tokens, one after another.
+
+    The pooled vector is the first chunk's; texts of fewer chunks are repeated (``even``). So ComfyUI does. Raises
+    ConfigError for more than 2,400 tokens.
+    """
     for encoder in model.text_encoders:
         words, places = encoder.config.vocab_size, encoder.config.max_position_embeddings
         if words <= END_OF_TEXT or places < MAX_TOKENS:
@@ -73,16 +78,35 @@ def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
                 f"the text encoder reads {words:,} tokens at {places} places, and CLIP's are {END_OF_TEXT + 1:,} at "
                 f"{MAX_TOKENS}; the checkpoint is no Stable Diffusion"
             )
-    if model.spec.family not in LAST_LAYERS:
-        pad = 0 if model.spec.family == "sd2" else END_OF_TEXT
-        tokens = tokenize(texts, pad=pad).to(first.device, non_blocking=True)
-        return TextEmbedding(tokens=first(tokens).last_hidden_state)
-    outputs = [
-        encoder(tokenize(texts, pad=pad).to(encoder.device, non_blocking=True), output_hidden_states=True)
-        for encoder, pad in zip(model.text_encoders, (END_OF_TEXT, 0), strict=True)
-    ]
-    tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-    return TextEmbedding(tokens=tokens, pooled=outputs[1].text_embeds)
+    for text in texts:
+        check_length(text)
+    double = model.spec.family in LAST_LAYERS
+    pads = (END_OF_TEXT, 0) if double else (0,) if model.spec.family == "sd2" else (END_OF_TEXT,)
+    outputs = []
+    for encoder, pad in zip(model.text_encoders, pads, strict=True):
+        chunks = [token_chunks(text, pad=pad) for text in texts]
+        rows = torch.cat(chunks).to(encoder.device, non_blocking=True)
+        outputs.append(encoder(rows, output_hidden_states=double))
+    counts = [len(rows) for rows in chunks]
+    if not double:
+        return TextEmbedding(tokens=_joined(outputs[0].last_hidden_state, counts))
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    firsts = torch.tensor([0, *counts[:-1]]).cumsum(0).to(hidden.device, non_blocking=True)
+    return TextEmbedding(tokens=_joined(hidden, counts), pooled=outputs[1].text_embeds[firsts])
+
+
+def _joined(hidden: Tensor, counts: Sequence[int]) -> Tensor:
+    """(B, 77 n, width) of the chunks (sum of counts, 77, width) of B texts."""
+    return torch.stack(even([chunks.flatten(0, 1) for chunks in hidden.split(list(counts))]))
+
+
+def even(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Encoded texts (..., tokens, width) of one length, their least common multiple: each as often as it takes.
+
+    Attention to a text n times over is attention to it once, which is how ComfyUI evens branches out.
+    """
+    length = math.lcm(*(text.shape[-2] for text in texts))
+    return [text if text.shape[-2] == length else torch.cat([text] * (length // text.shape[-2]), -2) for text in texts]
 
 
 @torch.inference_mode()

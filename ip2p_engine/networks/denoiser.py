@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..devices import free_memory
 from .attention import AttentionCall, project_text
-from .conditioning import Conditioning
+from .conditioning import Conditioning, even
 from .model import Model
 
 __all__ = ["ACTIVATIONS_PER_PIXEL", "BranchDenoiser", "Times", "denoised_from", "input_scale", "predict"]
@@ -141,7 +141,7 @@ class BranchDenoiser:
         texts = [cond.text if name in WITH_TEXT else null for name in names]
         blank = torch.zeros_like(cond.image)
         pooled = [text.pooled for text in texts if text.pooled is not None]
-        context = torch.cat([text.tokens for text in texts]).to(self._model.dtype)
+        context = torch.cat(even([text.tokens for text in texts])).to(self._model.dtype)
         return _Group(
             names,
             AttentionCall(texts=project_text(self._model.unet, context)),

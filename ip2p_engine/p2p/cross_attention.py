@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from ..errors import ConfigError
 from ..networks.attention import attend
+from ..tokenizer import MAX_TOKENS, token_chunks
 from .alignment import changed_tokens, refinement_map, replacement_map, tokens_of_words
 
 __all__ = [
@@ -237,11 +238,20 @@ def control_of(
 
     Raises ConfigError for captions that do not suit the mode.
     """
+    if config.mode in CROSS_MODES or config.local_blend:
+        for caption in {caption for pair in pairs for caption in pair}:
+            _check_one_chunk(caption)
     edit = cross_edit(config.mode, pairs, config.reweight).to(device) if config.mode in CROSS_MODES else None
     if not config.local_blend:
         return CrossControl(edit)
     source, edited = (marks.to(device) for marks in blend_words(pairs, config.blend_words))
     return CrossControl(edit, LocalBlend(source, edited, (size[1] // 8, size[0] // 8), levels))
+
+
+def _check_one_chunk(caption: str) -> None:
+    if len(token_chunks(caption)) > 1:
+        got = f"the caption {caption[:40]!r}... has more than {MAX_TOKENS - 2} tokens"
+        raise ConfigError(f"{got}, and maps onto words have so many; shorten it, or use mode 'self' and no local blend")
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import ConfigError, DatasetError
+from ..networks.conditioning import even
 from .augment import crop_mask, crop_pair, draw_crop, size_ids
 from .config import TrainConfig
 from .order import Order, Place
@@ -66,8 +67,8 @@ class Batch:
     """A micro-batch of n examples.
 
     ``tensors`` holds pixels, uint8 (n, 2, 3, H, W), before and after; or, from a cache, mean, std and condition
-    (n, 4, h, w) and tokens (n, 77, width); and for both size_ids (n, 6). Where the run asks for masks also mask, white
-    (255) where a picture was edited: uint8 (n, 1, H, W), from a cache its means over the latent's places.
+    (n, 4, h, w) and tokens (n, 77 times the chunks, width); and for both size_ids (n, 6). Where the run asks for masks
+    also mask, white (255) where a picture was edited: uint8 (n, 1, H, W), from a cache its means over the latent's places.
     """
 
     instructions: tuple[str, ...]
@@ -171,7 +172,8 @@ class _MicroBatches(IterableDataset):
         broken: list[str] = []
         samples = [_first_good(self._reader, place, broken) for place in places]
         names = samples[0].tensors
-        tensors = {name: torch.stack([sample.tensors[name] for sample in samples]) for name in names}
+        rows = {name: [sample.tensors[name] for sample in samples] for name in names}
+        tensors = {name: torch.stack(even(of) if name == "tokens" else of) for name, of in rows.items()}
         shape = self._reader.latent_shape(places[0])
         draws = draw(self._config.seed, places[0].step, [place.position for place in places], shape)
         instructions = tuple(sample.instruction for sample in samples)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.guidance import conditioning_dropout
-from ..networks.conditioning import TextEmbedding
+from ..networks.conditioning import TextEmbedding, even
 from ..networks.model import Model
 from .config import TrainConfig
 from .encoding import Encoded
@@ -89,7 +89,8 @@ def dropped(
 ) -> tuple[TextEmbedding, Tensor]:
     """(text, condition) where r leaves them out: the empty text with its pooled vector, the zero latent."""
     no_text, no_image = _left_out(r, probability)
-    tokens = torch.where(no_text.view(-1, 1, 1), null.tokens, encoded.text.tokens)
+    empty, own = even([null.tokens, encoded.text.tokens])
+    tokens = torch.where(no_text.view(-1, 1, 1), empty, own)
     pooled = encoded.text.pooled
     if pooled is not None and null.pooled is not None:
         pooled = torch.where(no_text.view(-1, 1), null.pooled, pooled)

@@ -25,6 +25,7 @@ from ..data.store import PairStore
 from ..data.tables import ListTable
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..images import Size, open_image, open_mask, upright_size
+from ..tokenizer import check_length
 from .config import TrainConfig
 
 __all__ = [
@@ -186,6 +187,7 @@ def open_pair(example: Example, draw: int = 0, *, masks: bool = False) -> Pair:
     if not said.strip():
         raise DatasetError(f"{example.name}: the instruction is empty; give a text")
     try:
+        check_length(said)
         original, edited = (open_image(_decoded(picture)) for picture in (example.original, example.edited))
         given = masks and example.mask is not None
         mask = open_mask(_decoded(example.mask), original.size) if given else None

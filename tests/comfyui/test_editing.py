@@ -8,6 +8,7 @@ import uuid
 
 import numpy as np
 import pytest
+import torch
 from comfy_events import Listener
 from comfy_prompts import edit, guided, node
 from comfy_server import NOT_OFFERED, Refused, complaint, difference, succeed
@@ -16,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.write import ldm_state, save_diffusers
+from ip2p_engine.diffusion.sampling import sample
+from ip2p_engine.diffusion.schedule import make_sigmas
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit
@@ -57,6 +60,25 @@ def test_same_picture_as_headless(server, scene, editor, changes):
     headless = editor.edit(render(DEMO_SCENE), given.pop("instruction"), seeds=given.pop("seed"), **given)[0].image
     # Both run float32 on this CPU; the promise is a mean of one level.
     assert difference(run.pictures["save"][0], headless) <= 1.0
+
+
+LONG = " ".join(["make it a pencil sketch and make it night and"] * 10) + " make it snow"  # 103 tokens
+
+
+def test_long_instructions_are_the_same_headless(server, scene, editor):
+    """To their end, in two chunks: by our node, and by core's CLIP Text Encode, the guider and an Euler sampler."""
+    run = succeed(server.run(edit(scene, instruction=LONG)))
+    how = {"text_cfg": 4.0, "image_cfg": 1.5, "steps": 10}
+    headless, first = (editor.edit(render(DEMO_SCENE), text, seeds=1, **how)[0].image for text in (LONG, LONG[:-13]))
+    assert difference(run.pictures["save"][0], headless) <= 1.0
+    assert difference(headless, first) > 1.0
+    with torch.inference_mode():
+        condition = editor.condition(render(DEMO_SCENE), LONG)
+        sigmas = make_sigmas("model", editor.model.schedule, 10)
+        noise = torch.randn(1, 4, 8, 8, generator=torch.manual_seed(1)) * float((1 + sigmas[0] ** 2).sqrt())
+        z = sample("euler", editor.denoiser(**how), noise, sigmas, condition)
+    prompt = guided(scene, sampler="euler", positive={"text": LONG})
+    assert difference(succeed(server.run(prompt)).pictures["save"][0], editor.pictures(z)[0]) <= 1.0
 
 
 def test_odd_sizes_come_back(server, editor):

@@ -239,6 +239,16 @@ def test_pooled_text_is_dropped_with_the_text(tiny_model):
         assert torch.equal(condition[row], given.condition[row] * has_image)
 
 
+def test_a_text_of_two_chunks_is_dropped_for_the_empty_one_twice(tiny_model):
+    null = TextEmbedding(tokens=torch.rand(1, 77, 24))
+    given = replace(encoded(2), text=TextEmbedding(tokens=torch.rand(2, 154, 24)))
+    text, _ = dropped(given, null, torch.tensor([0.02, 0.5]), 0.05)
+    assert torch.equal(text.tokens[0], null.tokens[0].repeat(2, 1))
+    assert torch.equal(text.tokens[1], given.text.tokens[1])
+    short, _ = dropped(encoded(2), TextEmbedding(tokens=torch.rand(1, 154, 24)), torch.tensor([0.5, 0.5]), 0.05)
+    assert torch.equal(short.tokens, encoded(2).text.tokens.repeat(1, 2, 1))
+
+
 def test_size_ids_and_pooled_text_reach_the_network(tiny_model):
     unet, model = Copy(), tiny_model("sdxl")
     null = TextEmbedding(tokens=torch.zeros(1, 77, 24), pooled=torch.zeros(1, 24))

@@ -153,6 +153,18 @@ def test_cached_latents_train_as_encoded_ones_do(run, tmp_path):
     assert losses(tmp_path / "encoded") == pytest.approx(losses(tmp_path / "cached"), abs=1e-6)
 
 
+def test_long_instructions_are_trained_to_their_end(run, records, tmp_path):
+    """One of two chunks among short ones, from a cache and without: the same loss, and another than of a part of it."""
+    long = " ".join(["make the small red boat look as if it had been drawn"] * 10)
+    part, found = " ".join(long.split()[:70]), {}
+    for name, text, cache in (("whole", long, False), ("cached", long, True), ("part", part, False)):
+        data = [replace(records[0], edit_prompt=text), *records[1:]]
+        run(name, data=data, cache=cache, resize=(64, 64), flip=0.0, hooks=after(3))
+        found[name] = losses(tmp_path / name)
+    assert found["whole"] == pytest.approx(found["cached"], abs=1e-6)
+    assert found["whole"] != pytest.approx(found["part"], abs=1e-6)
+
+
 def test_a_cache_of_other_data_is_refused(run, records, tmp_path):
     run(cache=True, hooks=after(2))
     (tmp_path / "run" / "run.json").unlink()
