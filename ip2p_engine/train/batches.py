@@ -67,8 +67,8 @@ class Batch:
     """A micro-batch of n examples.
 
     ``tensors`` holds pixels, uint8 (n, 2, 3, H, W), before and after; or, from a cache, mean, std and condition
-    (n, 4, h, w) and tokens (n, 77 times the chunks, width); and for both size_ids (n, 6). Where the run asks for masks
-    also mask, white (255) where a picture was edited: uint8 (n, 1, H, W), from a cache its means over the latent's places.
+    (n, 4, h, w) and tokens (n, 77 chunks, width); and for both size_ids (n, 6). Where the run asks for masks also mask,
+    white (255) where a picture was edited: uint8 (n, 1, H, W), from a cache its means over the latent's places.
     """
 
     instructions: tuple[str, ...]
