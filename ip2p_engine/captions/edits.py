@@ -93,7 +93,7 @@ class CaptionSource(Protocol):
 class UnfinishedBatch(CaptionError):
     """Trouble amid a batch, with one answer a request, and None for those that have none."""
 
-    def __init__(self, said: str, answers: Sequence[CaptionEdit | Rejected | None]) -> None:
+    def __init__(self, said: str, answers: Sequence[Any]) -> None:
         super().__init__(said)
         self.answers = answers
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import NO_JSON
 from ..hooks import Hooks
 from ..progress import write_note
-from .options import add_command, check_positive, local_path, progress_bar, stop_signals
+from .options import add_command, check_positive, json_option, local_path, progress_bar, stop_signals
 
 __all__ = ["add"]
 
@@ -162,18 +161,8 @@ def _server_options(options: argparse.Namespace) -> dict[str, Any]:
     if "examples" in given:
         given["examples"] = tuple(read_edits(given["examples"]))
     if "request" in given:
-        given["extra"] = _object(given.pop("request"))
+        given["extra"] = json_option("--request", given.pop("request"))
     return given
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except NO_JSON:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f'--request is {text[:60]!r}; give a JSON object such as {{"reasoning_effort": "low"}}')
-    return found
 
 
 def _language_model(options: argparse.Namespace) -> Any:

@@ -22,6 +22,7 @@ from .evaluate_data import (
     told,
 )
 from .evaluate_edits import add_edits
+from .evaluate_judge import add_judge
 from .evaluate_recommend import add_recommend
 from .options import (
     Several,
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
     _add_pictures(actions)
     add_edits(actions)
     add_recommend(actions)
+    add_judge(actions)
     add_ablation(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")
     report.add_argument("folder", type=Path, metavar="RUN", help="a folder that ip2p evaluate wrote, or several in one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import public_name
+from ..files import NO_JSON, public_name
 
 __all__ = [
     "DTYPES",
@@ -30,6 +31,7 @@ __all__ = [
     "check_positive",
     "edit_config",
     "in_options",
+    "json_option",
     "load_editor",
     "local_path",
     "loras_of",
@@ -64,6 +66,7 @@ MOST = {
     "seeds": 10_000,
     "side": 4096,
     "steps": 1000,
+    "votes": 100,
     "train.steps": 100_000_000,
     "ablation.steps": 100_000_000,
     "workers": 256,
@@ -236,6 +239,17 @@ def local_path(text: str) -> Path:
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no name that this system can write; give another") from error
     return Path(text).expanduser()
+
+
+def json_option(flag: str, text: str) -> dict[str, Any]:
+    """The object that an option gives as JSON."""
+    try:
+        found = json.loads(text)
+    except NO_JSON:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'{flag} is {text[:60]!r}; give a JSON object such as {{"reasoning_effort": "low"}}')
+    return found
 
 
 def progress_bar(total: int, unit: str) -> Any:

@@ -6,6 +6,7 @@ them, and on wish each from the result of the turn before. What is made lies in 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +16,29 @@ from typing import Any
 from ..data.reading import Pairs, format_of
 from ..data.record import PairRecord
 from ..edit import EditConfig, InstructPix2Pix
-from ..errors import DatasetError
-from ..files import digest_of_text, disk_errors, read_json, whole_file, write_json
+from ..errors import DatasetError, first_line
+from ..files import digest_of_text, disk_errors, json_lines, read_json, whole_file, write_json
 from ..hooks import Hooks
 from ..images import save_image
 from ..networks.digest import fingerprint
 from .pairs import EMU, MAGICBRUSH, EditedPicture
 from .run_folder import Row, Table
 
-__all__ = ["PUBLISHED", "TestEdit", "benchmark_tables", "edited_pictures", "last_turns", "make_edits", "write_truth"]
+__all__ = [
+    "PUBLISHED",
+    "TestEdit",
+    "benchmark_tables",
+    "edited_pictures",
+    "last_turns",
+    "load_edits",
+    "make_edits",
+    "write_truth",
+]
 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+PICTURES = ("source", "target", "mask")
 AT_ONCE = 64  # pictures in memory
-MADE = "made.json"
+MADE, EDITS = "made.json", "edits.jsonl"
 PUBLISHED = {
     "InstructPix2Pix (published: MagicBrush's test set, single turn)": {"l1": 0.1122, "clip_i": 0.8524, "dino": 0.7428}
 }
@@ -88,7 +99,36 @@ def write_truth(pairs: Pairs, folder: Path, limit: int | None = None) -> tuple[l
         )
     if not found:
         raise DatasetError(f"no row can be edited; the first: {broken[0] if broken else 'there is none'}")
+    _save_edits(found, folder)
     return found, broken
+
+
+def _save_edits(edits: Sequence[TestEdit], folder: Path) -> None:
+    """Beside the pictures, for who judges them later; paths are relative to the folder."""
+    rows = [{name: _relative(value, folder) for name, value in vars(one).items()} for one in edits]
+    with disk_errors(folder, "written", DatasetError), whole_file(folder / EDITS) as stream:
+        stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    return value.relative_to(folder).as_posix() if isinstance(value, Path) else value
+
+
+def load_edits(folder: Path) -> list[TestEdit]:
+    """The edits of a test set whose pictures lie in ``folder``, as ``write_truth`` left them. Raises DatasetError."""
+    path = folder / EDITS
+    if not path.exists():
+        made = "ip2p evaluate edits makes it, also where it is run again over a folder of its own"
+        raise DatasetError(f"{folder} holds no {EDITS}; {made}")
+    try:
+        return [
+            TestEdit(**{**row, **{name: folder / row[name] for name in PICTURES if row[name] is not None}})
+            for row in json_lines(path, DatasetError)
+        ]
+    except (TypeError, KeyError) as error:
+        raise DatasetError(
+            f"{path} is no list of edits ({first_line(error)}); run ip2p evaluate edits again"
+        ) from error
 
 
 def _outcomes(pairs: Any) -> Iterator[PairRecord | DatasetError]:

@@ -34,6 +34,8 @@ TITLES = {
     "scenes --auto": "Scenes: the automatic pick",
     "sweep": "Sweep of one picture",
     "pairs": "Edited pictures",
+    "edits": "Edits of a test set",
+    "judge": "Scores by a vision-language model",
     "limits": "What fails",
 }
 
@@ -90,6 +92,9 @@ def _figure(path: Path, caption: str) -> str:
 def _table(table: Table) -> str:
     head = _cells("th", table.columns)
     body = "\n".join(_cells("td", row) for row in table.rows)
+    if table.rows_apart:
+        line = f'<tr class="apart"><td colspan="{len(table.columns)}">{escape(table.apart)}</td></tr>'
+        body = "\n".join([body, line, *(_cells("td", row) for row in table.rows_apart)])
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
         f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead>{head}</thead>'

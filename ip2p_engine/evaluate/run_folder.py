@@ -51,6 +51,9 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    apart: str = ""
+    """Why the rows after it do not compare with those before: they stand below this line."""
+    rows_apart: Sequence[Sequence[Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +138,9 @@ def load_run(folder: Path) -> Run:
 
 
 def _checked_table(table: Table) -> Table:
-    texts = isinstance(table.title, str) and isinstance(table.note, str)
-    if not texts or not all(isinstance(row, list) for row in (table.columns, table.rows, *table.rows)):
+    texts = all(isinstance(words, str) for words in (table.title, table.note, table.apart))
+    lists = (table.columns, table.rows, *table.rows, *table.rows_apart)
+    if not texts or not all(isinstance(row, list) for row in lists):
         raise ValueError("a table is a title, column names and rows")
     return table
 
@@ -148,13 +152,16 @@ def versions() -> dict[str, str]:
 
 def text_of(table: Table) -> str:
     """The table for a terminal."""
-    cells = [list(map(str, table.columns)), *([str(cell) for cell in row] for row in table.rows)]
+    every = (table.columns, *table.rows, *table.rows_apart)
+    cells = [[str(cell) for cell in row] for row in every]
     widths = [max(len(row[n]) for row in cells) for n in range(len(table.columns))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in cells
     ]
-    return "\n".join([table.title, *(line.rstrip() for line in lines), *([table.note] if table.note else [])])
+    below = len(lines) - len(table.rows_apart)
+    parts = [*lines[:below], *([f"-- {table.apart}:", *lines[below:]] if table.rows_apart else [])]
+    return "\n".join([table.title, *(line.rstrip() for line in parts), *([table.note] if table.note else [])])
 
 
 def row_key(identity: Row) -> str:

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 __all__ = [
     "AutoPick",
     "Picked",
+    "agreement",
     "bootstrap_means",
     "curve_margin",
     "interval",
@@ -40,6 +41,23 @@ def interval(means: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
         raise ConfigError(f"level is {level}; give a share between 0 and 1, such as 0.95")
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
+
+
+def agreement(units: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """(Krippendorff's alpha for interval data, the share of units whose values are all equal) of repeated judgements.
+
+    ``units`` holds the values that each thing was given; units of fewer than two say nothing. Alpha (Krippendorff 2004)
+    is 1 for full agreement and 0 for chance; None where no two values differ, or none can be compared.
+    """
+    pairable = [np.asarray(unit, dtype=np.float64) for unit in units if len(unit) > 1]
+    if not pairable:
+        return None, None
+    equal = sum(bool((unit == unit[0]).all()) for unit in pairable) / len(pairable)
+    pooled = np.concatenate(pairable)
+    # The sum of (a - b)^2 over the ordered pairs of m values is 2 m^2 times their variance.
+    within = sum(2 * len(unit) ** 2 * unit.var() / (len(unit) - 1) for unit in pairable) / len(pooled)
+    among = 2 * len(pooled) ** 2 * pooled.var() / (len(pooled) * (len(pooled) - 1))
+    return (None if among == 0 else float(1 - within / among)), equal
 
 
 def curve_margin(curve: np.ndarray, other: np.ndarray) -> float | None:
