@@ -25,7 +25,7 @@ from .read import read_weights
 from .source import readable
 from .spec import Networks
 
-__all__ = ["Lora", "kohya_state", "parse_lora", "read_lora", "with_loras"]
+__all__ = ["Lora", "kohya_state", "parse_lora", "placed_layers", "read_lora", "with_loras"]
 
 log = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded", bound=Networks)
@@ -97,14 +97,24 @@ def with_loras(model: Loaded, loras: Sequence[Lora]) -> Loaded:
     return result
 
 
-def kohya_state(deltas: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> dict[str, Tensor]:
-    """{UNet layer: (down, up)} under the names that kohya's trainer, ComfyUI, diffusers and ``read_lora`` share."""
+def kohya_state(deltas: Mapping[str, tuple[Tensor, Tensor, float]], prefix: str) -> dict[str, Tensor]:
+    """{layer: (down, up, alpha)} under the names that kohya's trainer, ComfyUI, diffusers and ``read_lora`` share.
+
+    ``prefix`` names the network: lora_unet; lora_te, or of two lora_te1 and lora_te2.
+    """
     state = {}
-    for layer, (down, up) in deltas.items():
-        name = f"lora_unet_{layer.replace('.', '_')}"
+    for layer, (down, up, alpha) in deltas.items():
+        name = f"{prefix}_{layer.replace('.', '_')}"
         state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"] = down, up
         state[f"{name}.alpha"] = torch.tensor(float(alpha))
     return state
+
+
+def placed_layers(path: Path, model: Networks) -> Iterator[tuple[str, tuple[int, str] | None, dict[str, Tensor]]]:
+    """(layer as the file names it, (place of its network, its weight's name) or None, its parts) of each layer."""
+    homes = _homes(model)
+    for layer, parts in read_lora(path).items():
+        yield layer, homes.get(_plain(layer)), parts
 
 
 def read_lora(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -167,7 +177,9 @@ def _homes(model: Networks) -> dict[str, tuple[int, str]]:
 
 
 def _weights(network: nn.Module) -> list[str]:
-    return [name for name, value in network.state_dict().items() if name.endswith(".weight") and value.ndim >= 2]
+    """Of layers that peft has wrapped, their own."""
+    names = [name for name, value in network.state_dict().items() if name.endswith(".weight") and value.ndim >= 2]
+    return [name.replace(".base_layer.", ".") for name in names if ".lora_" not in name]
 
 
 def _deltas(

@@ -18,6 +18,7 @@ from ..config import from_mapping
 from ..errors import CheckpointError
 from ..files import is_url, read_json
 from .build import module_state, skeleton
+from .keys import with_prefix
 from .spec import Bundle, ModelSpec, Part
 from .unpickle import read_pickle
 from .write import TRAINING_KEY
@@ -27,6 +28,7 @@ __all__ = [
     "EXPORTS",
     "RUN",
     "RunStep",
+    "TEXT_PREFIXES",
     "base_of",
     "bundle_of_step",
     "find_step",
@@ -37,6 +39,8 @@ __all__ = [
 RUN, CHECKPOINTS, EXPORTS = "run.json", "checkpoints", "exports"
 STEP_FILE = re.compile(r"step-(\d{8})\.pt")
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
+TEXT_PREFIXES = ("text_encoder.", "text_encoder_2.")
+"""Of what a step holds of the text encoders, where they were trained."""
 PARTS = {"ema": "ema", "raw": "trained"}
 
 
@@ -81,7 +85,7 @@ def base_of(step: RunStep) -> str:
 
 
 def bundle_of_step(step: RunStep, base: Bundle, weights: str, *, header_only: bool) -> Bundle:
-    """The base with the UNet of a step, averaged (ema) or raw, adapters added to the weights they adapt.
+    """The base with what a step trained, averaged (ema) or raw, adapters added to the weights they adapt.
 
     Raises CheckpointError for a step that does not fit the base.
     """
@@ -92,12 +96,17 @@ def bundle_of_step(step: RunStep, base: Bundle, weights: str, *, header_only: bo
     spec = replace(from_mapping(ModelSpec, step.about.get("spec", {})), weights=weights)
     config = dict(step.about.get("config", {}))
     unet = replace(base.unet, config={**base.unet.config, "in_channels": spec.in_channels})
-    tensors = state
-    if any(name.endswith(DOWN) for name in state):
-        rank = int(config.get("lora_rank", 0))
-        scale = float(config.get("lora_alpha") or rank) / max(1, rank)
+    tensors = {name: value for name, value in state.items() if not name.startswith(TEXT_PREFIXES)}
+    scales = [_scale(config, "lora"), _scale(config, "lora_conv")]
+    if any(name.endswith(DOWN) for name in tensors):
         whole = _widened_state(base.unet, spec.in_channels, step.file.name)
-        tensors = with_adapters(whole, state, scale, values=not header_only)
+        tensors = with_adapters(whole, tensors, *scales, values=not header_only)
+    texts = [
+        replace(part, tensors=with_adapters(part.tensors, own, *scales, values=not header_only)) if own else part
+        for part, own in (
+            (part, with_prefix(state, prefix)) for part, prefix in zip(base.text_encoders, TEXT_PREFIXES, strict=False)
+        )
+    ]
     known = {name: value for name, value in step.about.items() if name not in ("versions", "directory")}
     about = {**known, "step": saved.get("step")}
     return replace(
@@ -106,6 +115,7 @@ def bundle_of_step(step: RunStep, base: Bundle, weights: str, *, header_only: bo
         layout="run",
         spec=spec,
         unet=Part(kind="unet", config=unet.config, tensors=tensors, files=(step.file,)),
+        text_encoders=tuple(texts),
         ema_parameters=sum(value.numel() for value in tensors.values()),
         metadata={TRAINING_KEY: json.dumps(about, sort_keys=True)},
         leftovers={},
@@ -113,11 +123,17 @@ def bundle_of_step(step: RunStep, base: Bundle, weights: str, *, header_only: bo
 
 
 def with_adapters(
-    whole: Mapping[str, Tensor], state: Mapping[str, Tensor], scale: float, *, values: bool = True
+    whole: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    scale: float,
+    conv_scale: float | None = None,
+    *,
+    values: bool = True,
 ) -> dict[str, Tensor]:
-    """W + scale B A for each adapted weight of a UNet, float32 (Hu et al. 2021, equation 3); others are replaced.
+    """W + scale B A for each adapted weight of a network, float32 (Hu et al. 2021, equation 3); others are replaced.
 
-    ``values`` False leaves the numbers as they are, where names and shapes are enough.
+    ``conv_scale`` is of convolutions, where it is another. ``values`` False leaves the numbers as they are, where names
+    and shapes are enough.
     """
     merged = {name: value.float() for name, value in whole.items()}
     for name, value in state.items():
@@ -131,8 +147,15 @@ def with_adapters(
         if target not in merged:
             raise CheckpointError(f"the adapter {name} has no weight in the base; use the base that the run began with")
         if values:
-            merged[target] = merged[target] + scale * (up.flatten(1) @ value.flatten(1)).view_as(merged[target])
+            factor = scale if value.ndim == 2 or conv_scale is None else conv_scale
+            merged[target] = merged[target] + factor * (up.flatten(1) @ value.flatten(1)).view_as(merged[target])
     return merged
+
+
+def _scale(config: Mapping[str, Any], kind: str) -> float:
+    """alpha / rank of the run's adapters on linear layers (lora) or convolutions (lora_conv)."""
+    rank = int(config.get(f"{kind}_rank") or 0)
+    return float(config.get(f"{kind}_alpha") or rank) / max(1, rank)
 
 
 def with_channels(weight: Tensor, channels: int) -> Tensor:

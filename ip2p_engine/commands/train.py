@@ -31,7 +31,15 @@ WHOLE = (
     "validate_every",
     "seed",
 )
-FLAGS = ("hold_out_test", "cache", "streaming", "buckets", "gradient_checkpointing", "compile")
+FLAGS = (
+    "hold_out_test",
+    "cache",
+    "streaming",
+    "buckets",
+    "gradient_checkpointing",
+    "compile",
+    "train_text_encoder",
+)
 EXAMPLES = """examples:
   ip2p train --data my-pairs --base sd15.safetensors --out runs/edit
   ip2p train --data my-pairs --base embedded-sd --out runs/small --preset embedded
@@ -62,6 +70,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "muon", "adafactor", "lion", "prodigy"))
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
+    parser.add_argument("--lora-from", metavar="FILE", help="a LoRA file that the adapters begin with")
     parser.add_argument(
         "--outputs",
         action=Several,
@@ -141,6 +150,7 @@ def _config(options: argparse.Namespace) -> Any:
         "validate_with",
         *READING,
         "lora_rank",
+        "lora_from",
         *FLAGS,
     )
     values = PRESETS[options.preset]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ __all__ = [
     "clean_latents",
     "decode_latents",
     "decode_pictures",
+    "embed_text",
     "encode_image",
     "encode_text",
     "even",
@@ -71,6 +73,11 @@ def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
     The pooled vector is the first chunk's; texts of fewer chunks are repeated (``even``). So ComfyUI does. Raises
     ConfigError for more than 2,400 tokens.
     """
+    return embed_text(model, texts, model.text_encoders)
+
+
+def embed_text(model: Model, texts: Sequence[str], encoders: Sequence[Any]) -> TextEmbedding:
+    """The same by the model's text encoders as they may be wrapped, and with gradients where they are on."""
     for encoder in model.text_encoders:
         words, places = encoder.config.vocab_size, encoder.config.max_position_embeddings
         if words <= END_OF_TEXT or places < MAX_TOKENS:
@@ -83,9 +90,9 @@ def encode_text(model: Model, texts: Sequence[str]) -> TextEmbedding:
     double = model.spec.family in LAST_LAYERS
     pads = (END_OF_TEXT, 0) if double else (0,) if model.spec.family == "sd2" else (END_OF_TEXT,)
     outputs = []
-    for encoder, pad in zip(model.text_encoders, pads, strict=True):
+    for encoder, pad in zip(encoders, pads, strict=True):
         chunks = [token_chunks(text, pad=pad) for text in texts]
-        rows = torch.cat(chunks).to(encoder.device, non_blocking=True)
+        rows = torch.cat(chunks).to(model.text_encoders[0].device, non_blocking=True)
         outputs.append(encoder(rows, output_hidden_states=double))
     counts = [len(rows) for rows in chunks]
     if not double:

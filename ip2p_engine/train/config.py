@@ -30,6 +30,7 @@ AT_LEAST: dict[str, float] = {
     "shuffle_buffer": 1,
     "workers": 0,
     "lora_rank": 0,
+    "lora_conv_rank": 0,
     "cache_variants": 1,
     "save_every": 1,
     "keep": 0,
@@ -61,6 +62,7 @@ AT_MOST = {
     "resolution": 4096,
     "workers": 256,
     "lora_rank": 4096,
+    "lora_conv_rank": 4096,
     "cache_variants": 1000,
     "shuffle_buffer": 10_000_000,
     "validation_count": 10_000,
@@ -86,7 +88,10 @@ FLAGS = (
     "cache",
     "mask_channels",
     "zero_snr",
+    "train_text_encoder",
 )
+
+NUMBERS_OR_NONE = ("lora_alpha", "lora_conv_alpha", "text_learning_rate")
 
 # A config's field is never None: what is not given is filled in when it is made.
 NOT_GIVEN: Any = None
@@ -184,6 +189,16 @@ class TrainConfig:
     """Train adapters of this rank on the attention layers instead of all weights; 0 trains all."""
     lora_alpha: float | None = None
     """Adapters count alpha / rank; None: the rank, so 1."""
+    lora_conv_rank: int = 0
+    """With adapters: others of this rank on all convolutions but the first and the last; 0 for none."""
+    lora_conv_alpha: float | None = None
+    """Of these; None: their rank."""
+    lora_from: str | None = None
+    """A LoRA file, of any trainer, whose numbers the adapters begin with."""
+    train_text_encoder: bool = False
+    """Train the text encoders too, whole or by adapters; texts are then not cached."""
+    text_learning_rate: float | None = None
+    """Theirs at its highest, under the same schedule; None: ``learning_rate``."""
     cache: bool = False
     """Encode pictures and texts once, before training."""
     cache_variants: int = 4
@@ -229,7 +244,7 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 words = ", ".join(str(word) for word in known)
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {words}")
-        for name, least in (("micro_batch", 1), ("limit", 1), ("lora_alpha", 0)):
+        for name, least in (("micro_batch", 1), ("limit", 1), *((name, 0) for name in NUMBERS_OR_NONE)):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), least, None)
         self._check_outputs()
@@ -269,6 +284,13 @@ class TrainConfig:
             )
         if self.optimizer == "muon" and self.precision == "float16":
             raise ConfigError("muon has no gradient scaler; choose precision float32 or bfloat16, or adamw")
+        for name in ("lora_conv_rank", "lora_from"):
+            if getattr(self, name) and not self.lora_rank:
+                raise ConfigError(f"{name} is of adapters, and all weights are trained; give lora_rank too")
+        if self.text_learning_rate is not None and not (self.train_text_encoder and self.learning_rate):
+            raise ConfigError(
+                "text_learning_rate is beside a learning_rate above 0, with train_text_encoder; give both"
+            )
         if self.zero_snr and self.prediction == "eps":
             raise ConfigError("zero_snr predicts v, since noise says nothing of pure noise; leave prediction out")
         if self.streaming and (self.buckets or self.cache):
@@ -420,7 +442,7 @@ def _weights(given: Any) -> tuple[float, ...]:
 
 
 def _check_number(name: str, value: Any, least: float, most: float | None) -> None:
-    kinds = (int, float) if isinstance(getattr(TrainConfig, name), float) or name == "lora_alpha" else int
+    kinds = (int, float) if isinstance(getattr(TrainConfig, name), float) or name in NUMBERS_OR_NONE else int
     fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or value < least or (most is not None and value > most):
         bound = f"at least {least}" if most is None or most > 1 else f"from {least} to {most:.3g}"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DatasetError, Interrupted, first_line
 from ..files import disk_errors, read_json, whole_file, write_json
-from ..networks.conditioning import TextEmbedding, encode_text
+from ..networks.conditioning import TextEmbedding, embed_text, encode_text
 from ..networks.digest import digest_of_network
 from ..networks.model import Model
 from .augment import bucket_shapes, crop_mask, crop_pair, draw_crop, nearest_shape, size_ids
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 ROWS_PER_SHARD, PAIRS_AT_ONCE = 500, 16
-KEY_FILE, BROKEN, TEXT_OF, DIGEST = "cache.json", "broken", "text_of", "digest"
+KEY_FILE, BROKEN, TEXT_OF, INSTRUCTIONS, DIGEST = "cache.json", "broken", "text_of", "instructions", "digest"
 LATENTS = ("mean", "std", "condition")
 SETTINGS = ("columns", "resolution", "resize", "flip", "buckets", "precision", "seed")
 
@@ -58,26 +58,34 @@ class Encoded:
     """(n, 6); only SDXL's network reads it."""
     mask: Tensor | None = None
     """The share of each place that was edited, (n, 1, h, w); None where nothing asks for it."""
+    null_text: TextEmbedding | None = None
+    """Of the empty text, where the text encoders are trained and it moves."""
 
 
 class Encoder:
     """Encodes batches of pictures and texts; passes on what a cache has encoded."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, trained_texts: Sequence[Any] = ()) -> None:
+        """``trained_texts``: the text encoders as Accelerate wraps them, where they are trained."""
+        self._model, self.trained_texts = model, trained_texts
         self.null_text = self.text([""])
 
     def __call__(self, batch: Batch) -> Encoded:
         tensors = batch.tensors
         if "pixels" in tensors:
             tensors = {**tensors, **self.latents(tensors["pixels"], tensors.get("mask"))}
+        null = None
+        if self.trained_texts:
+            text, null = self.trained_text(batch.instructions)
+        elif "pixels" in tensors:
             text = self.text(batch.instructions)
         else:
             pooled = tensors.get("pooled")
             text = TextEmbedding(tokens=tensors["tokens"].float(), pooled=None if pooled is None else pooled.float())
         mean, std, condition = (tensors[name].float() for name in ("mean", "std", "condition"))
         mask = tensors["mask"].float() if "mask" in tensors else None
-        return Encoded(mean=mean, std=std, condition=condition, text=text, size_ids=tensors["size_ids"], mask=mask)
+        latents: dict[str, Any] = {"mean": mean, "std": std, "condition": condition, "mask": mask}
+        return Encoded(**latents, text=text, size_ids=tensors["size_ids"], null_text=null)
 
     @torch.no_grad()
     def latents(self, pixels: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -107,11 +115,19 @@ class Encoder:
         pooled = None if embedded.pooled is None else embedded.pooled.clone().float()
         return TextEmbedding(tokens=embedded.tokens.clone().float(), pooled=pooled)
 
+    def trained_text(self, texts: Sequence[str]) -> tuple[TextEmbedding, TextEmbedding]:
+        """(the texts, the empty text) in one pass, with gradients where they are on; float32."""
+        distinct = list(dict.fromkeys([*texts, ""]))
+        found = embed_text(self._model, distinct, self.trained_texts)
+        pooled = None if found.pooled is None else found.pooled.float()
+        found = TextEmbedding(tokens=found.tokens.float(), pooled=pooled)
+        return found.rows([distinct.index(text) for text in texts]), found.rows([distinct.index("")])
+
 
 def cache_key(source: Rows, model: Model, config: TrainConfig, *, masks: bool = False) -> dict[str, Any]:
     """What the cached tensors depend on, as JSON takes it."""
     settings = {name: value for name, value in asdict(config).items() if name in SETTINGS}
-    frozen = (model.autoencoder, *model.text_encoders)
+    frozen = (model.autoencoder, *(() if config.train_text_encoder else model.text_encoders))
     networks = {f"network {n}": digest_of_network(network) for n, network in enumerate(frozen)}
     key = {"data": source.identity, "rows": len(source), "variants": config.variants, **settings, **networks}
     key |= {"masks": model.spec.in_channels} if masks else {}  # caches without are as those of 0.1
@@ -163,6 +179,8 @@ class CacheReader:
         variant = int(torch.randint(self._config.variants, (), generator=generator))
         tensors = {name: shard.file.get_slice(f"{row}.{name}")[variant] for name in self._names}
         text = shard.text_of[str(row)]
+        if shard.instructions:
+            return Sample(instruction=shard.instructions[text], tensors=tensors)
         names = [name for name in ("tokens", "pooled") if f"{name}.{text}" in shard.names]
         texts = {name: shard.file.get_tensor(f"{name}.{text}") for name in names}
         return Sample(instruction="", tensors={**tensors, **texts})
@@ -190,6 +208,8 @@ class _Shard:
     names: set[str]
     broken: dict[str, str]
     text_of: dict[str, int]
+    instructions: list[str]
+    """Where the text encoders are trained, in place of what they made."""
 
     @classmethod
     def open(cls, path: Path) -> _Shard:
@@ -198,11 +218,12 @@ class _Shard:
             file = safe_open(path, framework="pt")
             about, names = file.metadata(), set(file.keys())
             broken, text_of = json.loads(about[BROKEN]), json.loads(about[TEXT_OF])
+            instructions = json.loads(about.get(INSTRUCTIONS, "[]"))
             if about.get(DIGEST) not in (None, _digest({name: file.get_tensor(name) for name in names})):
                 raise ValueError("its numbers have changed")
         except Exception as error:  # nearly every class, by where the damage is
             raise DatasetError(f"{path} is damaged ({first_line(error)}); delete it, it is made again") from error
-        return cls(file=file, names=names, broken=broken, text_of=text_of)
+        return cls(file=file, names=names, broken=broken, text_of=text_of, instructions=instructions)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -250,12 +271,13 @@ def _write_shard(path: Path, crops: _Crops, rows: range, encoder: Encoder, confi
             tensors |= {f"{row}.{name}": value[own].to(kept).cpu() for name, value in latents.items()}
             tensors[f"{row}.size_ids"] = ids
             text_of[str(row)] = texts.setdefault(instruction, len(texts))
-    for text, number in texts.items():
+    for text, number in texts.items() if not config.train_text_encoder else ():
         embedded = encoder.text([text])
         tensors[f"tokens.{number}"] = embedded.tokens[0].to(kept).cpu()
         if embedded.pooled is not None:
             tensors[f"pooled.{number}"] = embedded.pooled[0].to(kept).cpu()
     about = {BROKEN: json.dumps(broken), TEXT_OF: json.dumps(text_of), DIGEST: _digest(tensors)}
+    about |= {INSTRUCTIONS: json.dumps(list(texts))} if config.train_text_encoder else {}
     with disk_errors(path, "written", DatasetError), whole_file(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, about))
 

@@ -14,7 +14,7 @@ from ..hooks import Hooks
 from .checkpoints import latest
 from .config import TrainConfig
 from .distributed import accelerated, ordinary_gradients, total
-from .optimizers import learning_rate, set_learning_rate
+from .optimizers import learning_rate, set_learning_rate, text_share
 from .planning import Plan
 from .progress import Clock, Progress, TrainResult, check_loss
 from .setup import Data, begin, planned
@@ -54,7 +54,7 @@ def train(
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
         while step < config.steps and not stopped:
             rate = learning_rate(config, step)
-            set_learning_rate(optimizers, rate)
+            set_learning_rate(optimizers, rate, text_share(config))
 
             # 1. Gradients of the whole batch: this process's share of it, a micro-batch at a time.
             loss = torch.zeros((), device=accelerator.device)
@@ -64,7 +64,7 @@ def train(
                 batch = batch.to(accelerator.device)
                 encoded = run.encoder(batch)
                 last = number == micro_batches - 1
-                with nullcontext() if last else accelerator.no_sync(run.unet):
+                with nullcontext() if last else run.no_sync():
                     part = run.objective(run.unet, encoded, batch.draws).sum() / config.batch_size
                     accelerator.backward(part * run.share.world)  # DDP takes the mean over processes
                 loss += part.detach()

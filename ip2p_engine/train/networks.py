@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
-from ..checkpoint.lora import kohya_state
 from ..checkpoint.spec import EDIT, MASKED_EDIT, autoencoder_dtype, recommended
-from ..checkpoint.training_run import with_channels
-from ..errors import ConfigError
+from ..checkpoint.training_run import TEXT_PREFIXES, with_adapters, with_channels
 from ..networks.model import Model, ModelSpec
+from .adapters import add_adapters
 from .checkpoints import is_sharded, whole
 from .config import TrainConfig
-from .randomness import stream
 
 __all__ = [
-    "LORA_LAYERS",
     "arithmetic",
     "finished",
-    "lora_state",
     "make_trainable",
     "move_frozen",
     "needs_masks",
+    "trained_of",
     "trained_parameters",
+    "trained_texts",
     "usable",
     "widened",
 ]
 
-LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+TWO_ENCODERS = 2
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,7 +66,10 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
     spec = replace(model.spec, weights="only", **_predicted(model.spec, config))
     unet = model.unet.float().requires_grad_(not config.lora_rank)
     if config.lora_rank:
-        _add_adapters(unet, config, train_conv_in=new)
+        add_adapters(unet, config)
+        unet.conv_in.requires_grad_(new)
+    if config.train_text_encoder:
+        _train_texts(model, config)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     _cast_frozen(model, config)
@@ -82,9 +83,38 @@ def _predicted(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
     return {"prediction": config.prediction or spec.prediction}
 
 
-def trained_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+def _train_texts(model: Model, config: TrainConfig) -> None:
+    """Let the text encoders take gradients, or adapters on them.
+
+    Of two, the first is read before its last layer (SDXL), which then learns nothing.
+    """
+    for number, encoder in enumerate(model.text_encoders, start=1):
+        encoder.float().requires_grad_(not config.lora_rank)
+        if config.lora_rank:
+            add_adapters(encoder, config, text=number)
+    if len(model.text_encoders) == TWO_ENCODERS:
+        inner = getattr(model.text_encoders[0], "text_model", model.text_encoders[0])
+        for unread in (inner.encoder.layers[-1], inner.final_layer_norm):
+            unread.requires_grad_(False)
+
+
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """What takes gradients, by name."""
-    return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def trained_of(model: Model) -> dict[str, nn.Parameter]:
+    """What takes gradients in the UNet, and behind a prefix in the text encoders."""
+    found = trained_parameters(model.unet)
+    for prefix, encoder in zip(TEXT_PREFIXES, model.text_encoders, strict=False):
+        own = trained_parameters(encoder)
+        found |= {prefix + name.removeprefix("text_model."): parameter for name, parameter in own.items()}
+    return found
+
+
+def trained_texts(model: Model) -> list[nn.Module]:
+    """The text encoders that take gradients: all or none."""
+    return [encoder for encoder in model.text_encoders if trained_parameters(encoder)]
 
 
 def needs_masks(model: Model, config: TrainConfig) -> bool:
@@ -106,23 +136,34 @@ def usable(model: Model) -> Iterator[Model]:
 
 
 def finished(model: Model, base: Model, config: TrainConfig) -> Model:
-    """The model to give away: the trained UNet, and what was frozen as the base has it, not as the run rounded it.
+    """The model to give away: what was trained, and what was frozen as the base has it, not as the run rounded it.
 
     Adapters are merged into the base's own weights. ``base`` is loaded anew, and used up.
     """
-    parts = {"autoencoder": base.autoencoder, "text_encoders": base.text_encoders}
+    texts = _finished_texts(model, base, config) if config.train_text_encoder else base.text_encoders
+    parts: dict[str, Any] = {"autoencoder": base.autoencoder, "text_encoders": texts}
     if not config.lora_rank:
         return replace(model, **parts)
     channels = model.spec.in_channels
     new = channels > base.spec.in_channels
     fresh: Any = widened(base, channels).unet if new else base.unet
-    _add_adapters(fresh.float(), config, train_conv_in=new)
+    add_adapters(fresh.float(), config)
+    fresh.conv_in.requires_grad_(new)
     trained = trained_parameters(model.unet)
     for name, parameter in trained_parameters(fresh).items():
         parameter.data.copy_(trained[name].detach())
     fresh.fuse_lora()
     fresh.unload_lora()
     return replace(model, unet=fresh.eval().requires_grad_(False), **parts)
+
+
+def _finished_texts(model: Model, base: Model, config: TrainConfig) -> tuple[Any, ...]:
+    """The base's text encoders with what was trained of them, float32."""
+    scale = (config.lora_alpha or config.lora_rank) / max(1, config.lora_rank)
+    for encoder, trained in zip(base.text_encoders, model.text_encoders, strict=True):
+        own = {name: parameter.detach().cpu() for name, parameter in trained_parameters(trained).items()}
+        encoder.float().load_state_dict(with_adapters(encoder.state_dict(), own, scale))
+    return base.text_encoders
 
 
 def arithmetic(device: str, config: TrainConfig) -> Any:
@@ -132,20 +173,11 @@ def arithmetic(device: str, config: TrainConfig) -> Any:
 
 
 def move_frozen(model: Model, device: str | torch.device) -> None:
-    """The autoencoder and the text encoders to a device."""
+    """The autoencoder and the text encoders to a device, but for those that are trained."""
+    trained = trained_texts(model)
     for module in (model.autoencoder, *model.text_encoders):
-        module.to(device)
-
-
-def lora_state(unet: nn.Module, config: TrainConfig) -> dict[str, Tensor]:
-    """The adapters as one file that ComfyUI, diffusers and ``ip2p edit --lora`` take alike (kohya's names)."""
-    from peft.utils import get_peft_model_state_dict
-
-    state: Mapping[str, Tensor] = get_peft_model_state_dict(unet)
-    ending = ".lora_A.weight"
-    layers = [name.removesuffix(ending) for name in state if name.endswith(ending)]
-    factors = {layer: tuple(state[f"{layer}.lora_{part}.weight"].detach().cpu() for part in "AB") for layer in layers}
-    return kohya_state(factors, config.lora_alpha or config.lora_rank)  # type: ignore[arg-type]
+        if module not in trained:
+            module.to(device)
 
 
 def _gathered(unet: Any) -> nn.Module:
@@ -156,24 +188,12 @@ def _gathered(unet: Any) -> nn.Module:
     return copy.eval()
 
 
-def _add_adapters(unet: Any, config: TrainConfig, *, train_conv_in: bool) -> None:
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError("LoRA needs peft, which is missing; pip install peft") from error
-    settings: Any = {"lora_alpha": config.lora_alpha or config.lora_rank, "target_modules": LORA_LAYERS}
-    adapters = LoraConfig(r=config.lora_rank, init_lora_weights="gaussian", **settings)
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-        torch.default_generator.manual_seed(stream(config.seed, "lora").initial_seed())
-        unet.add_adapter(adapters)
-    unet.conv_in.requires_grad_(train_conv_in)
-
-
 def _cast_frozen(model: Model, config: TrainConfig) -> None:
     """Frozen networks compute in the run's precision."""
     half = HALF.get(config.precision, torch.float32)
-    for parameter in model.unet.parameters():
-        parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(half)
+    for network in (model.unet, *trained_texts(model)):
+        for parameter in network.parameters():
+            parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(half)
     nn.Module.to(model.autoencoder, dtype=autoencoder_dtype(model.spec.family, half))
-    for encoder in model.text_encoders:
+    for encoder in model.text_encoders if not trained_texts(model) else ():
         encoder.to(dtype=half)

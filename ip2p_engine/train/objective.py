@@ -31,7 +31,8 @@ class Objective:
         levels = noise_levels(model, draws.level.cpu())
         alpha, sigma, t = (value.to(z.device, non_blocking=True) for value in levels)
         noise = draws.noise + config.offset_noise * draws.offset
-        text, condition = dropped(encoded, self._null, draws.drop, config.dropouts)
+        null = self._null if encoded.null_text is None else encoded.null_text
+        text, condition = dropped(encoded, null, draws.drop, config.dropouts)
         inputs = torch.cat([alpha * z + sigma * noise, condition], dim=1)
         output = unet(inputs, t, text.tokens, added_cond_kwargs=self._added(text, encoded.size_ids)).sample
         target = noise if model.spec.prediction == "eps" else alpha * noise - sigma * z

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..checkpoint.training_run import TEXT_PREFIXES
 from ..errors import ConfigError
 from .config import TrainConfig
 
@@ -25,24 +26,33 @@ __all__ = [
     "make_optimizers",
     "orthogonalise",
     "set_learning_rate",
+    "text_share",
 ]
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "lion": "lion-pytorch", "prodigy": "prodigyopt"}
+TEXT = "text"
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def make_optimizers(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimisers of a run: one, or for muon two, the matrices' and the rest's."""
     if config.optimizer == "adamw":
-        return [_adamw(parameters.values(), config)]
+        return [_adamw(_groups(parameters), config)]
     if config.optimizer == "adamw8bit":
-        return [_adamw8bit(parameters.values(), config)]
+        return [_adamw8bit(_groups(parameters), config)]
     if config.optimizer in LIBRARY:
-        return [LIBRARY[config.optimizer](list(parameters.values()), config)]
-    matrices = [p for name, p in parameters.items() if is_matrix(name, p)]
-    rest = [p for name, p in parameters.items() if not is_matrix(name, p)]
-    muon = [Muon(matrices, lr=config.learning_rate)] if matrices else []
-    return [*muon, *([_adamw(rest, config)] if rest else [])]
+        return [LIBRARY[config.optimizer](_groups(parameters), config)]
+    matrices = {name: p for name, p in parameters.items() if is_matrix(name, p)}
+    rest = {name: p for name, p in parameters.items() if name not in matrices}
+    muon = [Muon(_groups(matrices), lr=config.learning_rate)] if matrices else []
+    return [*muon, *([_adamw(_groups(rest), config)] if rest else [])]
+
+
+def _groups(parameters: Mapping[str, nn.Parameter]) -> list[Any]:
+    """The parameters, or where text encoders are among them two groups, the second marked as theirs."""
+    text = [p for name, p in parameters.items() if name.startswith(TEXT_PREFIXES)]
+    rest = [p for name, p in parameters.items() if not name.startswith(TEXT_PREFIXES)]
+    return [{"params": rest}, {"params": text, TEXT: True}] if text else rest
 
 
 def check_packages(config: TrainConfig) -> None:
@@ -70,23 +80,28 @@ def _fall(config: TrainConfig, done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * cycle))
 
 
-def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Use a learning rate in every group from now on."""
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float, text_share: float = 1.0) -> None:
+    """Use a learning rate in every group from now on, ``text_share`` of it in the text encoders'."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * text_share if group.get(TEXT) else rate
 
 
-def _adamw(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def text_share(config: TrainConfig) -> float:
+    """The text encoders' learning rate over the UNet's."""
+    return 1.0 if config.text_learning_rate is None else config.text_learning_rate / config.learning_rate
+
+
+def _adamw(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
     """Fused: one kernel for all tensors, on GPUs and CPUs."""
-    parameters = list(parameters)
-    fused = parameters[0].device.type in ("cuda", "cpu")
+    first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
+    fused = first.device.type in ("cuda", "cpu")
     return torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
     )
 
 
-def _adamw8bit(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def _adamw8bit(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -94,17 +109,17 @@ def _adamw8bit(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch
     return AdamW8bit(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def _adafactor(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def _adafactor(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _lion(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def _lion(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
     from lion_pytorch import Lion
 
     return Lion(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def _prodigy(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def _prodigy(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
     from prodigyopt import Prodigy
 
     return Prodigy(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
@@ -179,7 +194,7 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum; the step is scaled to the size of an AdamW step (0.2 sqrt(max side))."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: Iterable[Any], *, lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

@@ -85,8 +85,8 @@ def plan_of(
     seconds: float | None = None,
 ) -> Plan:
     """The plan of a run whose networks are loaded."""
-    trained = sum(p.numel() for p in model.unet.parameters() if p.requires_grad)
     networks = (model.unet, model.autoencoder, *model.text_encoders)
+    trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
     frozen = [p for network in networks for p in network.parameters() if not p.requires_grad]
     states = STATES[config.optimizer]
     whole = sum(4 * p.numel() for p in model.unet.parameters()) + _bytes(networks[1:])

@@ -12,8 +12,9 @@ import torch
 
 from ..checkpoint.write import RAW_UNET, save_diffusers, save_ldm, write_safetensors
 from ..networks.model import Model, load_model
+from .adapters import lora_state
 from .config import TrainConfig
-from .networks import finished, lora_state, usable
+from .networks import finished, usable
 from .optimizers import Average
 
 __all__ = ["export"]
@@ -51,7 +52,7 @@ def export(
                 whole = finished(shown, load_model(base, device="cpu", dtype="file"), config)
                 _write_whole(replace(whole, spec=replace(whole.spec, weights=kind)), files, training, kind)
             if kind == "ema" and "lora" in wanted:
-                files |= _write_adapters(model, folder, config)
+                files |= _write_adapters(model, folder)
     return files
 
 
@@ -71,9 +72,9 @@ def _write_whole(whole: Model, files: Mapping[str, Path], training: Mapping[str,
         write_safetensors(_on_cpu(whole.unet), files["diffusers"] / RAW_UNET, FORMAT)
 
 
-def _write_adapters(model: Model, folder: Path, config: TrainConfig) -> dict[str, Path]:
+def _write_adapters(model: Model, folder: Path) -> dict[str, Path]:
     files = {"lora": folder / "lora.safetensors"}
-    write_safetensors(lora_state(model.unet, config), files["lora"], FORMAT)
+    write_safetensors(lora_state(model), files["lora"], FORMAT)
     first = model.unet.conv_in
     if first.weight.requires_grad:
         files["conv_in"] = folder / "conv_in.safetensors"

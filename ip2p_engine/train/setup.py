@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +16,13 @@ from ..files import digest_of_text, disk_errors, link_or_copy, public_name
 from ..images import save_image
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
+from .adapters import begin_from
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .checkpoints import State, keep_last, latest, step_of
 from .config import TrainConfig
 from .distributed import log_picture, refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
-from .networks import make_trainable, move_frozen, needs_masks, trained_parameters
+from .networks import make_trainable, move_frozen, needs_masks, trained_of, trained_texts
 from .objective import Objective
 from .optimizers import Average, check_packages, make_optimizers
 from .order import make_order
@@ -84,6 +85,14 @@ class Run:
             self.broken[sentence] = None
             if self.accelerator.is_main_process and len(self.broken) <= MAX_NAMED:
                 log.warning("left out: %s", sentence)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Gradients stay in each process until the block ends."""
+        with ExitStack() as held:
+            for network in (self.unet, *self.encoder.trained_texts):
+                held.enter_context(self.accelerator.no_sync(network))
+            yield
 
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps, by the first process."""
@@ -180,9 +189,9 @@ def begin(
     folder = RunFolder(out, writes=accelerator.is_main_process)
     share, config, source, model, origin = _opened(config, accelerator, folder, data, base)
     test = _measured(source, data, folder)
-    encoder = Encoder(model)
     held.enter_context(folder.taken())
-    unet, state = _state(model, config, accelerator)
+    unet, texts, state = _state(model, config, accelerator)
+    encoder = Encoder(model, texts)
     first, broken = folder.take_up(state)
     on_plan(_plan(config, model, out, source, test, first))
     with refusals():
@@ -253,6 +262,8 @@ def _opened(
     if config.unmasked_weight < 1 or config.mask_channels:
         refuse_without_masks(source, data)
     model, base_digest = _model(base, config, accelerator.device)
+    if config.lora_from and latest(folder.checkpoints) is None:
+        begin_from(model, Path(config.lora_from))
     origin = {"data_digest": digest_of_text(source.identity), "base_digest": base_digest}
     folder.refuse_other_origin(model.spec, **origin)
     return share, config, source, model, origin
@@ -304,15 +315,17 @@ def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple
     return model, digest
 
 
-def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, State]:
-    """(the UNet as Accelerate wraps it, what its steps change)."""
-    if accelerator.distributed_type == "FSDP" and (config.lora_rank or config.optimizer == "muon"):
-        raise ConfigError("LoRA and muon need whole tensors; start several GPUs without FSDP")
-    optimizers = make_optimizers(trained_parameters(model.unet), config)
+def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, list[Any], State]:
+    """(the UNet as Accelerate wraps it, the text encoders where they are trained, what the steps change)."""
+    needs_whole = config.lora_rank or config.optimizer == "muon" or config.train_text_encoder
+    if accelerator.distributed_type == "FSDP" and needs_whole:
+        raise ConfigError("LoRA, muon and training text encoders need whole tensors; start several GPUs without FSDP")
+    optimizers, texts = make_optimizers(trained_of(model), config), trained_texts(model)
     with refusals():
-        unet, *optimizers = accelerator.prepare(model.unet, *optimizers)
+        unet, *rest = accelerator.prepare(model.unet, *texts, *optimizers)
+    texts, optimizers = rest[: len(texts)], rest[len(texts) :]
     if config.compile:
         model.unet.compile()
-    parameters = trained_parameters(model.unet)
+    parameters = trained_of(model)
     average = Average(parameters, config.ema_decay)
-    return unet, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)
+    return unet, texts, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)

@@ -79,7 +79,7 @@ class ValidationSet:
         count = config.validation_count
         self.pairs = list(islice(_good(self._rows, count, masks=masks), count))
         self.own = read_own(Path(config.validate_with)) if config.validate_with else []
-        self._encoded: list[Encoded] | None = None
+        self._encoded: list[tuple[Encoded, list[str]]] | None = None
 
     def losses(self, model: Model, average: Average, encoder: Encoder, micro: int) -> dict[str, float]:
         """The objective's mean over the pairs, by the raw and by the averaged weights.
@@ -95,13 +95,16 @@ class ValidationSet:
         found = {}
         for kind in ("raw", "ema"):
             with average.applied() if kind == "ema" else nullcontext(), usable(model) as shown:
-                found[kind] = self._mean(shown.unet, objective, model.device)
+                found[kind] = self._mean(shown.unet, objective, encoder, model.device)
         return found
 
     @torch.no_grad()
-    def _mean(self, unet: Any, objective: Objective, device: torch.device) -> float:
-        total, first, count = 0.0, 0, sum(len(one.mean) for one in self._encoded or ())
-        for encoded in self._encoded or ():
+    def _mean(self, unet: Any, objective: Objective, encoder: Encoder, device: torch.device) -> float:
+        total, first, count = 0.0, 0, sum(len(one.mean) for one, _ in self._encoded or ())
+        for encoded, said in self._encoded or ():
+            if encoder.trained_texts:
+                text, null = encoder.trained_text(said)
+                encoded = replace(encoded, text=text, null_text=null)
             n = len(encoded.mean)
             draws = draw(self._config.seed, BEFORE_TRAINING, range(first, first + n), encoded.mean.shape[1:])
             levels = (torch.arange(first, first + n, dtype=torch.float64) + 0.5) / count
@@ -113,7 +116,7 @@ class ValidationSet:
             first += n
         return total / count
 
-    def _encode(self, encoder: Encoder, micro: int) -> Iterator[Encoded]:
+    def _encode(self, encoder: Encoder, micro: int) -> Iterator[tuple[Encoded, list[str]]]:
         config, count = self._config, self._config.validation_pairs
         pairs = enumerate(islice(_good(self._rows, count, masks=self._masks), count) if count else iter(()))
         size = (config.resolution,) * 2
@@ -122,10 +125,10 @@ class ValidationSet:
             crops = [draw_crop(pair.original.size, size, config, g) for (_, pair), g in zip(group, drawn, strict=True)]
             pixels = [crop_pair((pair.original, pair.edited), c) for (_, pair), c in zip(group, crops, strict=True)]
             masks = [crop_mask(pair.mask, c) for (_, pair), c in zip(group, crops, strict=True)] if self._masks else []
-            latents = encoder.latents(torch.stack(pixels), torch.stack(masks) if masks else None)
-            text = encoder.text([pair.instruction for _, pair in group])
-            encoded = Encoded(**latents, text=text, size_ids=torch.stack([size_ids(crop) for crop in crops]))
-            yield _moved(encoded, torch.device("cpu"))
+            latents: dict[str, Any] = encoder.latents(torch.stack(pixels), torch.stack(masks) if masks else None)
+            said = [pair.instruction for _, pair in group]
+            sizes = torch.stack([size_ids(crop) for crop in crops])
+            yield _moved(Encoded(**latents, text=encoder.text(said), size_ids=sizes), torch.device("cpu")), said
 
     @property
     def _shown(self) -> list[Pair | Own]:
@@ -179,6 +182,7 @@ def _moved(encoded: Encoded, device: torch.device) -> Encoded:
         text=TextEmbedding(tokens=move(encoded.text.tokens), pooled=move(encoded.text.pooled)),
         size_ids=move(encoded.size_ids),
         mask=move(encoded.mask),
+        null_text=encoded.null_text,
     )
 
 

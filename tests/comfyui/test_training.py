@@ -126,17 +126,18 @@ def test_the_trainers_lora_is_the_same_in_core_s_loader_and_headless(server):
     """The file that ``ip2p train --lora`` writes: what core adds to the model is what ``--lora`` adds."""
     from ip2p_engine import InstructPix2Pix
     from ip2p_engine.networks.model import load_model
+    from ip2p_engine.train.adapters import lora_state
     from ip2p_engine.train.config import TrainConfig
-    from ip2p_engine.train.networks import lora_state, make_trainable, trained_parameters
+    from ip2p_engine.train.networks import make_trainable, trained_of
 
-    config = TrainConfig(lora_rank=4, lora_alpha=2.0)
-    unet = make_trainable(load_model("embedded", device="cpu"), config).unet
+    config = TrainConfig(lora_rank=4, lora_alpha=2.0, lora_conv_rank=2)
+    model = make_trainable(load_model("embedded", device="cpu"), config)
     random = torch.Generator().manual_seed(0)
-    for parameter in trained_parameters(unet).values():
+    for parameter in trained_of(model).values():
         parameter.data.copy_(torch.randn(parameter.shape, generator=random) * 0.5)
     folder = server.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(lora_state(unet, config), folder / "trained.safetensors")
+    save_file(lora_state(model), folder / "trained.safetensors")
     scene = render(DEMO_SCENE)
     server.upload(scene, "lora.png")
     server.get("/object_info/LoraLoaderModelOnly")

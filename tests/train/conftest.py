@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ip2p_engine.checkpoint.spec import recommended
@@ -61,6 +63,18 @@ def store(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     with PairWriter(folder, manifest={"config": {"truth": True}}) as writer:
         writer.write(*records)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def masked(records, tmp_path_factory):
+    """The ten pairs with masks: the left half was edited, of the second the whole, of the third nobody says."""
+    folder = tmp_path_factory.mktemp("masked")
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 32, 64))
+    masks = [half, Image.new("L", (64, 64), 255), None, *[half] * 7]
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        writer.write(*(replace(row, mask=mask and png(mask)) for row, mask in zip(records, masks, strict=True)))
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 from dataclasses import replace
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.source import open_bundle
-from ip2p_engine.data.store import PairWriter
 from ip2p_engine.diffusion.guidance import conditioning_dropout
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.images import to_tensor
@@ -95,24 +93,6 @@ def test_weights_of_a_mask():
         found[1:], torch.ones(2, 1, 2, 2)
     )
     assert torch.equal(mask_weights(mask, 0.0)[2], torch.ones(1, 2, 2)), "nothing is inside"
-
-
-def png(picture):
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def masked(records, tmp_path_factory):
-    """The ten pairs with masks: the left half was edited, of the second the whole, of the third nobody says."""
-    folder = tmp_path_factory.mktemp("masked")
-    half = Image.new("L", (64, 64))
-    half.paste(255, (0, 0, 32, 64))
-    masks = [half, Image.new("L", (64, 64), 255), None, *[half] * 7]
-    with PairWriter(folder, manifest={"config": {}}) as writer:
-        writer.write(*(replace(row, mask=mask and png(mask)) for row, mask in zip(records, masks, strict=True)))
-    return folder
 
 
 def test_a_masked_loss_is_that_of_the_places_by_hand(masked, base):

@@ -113,11 +113,16 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
+LOSS = ["--set", "mask_channels=true", "unmasked_weight=0.3", "change_weight=1", "zero_snr=true"]
+TEXT = ["--train-text-encoder", "--set", "text_learning_rate=3e-6"]
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batch(store, base, tmp_path):
-    settings = ("--steps", "4", "--batch-size", "8", "--learning-rate", "1e-5")
-    assert cli.main(command(store, base(), tmp_path / "one", *settings)) == 0
-    run = on_two(["-m", "ip2p_engine"], command(store, base(), tmp_path / "two", *settings, "--micro-batch", "3"))
+@pytest.mark.parametrize("more", [[], [*LOSS, *TEXT, "--lora", "2", "--set", "lora_conv_rank=2"]])
+def test_two_processes_train_as_one_with_twice_the_batch(masked, base, tmp_path, more):
+    settings = ("--steps", "4", "--batch-size", "8", "--learning-rate", "1e-5", "--outputs", "ema", *more)
+    assert cli.main(command(masked, base(), tmp_path / "one", *settings)) == 0
+    run = on_two(["-m", "ip2p_engine"], command(masked, base(), tmp_path / "two", *settings, "--micro-batch", "3"))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     assert run.stdout.split() == [str(tmp_path / "two" / name) for name in OUTPUTS]  # one process speaks for both
 

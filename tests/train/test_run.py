@@ -20,9 +20,10 @@ from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, Train
 from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig, preset, train
+from ip2p_engine.train.adapters import lora_state
 from ip2p_engine.train.checkpoints import latest, load_checkpoint
 from ip2p_engine.train.config import PRESETS, read_config
-from ip2p_engine.train.networks import lora_state, make_trainable
+from ip2p_engine.train.networks import make_trainable
 
 pytestmark = pytest.mark.slow
 
@@ -132,10 +133,10 @@ def test_runs_in_inference_mode_and_leaves_the_global_generator_alone(run, whole
 
 def test_adapters_draw_from_the_seed_and_not_from_the_global_generator(base):
     before = torch.get_rng_state()
-    one, two = (make_trainable(load_model(base()), TrainConfig(lora_rank=2)).unet for _ in range(2))
+    one, two = (make_trainable(load_model(base()), TrainConfig(lora_rank=2)) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
-    drawn = lora_state(one, TrainConfig(lora_rank=2))
-    assert all(torch.equal(value, drawn[name]) for name, value in lora_state(two, TrainConfig(lora_rank=2)).items())
+    drawn = lora_state(one)
+    assert all(torch.equal(value, drawn[name]) for name, value in lora_state(two).items())
 
 
 def test_a_finished_run_is_not_trained_again(run, whole, copy):
