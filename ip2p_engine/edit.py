@@ -18,6 +18,7 @@ from torch import Tensor
 from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
+from .diffusion.area import NOISES, SIGMAS, area_of, relevance
 from .diffusion.guidance import Denoiser, Guidance, check_scale, guidance_of
 from .diffusion.mask import latent_mask
 from .diffusion.noise import check_seed
@@ -33,13 +34,14 @@ from .networks.denoiser import BranchDenoiser
 from .networks.digest import digest_of_weights
 from .networks.model import Model, load_model
 from .networks.walk import walk
-from .pictures import EditResult, Fitted, Opener
+from .pictures import EditResult, Fitted, Opener, whole_area
 from .tokenizer import check_length, token_chunks
 from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
 
 DECODED_AT_ONCE = 4
+LOOKS = 2 * NOISES * len(SIGMAS)  # evaluations of finding an area
 HOW_FAST = ("batch", "together")  # settings that no picture depends on
 
 
@@ -74,6 +76,8 @@ class EditConfig:
     """The guidance branches in one batch (True), one after another (False), or as memory allows (None)."""
     restore_size: bool = True
     """Give the original width and height back."""
+    auto_mask: bool = False
+    """Change only where the instruction may act (``find_area``); the rest is the source's, to the bit."""
     detail: bool = False
     """Take the source's detail where a local colour transform explains the edit (``detail.with_detail``)."""
 
@@ -300,6 +304,32 @@ class InstructPix2Pix:
             [small[row] for row in rows], [texts[n % len(texts)] for n in range(count)], [told[row] for row in rows]
         )
 
+    @torch.inference_mode()
+    def find_area(
+        self,
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
+        *,
+        config: EditConfig | None = None,
+        **overrides: Any,
+    ) -> list[Image.Image]:
+        """Where each picture's instruction may act: masks as large as the pictures, white where something may change.
+
+        What ``auto_mask`` uses, to look at and to change by hand. One picture goes with all instructions, or one
+        instruction with all pictures. Raises ImageError or ConfigError.
+        """
+        settled = self._settle(config, overrides)
+        pictures, texts = as_list(images, Picture), as_list(instructions, str)
+        count = max(len(pictures), len(texts))
+        masks = []
+        for n in range(count):
+            picture = open_image(pictures[n % len(pictures)])
+            condition = self.condition(picture, texts[n % len(texts)], config=settled)
+            kept = clean_latents(self.model, condition.image)
+            size = (8 * kept.shape[-1], 8 * kept.shape[-2])
+            masks.append(whole_area(_area_pictures(self._area(condition, kept, settled), size)[0], picture.size))
+        return masks
+
     def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:
         """The network under guidance, denoiser(x, sigma, condition) -> denoised; ``overrides`` as for ``edit``."""
         settled = self._settle(config, overrides)
@@ -378,24 +408,30 @@ class InstructPix2Pix:
         """The results of a batch of one size; size None: empty instructions, which give their pictures back."""
         sources, words = [fitted[job.picture] for job in jobs], [texts[job.instruction] for job in jobs]
         edited: Any = [(None, None, None)] * len(jobs)
+        areas: Sequence[Image.Image | None] = [None] * len(jobs)
         evaluations = 0
         if jobs and size is not None:
             with enough_memory(len(jobs), size), torch.inference_mode():
                 small: Any = [source.small for source in sources]
                 condition = self._condition(small, words, [source.small_mask for source in sources])
                 kept = clean_latents(self.model, condition.image)
-                free = None if self.model.spec.takes_mask else _free(sources, kept)
+                free, found = self._free(sources, condition, kept, config)
                 seeds = [job.seed for job in jobs]
                 z, evaluations = self._walk(condition, seeds, config, hooks, free=free, kept=kept)
+                if found is not None:
+                    areas, evaluations = _area_pictures(found, size), evaluations + LOOKS
                 round_trips = self.pictures(kept) if config.detail else [None] * len(jobs)
                 edited = list(zip(self.pictures(z), z.cpu(), round_trips, strict=True))
-        for job, source, text, (picture, latent, round_trip) in zip(jobs, sources, words, edited, strict=True):
+        for job, source, text, area, (picture, latent, round_trip) in zip(
+            jobs, sources, words, areas, edited, strict=True
+        ):
             yield EditResult(
                 edited=picture,
                 picture=source.picture,
                 size=size if size is not None and not config.restore_size else source.size,
                 profile=source.profile,
                 mask=source.mask,
+                area=area,
                 seen=source.small,
                 round_trip=round_trip,
                 instruction=text if size is not None else "",
@@ -405,6 +441,22 @@ class InstructPix2Pix:
                 settings=self._settings(text, job.seed, source, size or source.size, config),
                 index=job.place,
             )
+
+    def _free(
+        self, sources: Sequence[Fitted], condition: Conditioning, kept: Tensor, config: _Settled
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(where the latents of a batch may change, None: everywhere; the part of it that was found, if one was)."""
+        if self.model.spec.takes_mask:
+            return None, None
+        given = _free(sources, kept)
+        if not config.auto_mask:
+            return given, None
+        found = self._area(condition, kept, config)
+        return (found if given is None else found * given), found
+
+    def _area(self, condition: Conditioning, kept: Tensor, config: _Settled) -> Tensor:
+        """Where each row's instruction may act, (B, 1, h, w)."""
+        return area_of(relevance(BranchDenoiser(self.model, together=config.together), kept, condition))
 
     def _walk(
         self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks, **mask: Tensor | None
@@ -486,6 +538,12 @@ def _free(sources: Sequence[Fitted], like: Tensor) -> Tensor | None:
         return None
     pixels = [source.small_mask or Image.new("L", source.small.size, 255) for source in sources if source.small]
     return latent_mask(torch.stack([torch.from_numpy(np.array(one))[None] / 255 for one in pixels]), like)
+
+
+def _area_pictures(area: Tensor, size: tuple[int, int]) -> list[Image.Image]:
+    """Areas (B, 1, h, w) as grey pictures, with soft borders."""
+    levels = (area[:, 0].float().cpu() * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(one).resize(size, Image.Resampling.BILINEAR) for one in levels]
 
 
 def _base_name(name: str | os.PathLike[str]) -> str:

@@ -15,7 +15,7 @@ from .images import FULL_SIZE, Picture, Size, fit, give_back, open_image, open_m
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EditResult", "Fitted", "Opener", "opened"]
+__all__ = ["EditResult", "Fitted", "Opener", "opened", "whole_area"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class EditResult:
     """White where the picture could change; elsewhere it is the source."""
     seen: Image.Image | None = None
     """The source as it was edited, cropped and small; None if nothing was edited."""
+    area: Image.Image | None = None
+    """With auto_mask: where the instruction may act, grey, at the size that was edited."""
     round_trip: Image.Image | None = None
     """With detail: the source as the autoencoder gives it back, at the size that was edited."""
     instruction: str
@@ -57,9 +59,13 @@ class EditResult:
         if self.edited is None:
             return self.source.copy()
         image = self._whole(self.edited)
-        if self.mask is not None:
+        if self.mask is not None or self.area is not None:
             source = self.source
-            image = Image.composite(image, self._framed(source), self._framed(open_mask(self.mask, source.size)))
+            framed = self._framed(source)
+            if self.mask is not None:
+                image = Image.composite(image, framed, self._framed(open_mask(self.mask, source.size)))
+            if self.area is not None:
+                image = Image.composite(image, framed, whole_area(self.area, self.size))
         if self.profile:
             image.info["icc_profile"] = self.profile
         return image
@@ -87,6 +93,11 @@ class Fitted:
     digest: str
     mask: Picture | None = None
     small_mask: Image.Image | None = None
+
+
+def whole_area(area: Image.Image, size: Size) -> Image.Image:
+    """A grey picture at the edited size as a mask of the whole picture's."""
+    return area if area.size == size else give_back(area.convert("RGB"), size).convert("L")
 
 
 def opened(picture: Picture) -> Image.Image:

@@ -23,6 +23,8 @@ from .options import (
 
 __all__ = ["add"]
 
+AUTO = Path("auto")
+
 # Diffusers imports them where they are installed, for adapters and schedulers that no edit uses, and with peft come
 # transformers' losses: a fifth of the command's time.
 UNUSED = ("peft", "scipy")
@@ -30,7 +32,31 @@ UNUSED = ("peft", "scipy")
 
 def add(commands: Any) -> None:
     _add_edit(commands)
+    _add_area(commands)
     _add_demo(commands)
+
+
+def _add_area(commands: Any) -> None:
+    parser = add_command(commands, "area", _area, "where may an instruction act? a mask to look at and to change")
+    parser.add_argument("image", metavar="IMAGE", help="a picture file")
+    parser.add_argument("--instruction", required=True, metavar="TEXT")
+    parser.add_argument("--size", default="paper", help="as for ip2p edit (default: paper)")
+    parser.add_argument("--resolution", type=int, help="longer side that the paper's rule aims at")
+    parser.add_argument("--out", type=local_path, default=Path("area.png"), help="white may change (default: area.png)")
+    add_model_options(parser)
+
+
+def _area(options: argparse.Namespace) -> None:
+    from ..edit import EditConfig
+    from ..images import check_output, open_image, save_image
+
+    check_output(options.out)
+    picture = open_image(options.image)
+    config = EditConfig(size=options.size, resolution=options.resolution)
+    (mask,) = load_editor(options).find_area(picture, options.instruction, config=config)
+    save_image(mask, options.out)
+    share = sum(mask.histogram()[128:]) / (mask.width * mask.height)
+    sys.stdout.write(f"{options.out}: {100 * share:.0f} % of the picture may change\n")
 
 
 def _add_edit(commands: Any) -> None:
@@ -49,7 +75,12 @@ def _add_edit(commands: Any) -> None:
         metavar="FILE",
         help="in place of the two: .csv or .jsonl of image, instruction and, at will, seed, text_cfg, image_cfg, steps",
     )
-    parser.add_argument("--mask", type=Path, metavar="FILE", help="white where the pictures may change, the rest stays")
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="white where the pictures may change, the rest stays; auto: where the instruction may act (ip2p area)",
+    )
     parser.add_argument("--detail", action="store_true", help="take the source's detail where the edit only tones it")
     add_model_options(parser)
     add_guidance_options(parser)
@@ -87,9 +118,9 @@ def _edit(options: argparse.Namespace) -> None:
 
     if options.resolution and options.size != "paper":
         raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
-    config = edit_config(
-        options, size=options.size, resolution=options.resolution, batch=options.batch, detail=options.detail
-    )
+    auto = options.mask == AUTO and not AUTO.exists()
+    sizes = {"size": options.size, "resolution": options.resolution, "batch": options.batch}
+    config = edit_config(options, **sizes, detail=options.detail, auto_mask=auto)
     if not 0 <= options.png_level <= 9:
         raise ConfigError(f"--png-level is {options.png_level}; give a whole number from 0 to 9")
     if options.json and options.out == STDOUT:
@@ -108,7 +139,7 @@ def _edit(options: argparse.Namespace) -> None:
                 out=options.out, png_level=options.png_level, keep_exif=options.keep_exif, strict=options.strict
             ),
             show=show,
-            mask=options.mask and options.mask.expanduser(),
+            mask=None if auto or options.mask is None else options.mask.expanduser(),
         )
 
 

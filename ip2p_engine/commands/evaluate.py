@@ -23,7 +23,7 @@ from .evaluate_data import (
 )
 from .evaluate_edits import add_edits
 from .evaluate_judge import add_judge
-from .evaluate_recommend import add_recommend
+from .evaluate_recommend import add_areas, add_recommend
 from .options import (
     Several,
     add_command,
@@ -57,6 +57,7 @@ def add(commands: Any) -> None:
     _add_pictures(actions)
     add_edits(actions)
     add_recommend(actions)
+    add_areas(actions)
     add_judge(actions)
     add_ablation(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")

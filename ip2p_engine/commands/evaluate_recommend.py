@@ -1,4 +1,4 @@
-"""``ip2p evaluate recommend``: the settings that a checkpoint wants, measured."""
+"""``ip2p evaluate recommend`` and ``areas``: what settings and found areas are worth, where the truth is known."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from ..hooks import Hooks
 from .options import (
     Several,
     add_command,
+    add_guidance_options,
     add_model_options,
     check_positive,
+    edit_config,
     load_editor,
     local_path,
     progress_bar,
     stop_signals,
 )
 
-__all__ = ["add_recommend", "open_world"]
+__all__ = ["add_areas", "add_recommend", "open_world"]
 
 SCENES, PHOTOS = "scenes", "photos"
 EVERYWHERE = "all"
@@ -31,10 +33,7 @@ def add_recommend(actions: Any) -> None:
     parser = add_command(
         actions, "recommend", _recommend, "the settings a checkpoint wants: right edits, kept pixels, evaluations"
     )
-    parser.add_argument("data", nargs="?", default=SCENES, help="scenes (default), photos, or a data set of pairs")
-    parser.add_argument("--n", type=int, default=200, help="edits (default: 200)")
-    parser.add_argument("--seed", type=int, default=7, help="chooses the edits and their noise")
-    parser.add_argument("--pictures", type=local_path, help="of photos: gathered photographs (ip2p photos gather)")
+    _add_world(parser)
     parser.add_argument("--text-cfg", type=float, action=Several, nargs="+", metavar="S_T", help="default: 2 4 7.5")
     parser.add_argument("--image-cfg", type=float, action=Several, nargs="+", metavar="S_I", help="default: 1 1.2 1.5")
     parser.add_argument("--steps", type=int, action=Several, nargs="+", help="default: 1 2 4 10 20")
@@ -49,12 +48,44 @@ def add_recommend(actions: Any) -> None:
     parser.add_argument(
         "--decibels", type=float, default=0.5, help="kept less than this below the best counts as equal (default: 0.5)"
     )
-    parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
     parser.add_argument(
         "--write", action="store_true", help="write the pick into the checkpoint, as its recommendation"
     )
-    parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
     add_model_options(parser)
+
+
+def add_areas(actions: Any) -> None:
+    parser = add_command(actions, "areas", _areas, "what ip2p edit --mask auto finds and is worth, by kind of edit")
+    _add_world(parser)
+    add_guidance_options(parser)
+    add_model_options(parser)
+
+
+def _add_world(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", default=SCENES, help="scenes (default), photos, or a data set of pairs")
+    parser.add_argument("--n", type=int, default=200, help="edits (default: 200)")
+    parser.add_argument("--seed", type=int, default=7, help="chooses the edits and their noise")
+    parser.add_argument("--pictures", type=local_path, help="of photos: gathered photographs (ip2p photos gather)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
+    parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
+
+
+def _areas(options: argparse.Namespace) -> None:
+    from ..evaluate.areas import area_tables, measure_areas
+    from ..evaluate.run_folder import check_run, claim_run, save_run, text_of
+    from .evaluate_data import told
+
+    check_run(options.out, "areas")
+    samples, judge = open_world(options)
+    editor = load_editor(options)
+    claim_run(options.out, "areas")
+    with stop_signals() as should_stop, progress_bar(0, "edits") as bar:
+        hooks = Hooks(on_progress=bar, should_stop=should_stop)
+        how: Any = {"folder": options.out, "batch": options.batch, "hooks": hooks}
+        rows = measure_areas(editor, samples, judge, edit_config(options), **how)
+    tables = area_tables(rows)
+    save_run(options.out, "areas", settings=told(options), tables=tables)
+    sys.stdout.write("\n\n".join(map(text_of, tables)) + "\n")
 
 
 def open_world(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:

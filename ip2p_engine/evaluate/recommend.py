@@ -24,7 +24,18 @@ from .run_folder import Row, Table, row_key, row_log
 from .samples import Sample
 from .statistics import bootstrap_means, interval
 
-__all__ = ["Grid", "Measured", "Recommendation", "measure_settings", "recommend", "settings_plot", "truth_judge"]
+__all__ = [
+    "Grid",
+    "Judge",
+    "Measured",
+    "Recommendation",
+    "about_sample",
+    "measure_settings",
+    "network_of",
+    "recommend",
+    "settings_plot",
+    "truth_judge",
+]
 
 SETTING = ("text_cfg", "image_cfg", "steps", "sampler", "guidance_interval")
 RESULTS = ("done", "kept", "nearest", "evaluations", "kind")
@@ -152,9 +163,8 @@ def measure_settings(
     if not samples:
         raise ConfigError("there are no pictures to measure on; give at least one")
     hooks, settings = hooks or Hooks(), list(grid.settings())
-    model = editor.model
-    network = fingerprint(model.unet, model.autoencoder, *model.text_encoders)
-    about = [_about(sample) for sample in samples]
+    network = network_of(editor)
+    about = [about_sample(sample) for sample in samples]
     found: list[Row] = []
     with row_log(folder, RESULTS) as (known, append):
         for setting in settings:
@@ -243,7 +253,13 @@ def _edited(
     ]
 
 
-def _about(sample: Sample) -> Row:
+def network_of(editor: InstructPix2Pix) -> str:
+    """What tells an editor's weights from others."""
+    model = editor.model
+    return fingerprint(model.unet, model.autoencoder, *model.text_encoders)
+
+
+def about_sample(sample: Sample) -> Row:
     """What tells a sample from others."""
     picture = f"{zlib.crc32(sample.source.tobytes()):08x}"
     return {"sample": sample.key, "picture": picture, "instruction": sample.instruction, "seed": sample.seed}

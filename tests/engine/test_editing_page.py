@@ -38,7 +38,7 @@ def test_the_walk(editor, tmp_path, monkeypatch, capsys):
     Path("edits.csv").write_text("image,instruction,seed\nphotos/a.png,make it night,3\nphotos/b.png,paint it blue,4\n")
     block = re.search(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     commands = [shlex.split(line, comments=True) for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 11
     for command in commands:
         few = ["--steps", "2"] if command[1] == "edit" else []
         assert cli.main([*command[1:], *few]) == 0, command
