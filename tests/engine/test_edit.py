@@ -234,6 +234,7 @@ def test_hooks_see_steps_and_progress(editor):
 
 
 OTHER_SETTINGS = {
+    "auto_mask": True,
     "text_cfg": 3.0,
     "image_cfg": 2.0,
     "steps": 2,
