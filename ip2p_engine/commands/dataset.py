@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..hooks import Hooks
+from .evaluate_judge import add_pairs_judge
 from .options import Several, add_command, add_reading_options, local_path, progress_bar, reading_of, stop_signals
 
 __all__ = ["add"]
@@ -62,6 +63,7 @@ def add(commands: Any) -> None:
     seen.add_argument("--instructions", action="store_true", help="replace the instructions too")
     add_reading_options(seen)
     seen.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_pairs_judge(group)
     merge = add_command(group, "merge", _merge, "make one store of several data sets")
     merge.add_argument("sources", metavar="SOURCE", nargs="+", help="of any known layout")
     merge.add_argument("--out", type=local_path, required=True, help="where to write")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,18 @@ from ..errors import ConfigError
 from ..hooks import Hooks
 from ..progress import write_note
 from .evaluate_data import told
-from .options import Several, add_command, json_option, local_path, progress_bar, stop_signals
+from .options import (
+    Several,
+    add_command,
+    add_reading_options,
+    json_option,
+    local_path,
+    progress_bar,
+    reading_of,
+    stop_signals,
+)
 
-__all__ = ["add_judge", "add_server_options", "server_of"]
+__all__ = ["add_judge", "add_pairs_judge"]
 
 SHOWN = 5
 
@@ -21,20 +31,34 @@ SHOWN = 5
 def add_judge(actions: Any) -> None:
     judge = add_command(actions, "judge", _judge, "have edits scored by a vision-language model on a server")
     judge.add_argument("folder", type=Path, metavar="RUN", help="of ip2p evaluate edits, or a benchmark's results")
-    judge.add_argument("--as", dest="rubric", choices=("viescore", "imgedit"), default="viescore", help="how to score")
     judge.add_argument("--edits", type=Path, metavar="FILE", help="GEdit-Bench's table or ImgEdit's JSON, of results")
     judge.add_argument("--sources", type=Path, metavar="FOLDER", help="where ImgEdit's pictures lie")
-    judge.add_argument("--votes", type=int, default=1, metavar="N", help="answers to each question (default: 1)")
     judge.add_argument(
         "--beside", action=Several, nargs="+", default=[], metavar="NAME=FILE", help="others' scores, below a line"
     )
-    judge.add_argument("--plan", action="store_true", help="say what it will cost, and ask nothing")
-    judge.add_argument("--retry-rejected", action="store_true", help="ask again what could not be used")
     judge.add_argument("--out", type=local_path, help="the run's folder (default: RUN/judged-RUBRIC)")
-    add_server_options(judge)
+    _add_asking(judge)
 
 
-def add_server_options(parser: argparse.ArgumentParser) -> None:
+def add_pairs_judge(actions: Any) -> None:
+    """``ip2p dataset judge``."""
+    judge = add_command(actions, "judge", _judge_pairs, "have pairs scored by a vision-language model, to filter by it")
+    judge.add_argument("store", metavar="STORE")
+    judge.add_argument("--out", type=local_path, required=True, help="a store with the scores; the same again goes on")
+    _add_asking(judge)
+    add_reading_options(judge)
+    judge.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--as", dest="rubric", choices=("viescore", "imgedit"), default="viescore", help="how to score")
+    parser.add_argument("--votes", type=int, default=1, metavar="N", help="answers to each question (default: 1)")
+    parser.add_argument("--plan", action="store_true", help="say what it will cost, and ask nothing")
+    parser.add_argument("--retry-rejected", action="store_true", help="ask again what could not be used")
+    _add_server_options(parser)
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
     """Of a vision-language model that judges."""
     group = parser.add_argument_group("the server: anything that speaks OpenAI's protocol")
     group.add_argument("--server", required=True, metavar="URL", help="such as http://127.0.0.1:8000/v1")
@@ -47,7 +71,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--request", metavar="JSON", help='more fields, such as {"reasoning_effort": "low"}')
 
 
-def server_of(options: argparse.Namespace) -> Any:
+def _server(options: argparse.Namespace) -> Any:
     from ..captions.chat import ServerConfig
 
     names = ("model", "key_variable", "concurrency", "retries", "max_tokens")
@@ -63,7 +87,7 @@ def _judge(options: argparse.Namespace) -> None:
     from ..evaluate.rubrics import RUBRICS
     from ..evaluate.run_folder import check_run
 
-    rubric, server = RUBRICS[options.rubric], server_of(options)
+    rubric, server = RUBRICS[options.rubric], _server(options)
     out = options.out or options.folder / f"judged-{rubric.name}"
     beside = {name: read_scores(Path(file), rubric, options.edits) for name, file in map(_named, options.beside)}
     edits, missing = edits_of(options.folder, options.edits, options.sources)
@@ -100,3 +124,26 @@ def _named(text: str) -> tuple[str, str]:
     if not (sign and name and file):
         raise ConfigError(f"--beside is {text!r}; give NAME=FILE, such as theirs=theirs_combined_gpt_score.csv")
     return name, file
+
+
+def _judge_pairs(options: argparse.Namespace) -> None:
+    from ..evaluate.judge_pairs import cost_of_pairs, judge_pairs
+    from ..evaluate.rubrics import RUBRICS
+
+    rubric, server, reading = RUBRICS[options.rubric], _server(options), reading_of(options)
+    cost = cost_of_pairs(options.store, options.out, rubric, server, reading, votes=options.votes)
+    if options.plan:
+        sys.stdout.write(f"{cost.as_text()}\n")
+        return
+    write_note(f"ip2p: at most {cost.as_text()}")
+    faults: list[str] = []
+    with stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
+        watch = {"on_progress": bar, "on_error": lambda _, error: faults.append(str(error))}
+        hooks = Hooks(**watch, should_stop=should_stop)
+        asked = {"votes": options.votes, "retry_rejected": options.retry_rejected, "hooks": hooks}
+        found = judge_pairs(options.store, options.out, rubric, server, reading, **asked)
+    for fault in faults[:SHOWN]:
+        write_note(f"ip2p: left out: {fault}")
+    said = f"{options.out}: {found.new:,} new pairs, {len(faults):,} left out"
+    values = {"out": str(options.out), "new": found.new, "rejected": found.rejected, "left_out": len(faults)}
+    sys.stdout.write((json.dumps(values) if options.json else said) + "\n")

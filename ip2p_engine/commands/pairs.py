@@ -265,6 +265,14 @@ def add_filter(commands: Any) -> None:
     parser.add_argument(
         "--clip", help="score the pictures anew: embedded, a folder, or open_clip's architecture/weights"
     )
+    parser.add_argument(
+        "--min-score",
+        action=Several,
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of other judges, such as viescore_overall=6 (ip2p dataset judge)",
+    )
     parser.add_argument("--device", help="of the new scores: cpu, cuda, mps (default: a GPU if there is one)")
     add_thresholds(parser)
     parser.add_argument(
@@ -278,16 +286,25 @@ def _filter(options: argparse.Namespace) -> None:
     from ..factory.refilter import clip_of, refilter
 
     pairs = open_pairs(options.store)
-    config = thresholds(options, options.clip or clip_of(pairs))
+    config, least = thresholds(options, options.clip or clip_of(pairs)), _least(options.min_score)
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None
         hooks = Hooks(on_progress=bar)
-        report = refilter(options.store, options.out, config, scores=scores, clip=options.clip, hooks=hooks)
+        report = refilter(
+            options.store, options.out, config, scores=scores, clip=options.clip, least=least, hooks=hooks
+        )
     if options.plot:
         from ..clip.filter import plot_report
 
         plot_report(report.filtered, options.plot)
     sys.stdout.write((json.dumps(report.to_dict()) if options.json else report.as_text()) + "\n")
+
+
+def _least(given: list[str]) -> dict[str, float]:
+    parts = [re.fullmatch(r"([^=]+)=(-?\d+(?:\.\d+)?)", text) for text in given]
+    if not all(parts):
+        raise ConfigError(f"--min-score is {' '.join(given)}; give names and numbers, such as viescore_overall=6")
+    return {found[1]: float(found[2]) for found in parts if found}
 
 
 def _rescored(pairs: Any, options: argparse.Namespace, bar: Any) -> Any:

@@ -28,7 +28,7 @@ from ..hooks import Hooks
 from ..images import open_image
 from .rubrics import Part, Rubric
 
-__all__ = ["ANSWERS", "Cost", "JudgedEdit", "Judgement", "Verdict", "cost_of", "judge"]
+__all__ = ["ANSWERS", "Cost", "JudgedEdit", "Judgement", "Verdict", "cost_of", "judge", "judging"]
 
 ANSWERS = "answers.jsonl"
 PIXELS_OF_A_TOKEN, LETTERS_OF_A_TOKEN = 28 * 28, 4
@@ -160,26 +160,44 @@ def judge(
     ``retry_rejected`` asks again what could not be used. Raises ImageError for a picture that cannot be read,
     CaptionError where the server fails for good, DatasetError, or Interrupted; the same call goes on.
     """
-    hooks = hooks or Hooks()
     _check(edits, votes)
+    with judging(rubric, server, folder, votes=votes, retry_rejected=retry_rejected, hooks=hooks) as ask:
+        return Judgement(rubric=rubric, model=server.model, verdicts=ask(edits))
+
+
+@contextmanager
+def judging(
+    rubric: Rubric,
+    server: ServerConfig,
+    folder: Path,
+    *,
+    votes: int = 1,
+    retry_rejected: bool = False,
+    hooks: Hooks | None = None,
+) -> Iterator[Callable[[Sequence[JudgedEdit]], list[Verdict]]]:
+    """A function that has edits judged, for those that come bit by bit: the answers' file is read once."""
+    hooks = hooks or Hooks()
 
     def look_up() -> None:
         hooks.check_stop(f"stopped with {len(known)} answers in {folder}; the same call goes on")
 
-    with _answers(folder) as (known, append):
+    def ask(edits: Sequence[JudgedEdit]) -> list[Verdict]:
         questions = [list(_questions(edit, rubric, server, votes)) for edit in edits]
         asked = {one.key: one for of_one in questions for one in of_one}
         missing = [one for key, one in asked.items() if _is_open(known.get(key), retry_rejected)]
         finished = len(asked) - len(missing)
         hooks.progress(finished, len(asked))
-        for place, answer in _Judge(server, rubric, look_up).answers(missing):
+        for place, answer in client.answers(missing):
             row = vars(answer) if isinstance(answer, Rejected) else answer
             about = {"rubric": rubric.name, "prompts": rubric.prompts, "model": server.model}
             append({"key": missing[place].key, **about, "part": missing[place].part.name, **row})
             finished += 1
             hooks.progress(finished, len(asked))
-        verdicts = [_verdict(edit, of_one, known, votes) for edit, of_one in zip(edits, questions, strict=True)]
-    return Judgement(rubric=rubric, model=server.model, verdicts=verdicts)
+        return [_verdict(edit, of_one, known, votes) for edit, of_one in zip(edits, questions, strict=True)]
+
+    client = _Judge(server, rubric, look_up)
+    with _answers(folder) as (known, append):
+        yield ask
 
 
 def cost_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -36,14 +37,18 @@ class RefilterReport:
     filtered: FilterReport
     missing: tuple[str, ...]
     """Keys of pairs that pass now and have no pictures, because the first filter dropped them."""
+    below: int = 0
+    """Pairs whose score by another judge is below its least value, or missing; CLIP's filter did not see them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        return {"filtered": self.filtered.to_dict(), "missing": list(self.missing)}
+        return {"filtered": self.filtered.to_dict(), "missing": list(self.missing), "below": self.below}
 
     def as_text(self, *, histograms: bool = True) -> str:
         """The same for people."""
         text = self.filtered.text(histograms=histograms)
+        if self.below:
+            text = f"{text}\n{self.below:,} pairs were left out before, by their scores"
         if not self.missing:
             return text
         lost = f"{len(self.missing):,} of them have no pictures, since the first filter dropped them; to have them"
@@ -57,26 +62,44 @@ def refilter(
     *,
     scores: Mapping[str, PairScores] | None = None,
     clip: str | None = None,
+    least: Mapping[str, float] | None = None,
     hooks: Hooks | None = None,
 ) -> RefilterReport:
     """Say what a filter keeps of a data set and, given ``out``, write that as a data set of its own.
 
     By the ledger where there is one, else by the scores in the rows, or by ``scores`` that ``rescored`` took with
-    ``clip``; without a ledger, a caption pair is what has the same texts. A stopped call goes on. Raises DatasetError
-    for pairs without scores, and for an ``out`` that holds something else.
+    ``clip``; without a ledger, a caption pair is what has the same texts. ``least`` holds the least value of scores
+    that other judges gave the pairs (``scores`` of their rows); pairs below it are left out first, and the ledger,
+    which does not know these scores, is not used. A stopped call goes on. Raises DatasetError for pairs without
+    scores, and for an ``out`` that holds something else.
     """
     pairs = open_pairs(folder)
-    by_ledger = scores is None and has_candidates(folder)
-    judged = _by_ledger(pairs, config) if by_ledger else _by_rows(pairs, scores, config)
+    out_of_reach = _below(pairs, least or {})
+    by_ledger = scores is None and has_candidates(folder) and not least
+    judged = _by_ledger(pairs, config) if by_ledger else _by_rows(pairs, scores, config, out_of_reach)
     there = set(_names(pairs))
     if out is not None:
         source = _config_of(pairs)
         filtered = {"source": str(folder), "filter": asdict(config), "clip": clip or _rescored_by(source)}
+        filtered |= {"least": dict(least)} if least else {}
         writer = PairWriter(out, manifest={"config": {**source, "filtered": filtered}})
         with writer:
             _copy(pairs, judged.wanted, scores or {}, writer, hooks or Hooks())
             _copy_lines(pairs, judged.captions, config, there, writer)
-    return RefilterReport(filtered=judged.report, missing=tuple(sorted(judged.wanted - there)))
+    missing = tuple(sorted(judged.wanted - there))
+    return RefilterReport(filtered=judged.report, missing=missing, below=len(out_of_reach))
+
+
+def _below(pairs: Pairs, least: Mapping[str, float]) -> set[str]:
+    """The pairs whose scores do not reach their least values. Raises DatasetError for a score that no pair has."""
+    if not least:
+        return set()
+    given = [one or {} for one in pairs.columns("scores")["scores"]]
+    known = sorted({name for one in given for name in one})
+    for name in set(least) - set(known):
+        raise DatasetError(f"no pair of {pairs.folder} has a score {name!r}; there are {', '.join(known) or 'none'}")
+    reached = [all(one.get(name, -math.inf) >= value for name, value in least.items()) for one in given]
+    return {name for name, good in zip(_names(pairs), reached, strict=True) if not good}
 
 
 def clip_of(pairs: Pairs) -> str:
@@ -140,12 +163,14 @@ def _by_ledger(pairs: Pairs, config: FilterConfig) -> _Judged:
     return _Judged(report=total, wanted=wanted, captions=captions)
 
 
-def _by_rows(pairs: Pairs, scores: Mapping[str, PairScores] | None, config: FilterConfig) -> _Judged:
+def _by_rows(pairs: Pairs, scores: Mapping[str, PairScores] | None, config: FilterConfig, without: set[str]) -> _Judged:
     if not len(pairs):
         raise DatasetError(f"{pairs.folder} has no pairs to filter; give the folder of a data set")
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
     groups: dict[tuple[str, ...], list[tuple[str, PairScores]]] = {}
     for number, name in enumerate(_names(pairs)):
+        if name in without:
+            continue
         one = scores[name] if scores is not None else _score_of(pairs, columns, number)
         texts = tuple(columns[text][number] for text in ("original_prompt", "edit_prompt", "edited_prompt"))
         groups.setdefault(texts, []).append((name, one))

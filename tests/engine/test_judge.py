@@ -24,14 +24,20 @@ from PIL import Image
 
 from ip2p_engine import cli
 from ip2p_engine.captions.chat import ServerConfig
+from ip2p_engine.clip.filter import FilterConfig
+from ip2p_engine.data.reading import Reading, open_pairs
 from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.store import PairStore, PairWriter
+from ip2p_engine.data.tools import verify
 from ip2p_engine.errors import CaptionError, ConfigError, DatasetError, Interrupted
 from ip2p_engine.evaluate.benchmarks import edits_of, read_scores
 from ip2p_engine.evaluate.edits import write_truth
 from ip2p_engine.evaluate.judge import cost_of, judge
+from ip2p_engine.evaluate.judge_pairs import judge_pairs
 from ip2p_engine.evaluate.judged import judged_rows, judgement_tables
 from ip2p_engine.evaluate.rubrics import RUBRICS, imgedit_kind
 from ip2p_engine.evaluate.statistics import agreement
+from ip2p_engine.factory.refilter import refilter
 from ip2p_engine.hooks import Hooks
 
 ROOT = Path(__file__).parents[2]
@@ -472,6 +478,56 @@ def test_imgedits_files_are_read_and_written_and_stand_below_a_line(tmp_path, ca
     # A second judge's rows are above the line now, and the first one's below it.
     above, _, below = capsys.readouterr().out.partition("-- By other prompts or another judge")
     assert "ImgEdit by another" in above and "mine, by eye, prompts 1" in below
+
+
+# Pairs of a data set
+
+
+def make_store(folder, count=6):
+    """Pairs with CLIP's scores, two a caption; the judge thinks of pair n what colour_of(n, "a") says."""
+    sims = {"sim_0": 0.9, "sim_1": 0.9, "sim_image": 0.9}
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        for n in range(count):
+            texts = {"original_prompt": f"a {n // 2}", "edited_prompt": f"b {n // 2}", "edit_prompt": f"do {n // 2}"}
+            pictures = {"original_image": png((n, n, n)), "edited_image": png(colour_of(n, "a"))}
+            numbers = {"seed": n, "p": 0.5, "cfg": 7.5, **sims, "sim_direction": 0.9 - n / 100}
+            writer.write(PairRecord(**pictures, **texts, **numbers, key=f"{n:07d}/{n}", scores={"own": float(n)}))
+    return folder
+
+
+def test_pairs_carry_their_scores_and_are_filtered_by_them(tmp_path, capsys):
+    store = make_store(tmp_path / "pairs")
+    words = ["dataset", "judge", store, "--out", tmp_path / "judged", "--model", "eye", "--concurrency", "1"]
+    with Judge({3: "no idea"}) as server:
+        config = server.config(concurrency=1)
+        found = judge_pairs(store, tmp_path / "engine", VIESCORE, config)
+        assert (found.new, found.rejected, len(server.bodies)) == (5, 1, 12)
+        assert judge_pairs(store, tmp_path / "engine", VIESCORE, config).new == 0 and len(server.bodies) == 12
+        again = judge_pairs(store, tmp_path / "engine", VIESCORE, config, retry_rejected=True)
+        assert (again.new, len(server.bodies)) == (1, 13)
+        assert cli.main([str(word) for word in [*words, "--server", server.url, "--plan"]]) == 0
+        assert capsys.readouterr().out.startswith("12 requests with 18 pictures")
+        assert cli.main([str(word) for word in [*words, "--server", server.url]]) == 0
+    overall = [marks_by_hand(n, "a", VIESCORE)["overall"] for n in range(6)]
+    for pair, mark in zip(PairStore(tmp_path / "judged"), overall, strict=True):
+        assert pair.scores["viescore_overall"] == pytest.approx(mark) and "own" in pair.scores
+    floor = sorted(overall)[3]
+    good = [f"{n:07d}/{n}" for n in range(6) if overall[n] >= floor]
+    chosen = PairStore(tmp_path / "judged")
+    assert verify(tmp_path / "judged").sound
+    where = Reading(where=f"scores.viescore_overall >= {floor:.9f}")
+    assert [pair.key for pair in open_pairs(tmp_path / "judged", where)] == good
+    report = refilter(chosen.folder, tmp_path / "kept", FilterConfig(keep=1), least={"viescore_overall": floor})
+    best = {}  # of each caption pair the first good one, since CLIP's direction falls with n
+    for key in good:
+        best.setdefault(int(key[:7]) // 2, key)
+    assert [pair.key for pair in PairStore(tmp_path / "kept")] == list(best.values()) and report.below == 3
+    words = ["filter", str(tmp_path / "judged"), "--min-score", f"viescore_overall={floor - 1e-6:.6f}"]
+    assert cli.main(words) == 0
+    assert "3 pairs were left out before, by their scores" in capsys.readouterr().out
+    assert cli.main([*words[:-1], "nothing=3"]) == 2
+    assert "no pair of" in (said := capsys.readouterr().err) and "viescore_PQ" in said
+    assert cli.main([*words[:-1], "nothing"]) == 2
 
 
 # Killed
