@@ -113,7 +113,7 @@ def _named(batch: Sequence[Any], first: int, hooks: Hooks) -> Iterator[tuple[int
 
 
 def _edit(pair: PairRecord) -> JudgedEdit:
-    told = {"instruction": pair.edit_prompt, "kind": pair.kind}
+    told: dict[str, Any] = {"instruction": pair.edit_prompt, "kind": pair.kind}
     return JudgedEdit(label="pairs", name=pair.key, source=pair.original_image, edited=pair.edited_image, **told)
 
 
