@@ -19,7 +19,7 @@ from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
 from .diffusion.area import NOISES, SIGMAS, area_of, relevance
-from .diffusion.guidance import Denoiser, Guidance, check_scale, guidance_of
+from .diffusion.guidance import FORMULAS, Denoiser, Guidance, check_scale, guidance_of
 from .diffusion.mask import latent_mask
 from .diffusion.noise import check_seed
 from .diffusion.sampling import Sampler, named, sampler_of
@@ -42,6 +42,7 @@ __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
 
 DECODED_AT_ONCE = 4
 LOOKS = 2 * NOISES * len(SIGMAS)  # evaluations of finding an area
+SCALES = ("text_cfg", "image_cfg")
 HOW_FAST = ("batch", "together")  # settings that no picture depends on
 
 
@@ -57,8 +58,8 @@ class EditConfig:
     sampler: str | Sampler | None = None
     """A name of SAMPLERS, or a function that takes a Step and returns x at its next sigma."""
     schedule: str = "model"
-    guidance: Guidance | None = None
-    """Makes the denoiser over the branches c, i, u and t; None is dual guidance by the two scales and what follows."""
+    guidance: str | Guidance | None = None
+    """A name of FORMULAS, or a function that makes the denoiser over the branches c, i, u and t."""
     guidance_interval: tuple[float, float] | None = None
     """The noise levels, lowest and highest sigma, within which guidance acts; elsewhere c alone is computed. None: the
     checkpoint's recommendation where both scales are, else everywhere."""
@@ -66,6 +67,8 @@ class EditConfig:
     """The share, 0 to 1, to which results get back the spread of c."""
     apg: bool = False
     """Leave out what is parallel to c, so that high scales do not burn (adaptive projected guidance)."""
+    suffix: str | None = None
+    """Said after each instruction."""
     size: str | tuple[int, int] = "paper"
     """paper: the 64 rule of the paper's code; keep: the picture's own size; or WxH."""
     resolution: int | None = None
@@ -82,16 +85,16 @@ class EditConfig:
     """Take the source's detail where a local colour transform explains the edit (``detail.with_detail``)."""
 
     def __post_init__(self) -> None:
-        for name in ("text_cfg", "image_cfg"):
+        for name in SCALES:
             if getattr(self, name) is not None:
                 check_scale(name, getattr(self, name))
         for name, floor, most in (("steps", 1, 1000), ("resolution", 64, 4096), ("batch", 1, 1024)):
             _check_whole(name, getattr(self, name), floor, most)
         if self.sampler is not None:
             sampler_of(self.sampler)
-        if self.guidance is not None and not callable(self.guidance):
-            raise ConfigError(f"guidance is {self.guidance!r}; give a function that makes a denoiser over branches")
-        guidance_of(1.0, 1.0, interval=self.guidance_interval, rescale=self.guidance_rescale, apg=self.apg)
+        name = "dual" if self.guidance is None or callable(self.guidance) else self.guidance
+        how: Any = {"interval": self.guidance_interval, "rescale": self.guidance_rescale, "apg": self.apg}
+        guidance_of(1.0, 1.0, name=name, **how)
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
 
@@ -104,6 +107,8 @@ class _Settled(EditConfig):
     image_cfg: float
     steps: int
     sampler: str | Sampler
+    guidance: str | Guidance
+    suffix: str
     resolution: int
 
 
@@ -300,9 +305,8 @@ class InstructPix2Pix:
         small = [fit(picture, sizes[0]) for picture in pictures]
         told = [fit(white[row], sizes[0]) if row in white else None for row in range(len(small))]
         rows = [n % len(small) for n in range(count)]
-        return self._condition(
-            [small[row] for row in rows], [texts[n % len(texts)] for n in range(count)], [told[row] for row in rows]
-        )
+        said = [f"{texts[n % len(texts)]}{settled.suffix}" for n in range(count)]
+        return self._condition([small[row] for row in rows], said, [told[row] for row in rows])
 
     @torch.inference_mode()
     def find_area(
@@ -392,8 +396,10 @@ class InstructPix2Pix:
         spec = self.model.spec
         if given.text_cfg is given.image_cfg is given.guidance_interval is None and spec.guidance_high:
             values["guidance_interval"] = (spec.guidance_low, spec.guidance_high)
-        for name in ("text_cfg", "image_cfg", "steps", "sampler", "resolution"):
-            values[name] = getattr(spec, name) if values[name] is None else values[name]
+        own = {name: getattr(spec, name) for name in (*SCALES, "steps", "sampler", "guidance", "suffix", "resolution")}
+        if isinstance(given.guidance, str) and given.guidance != spec.guidance:
+            own |= zip(SCALES, FORMULAS[given.guidance].scales, strict=True)
+        values |= {name: value for name, value in own.items() if values[name] is None}
         return _Settled(**values)
 
     def _edit_batch(
@@ -407,13 +413,14 @@ class InstructPix2Pix:
     ) -> Iterator[EditResult]:
         """The results of a batch of one size; size None: empty instructions, which give their pictures back."""
         sources, words = [fitted[job.picture] for job in jobs], [texts[job.instruction] for job in jobs]
+        said = [f"{text}{config.suffix}" for text in words]
         edited: Any = [(None, None, None)] * len(jobs)
         areas: Sequence[Image.Image | None] = [None] * len(jobs)
         evaluations = 0
         if jobs and size is not None:
             with enough_memory(len(jobs), size), torch.inference_mode():
                 small: Any = [source.small for source in sources]
-                condition = self._condition(small, words, [source.small_mask for source in sources])
+                condition = self._condition(small, said, [source.small_mask for source in sources])
                 kept = clean_latents(self.model, condition.image)
                 free, found = self._free(sources, condition, kept, config)
                 seeds = [job.seed for job in jobs]
@@ -515,9 +522,12 @@ class InstructPix2Pix:
 
 
 def _guidance_of(config: _Settled) -> Guidance:
-    return config.guidance or guidance_of(
+    if callable(config.guidance):
+        return config.guidance
+    return guidance_of(
         config.text_cfg,
         config.image_cfg,
+        name=config.guidance,
         interval=config.guidance_interval,
         rescale=config.guidance_rescale,
         apg=config.apg,
@@ -563,7 +573,8 @@ def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tupl
             sizes[row] = picture.size if isinstance(picture, Image.Image) else upright_size(picture)
         except ImageError as error:
             hooks.error(row, error)
-    chunks = {row: len(token_chunks(work.texts[row])) for row in sorted({job.instruction for job in work.jobs})}
+    rows = sorted({job.instruction for job in work.jobs})
+    chunks = {row: len(token_chunks(f"{work.texts[row]}{config.suffix}")) for row in rows}
     groups: dict[tuple[tuple[int, int] | None, int], list[_Job]] = {(None, 1): []}
     for job in work.jobs:
         if job.picture in sizes:

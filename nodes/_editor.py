@@ -14,6 +14,7 @@ from torch import Tensor
 from ..ip2p_engine.diffusion.noise import SampleNoise
 from ..ip2p_engine.diffusion.schedule import make_sigmas
 from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
+from ._models import spec_of
 from .conditioning import size_values
 
 __all__ = ["NativeEditor", "literal", "text_rows"]
@@ -60,7 +61,8 @@ class NativeEditor:
         noise, sigmas = SampleNoise(seeds), make_sigmas(self.schedule, ladder(model), self.steps)
         guider = DualGuider(model, self.text_cfg, self.image_cfg)
         values = {"concat_latent_image": source, **size_values(source)}
-        guider.set_conds(text_rows(self.clip, texts, values), text_rows(self.clip, [""], values))
+        said = [f"{text}{spec_of(self.model).suffix}" for text in texts]
+        guider.set_conds(text_rows(self.clip, said, values), text_rows(self.clip, [""], values))
         return guider.sample(
             noise.draw(source),
             source,

@@ -15,17 +15,18 @@ import node_helpers
 import torch
 from torch import Tensor
 
-from ..ip2p_engine.diffusion.guidance import BRANCHES, check_scale, dual_guidance, needed_branches
+from ..ip2p_engine.diffusion.guidance import FORMULAS, check_scale
 from ..ip2p_engine.diffusion.sampling import sample
 from ..ip2p_engine.diffusion.schedule import DiscreteSchedule
 from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.hooks import Hooks
-from ._models import require_edit
+from ._models import require_edit, spec_of
 
 __all__ = ["SIGMA", "DualGuider", "EngineSampler", "fractional_time", "ladder", "step_callback", "with_options"]
 
 IMAGE = "concat_latent_image"
 SIGMA = "ip2p_sigma"
+BLIND = ("t", "u")  # branches without the picture, by the index of their text's condition
 CFG_HOOKS = (
     "sampler_pre_cfg_function",
     "sampler_cfg_function",
@@ -37,17 +38,18 @@ Conds = list[dict[str, Any]]
 
 
 class DualGuider(comfy.samplers.CFGGuider):
-    """u + s_I (i - u) + s_T (c - i) over a native MODEL; equation 3 of Brooks et al. (2023).
+    """u + s_I (i - u) + s_T (c - i) over a native MODEL; equation 3 of Brooks et al. (2023), or what its spec asks for.
 
-    c and i are the positive and the negative condition with the picture; u, without it, is made here. The three are one
-    call of the network. Where a patch may look at the condition indices, u has a call of its own, so that they stay 0
-    (text) and 1 (no text), which is all that most packs know.
+    c and i are the positive and the negative condition with the picture; u and t, without it, are made here. The three
+    branches of a formula are one call of the network. Where a patch may look at the condition indices, the one without
+    the picture has a call of its own, so that they stay 0 (text) and 1 (no text), which is all that most packs know.
     """
 
     def __init__(self, model: comfy.model_patcher.ModelPatcher, text_cfg: float, image_cfg: float) -> None:
         """Raises CheckpointError for a MODEL that does not edit, ConfigError for a scale below 0."""
         require_edit(model)
         super().__init__(model)
+        self._formula = FORMULAS[spec_of(model).guidance]
         self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
 
     def set_conds(self, positive: list, negative: list) -> None:
@@ -60,17 +62,18 @@ class DualGuider(comfy.samplers.CFGGuider):
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006
         """The guided clean latent; ComfyUI's name, and its signature, for what a denoiser returns."""
         if not any(model_options.get(name) for name in CFG_HOOKS):
-            needed = needed_branches(self.text_cfg, self.image_cfg)
-            return dual_guidance(self._evaluate(needed, x, timestep, model_options), self.text_cfg, self.image_cfg)
+            scales = (self.text_cfg, self.image_cfg)
+            found = self._evaluate(self._formula.needed(*scales), x, timestep, model_options)
+            return self._formula.combine(found, *scales)
         return self._hooked(x, timestep, model_options)
 
     def _hooked(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """The same value as plain guidance between two ends, which is what other packs' CFG hooks understand.
 
-        With U = u + s_I (i - u) and C = U + (c - i), equation 3 is U + s_T (C - U).
+        A formula f is linear in s_T: with U = f(0) and C = f(1) it is U + s_T (C - U).
         """
-        branches = self._evaluate(BRANCHES, x, timestep, model_options)
-        ends = [dual_guidance(branches, text_cfg, self.image_cfg) for text_cfg in (1.0, 0.0)]
+        branches = self._evaluate(tuple(self._formula.weights(1.0, 1.0)), x, timestep, model_options)
+        ends = [self._formula.combine(branches, text_cfg, self.image_cfg) for text_cfg in (1.0, 0.0)]
         positive, negative = self.conds["positive"], self.conds["negative"]
         shared = {"cond_scale": self.text_cfg, "timestep": timestep, "input": x, "sigma": timestep}
         for hook in model_options.get("sampler_pre_cfg_function", []):
@@ -83,14 +86,21 @@ class DualGuider(comfy.samplers.CFGGuider):
     def _evaluate(self, names: tuple[str, ...], x: Tensor, timestep: Tensor, model_options: dict) -> dict[str, Tensor]:
         """The network's clean latents of some branches; the others are not computed."""
         positive, negative = self.conds["positive"], self.conds["negative"]
-        empty = _without_image(negative) if "u" in names else None
-        wanted = [positive if "c" in names else None, negative if "i" in names else None, empty]
-        if empty is None or not _indices_are_seen(model_options):
-            found = self._calculate(wanted[: 3 if empty else 2], x, timestep, model_options)
+        wanted = [positive if "c" in names else None, negative if "i" in names else None]
+        blind = next((name for name in names if name in BLIND), None)  # no formula has both
+        if blind is None:
+            found = self._calculate(wanted, x, timestep, model_options)
         else:
-            found = self._calculate(wanted[:2], x, timestep, model_options) if any(wanted[:2]) else [None, None]
-            found = [*found, self._calculate([None, empty], x, timestep, model_options)[1]]
-        return {name: one for name, one in zip("ciu", found, strict=False) if name in names}
+            place, sighted = BLIND.index(blind), (positive, negative)
+            emptied = _without_image(sighted[place])
+            if not _indices_are_seen(model_options):
+                found = self._calculate([*wanted, emptied], x, timestep, model_options)
+            else:
+                alone: list[Conds | None] = [None, None]
+                alone[place] = emptied
+                found = self._calculate(wanted, x, timestep, model_options) if any(wanted) else [None, None]
+                found = [*found, self._calculate(alone, x, timestep, model_options)[place]]
+        return {name: one for name, one in zip(("c", "i", blind), found, strict=False) if name in names}
 
     def _calculate(self, conds: list[Conds | None], x: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
         hook = model_options.get("sampler_calc_cond_batch_function")

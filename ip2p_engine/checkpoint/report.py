@@ -52,6 +52,10 @@ class ReportCard:
     image_cfg: float
     resolution: int
     steps: int
+    guidance: str
+    """The formula of the two scales."""
+    suffix: str
+    """Said after each instruction."""
     memory: dict[str, int]
     """An estimate for one edit at the recommended resolution, all branches in one batch, by type."""
     training: dict[str, Any]
@@ -94,6 +98,8 @@ def report_card(source: str | Path, sha256: bool = False, *, weights: str = "ema
         image_cfg=spec.image_cfg,
         resolution=spec.resolution,
         steps=spec.steps,
+        guidance=spec.guidance,
+        suffix=spec.suffix,
         memory={name: _memory(bundle, getattr(torch, name)) for name in ("float16", "float32")},
         training=training_settings(bundle),
         sha256={_name_inside(bundle, path): sha256_of(path) for path in bundle.files} if sha256 else {},
@@ -154,12 +160,18 @@ def _lines(card: ReportCard) -> list[tuple[str, str]]:
         *((name, f"{count / 1e6:.1f} M parameters, {card.dtypes[name]}") for name, count in card.parameters.items()),
         ("file", f"{_size(card.file_bytes)}{', with raw and ema weights' if card.has_ema else ''}"),
         ("use", f"s_T {card.text_cfg}, s_I {card.image_cfg}, {card.resolution} px, {card.steps} steps"),
+        *((name, said) for name, said, plain in _asks(card) if said != plain),
         ("memory", ", ".join(f"about {_size(value)} in {name}" for name, value in card.memory.items())),
     ]
     if card.lacking:
         lines.append(("lacking", f"{', '.join(card.lacking)}: name a base that gives them"))
     lines += _tail(card.training, card.sha256)
     return lines
+
+
+def _asks(card: ReportCard) -> list[tuple[str, str, str]]:
+    """(name, value, what goes without saying) of what edits need to know besides."""
+    return [("guidance", card.guidance, "dual"), ("suffix", card.suffix, "")]
 
 
 def _tail(training: Mapping[str, Any], digests: Mapping[str, str]) -> list[tuple[str, str]]:

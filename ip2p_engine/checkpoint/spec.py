@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import from_mapping
+from ..diffusion.guidance import FORMULAS
 from ..diffusion.sampling import SAMPLERS
 from ..errors import CheckpointError, ConfigError
 from ..files import NO_JSON
@@ -58,7 +59,7 @@ LIMITS = {
     "sigma_max": (1e-12, 1e6),
 }
 NAME_LENGTH = 200
-SINCE_0_1 = ("sampler", "guidance_low", "guidance_high")
+SINCE_0_1 = ("sampler", "guidance", "guidance_low", "guidance_high", "suffix")
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),
@@ -93,10 +94,14 @@ class ModelSpec:
     """Recommended sampling steps."""
     sampler: str = "euler_ancestral"
     """Recommended sampler; a distilled model wants lcm."""
+    guidance: str = "dual"
+    """The formula of the two scales: dual, or instruct-diffusion."""
     guidance_low: float = 0.0
     """Lowest noise level (sigma) at which the recommended scales act."""
     guidance_high: float = 0.0
     """Highest one; 0: they act everywhere."""
+    suffix: str = ""
+    """Said after each instruction, as HIVE's models want it."""
     name: str = ""
     """e.g. "scenes" for the embedded model."""
     weights: str = "only"
@@ -122,6 +127,8 @@ class ModelSpec:
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.40}; give a number from {low:g} to {high:g}")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler is {self.sampler[:80]!r}; choose one of {', '.join(SAMPLERS)}")
+        if self.guidance not in FORMULAS:
+            raise ConfigError(f"guidance is {self.guidance[:80]!r}; choose one of {', '.join(FORMULAS)}")
         if self.guidance_high and self.guidance_low >= self.guidance_high:
             raise ConfigError("guidance_low is not below guidance_high; give the smaller one first")
         if self.beta_start > self.beta_end or self.sigma_min >= self.sigma_max:
@@ -129,7 +136,7 @@ class ModelSpec:
         if self.zero_snr and (self.prediction, self.schedule) != ("v", "ddpm"):
             got = f"{self.prediction} on {self.schedule}"
             raise ConfigError(f"zero_snr is of v-prediction on DDPM's ladder, and this is {got}; give one without it")
-        for name in ("name", "weights"):
+        for name in ("name", "weights", "suffix"):
             if len(getattr(self, name)) > NAME_LENGTH:
                 raise ConfigError(f"{name} has {len(getattr(self, name)):,} characters; give at most {NAME_LENGTH}")
         for name, known in (("family", FAMILIES), ("prediction", ("eps", "v")), ("schedule", ("ddpm", "edm"))):

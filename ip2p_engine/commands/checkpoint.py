@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..errors import ConfigError
-from .options import DTYPES, add_command, add_lora_option, loras_of, torch_dtype
+from .options import DTYPES, GUIDANCE_NAMES, add_command, add_lora_option, loras_of, torch_dtype
 
 __all__ = ["add"]
 
@@ -36,6 +36,8 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument(
         "--prediction", choices=("eps", "v"), help="of a file that does not say it (default: told by it)"
     )
+    parser.add_argument("--guidance", choices=GUIDANCE_NAMES, help="the formula that the file recommends")
+    parser.add_argument("--suffix", metavar="TEXT", help="what the file wants said after each instruction")
     add_lora_option(parser)
     parser.add_argument(
         "--add-difference",
@@ -65,6 +67,17 @@ def _inspect(options: argparse.Namespace) -> None:
     sys.stdout.write((card.to_json() if options.json else str(card)) + "\n")
 
 
+def _recommends(options: argparse.Namespace) -> dict[str, Any]:
+    """What a written file recommends from now on, by the names of ModelSpec."""
+    from ..diffusion.guidance import FORMULAS
+
+    said = {} if options.suffix is None else {"suffix": options.suffix}
+    if options.guidance is None:
+        return said
+    text_cfg, image_cfg = FORMULAS[options.guidance].scales
+    return {**said, "guidance": options.guidance, "text_cfg": text_cfg, "image_cfg": image_cfg}
+
+
 def _convert(options: argparse.Namespace) -> None:
     from ..networks.model import convert, merge_files
 
@@ -73,12 +86,14 @@ def _convert(options: argparse.Namespace) -> None:
         ip2p, minus, base, plus, other = options.add_difference
         if (minus, plus, len(options.paths)) != ("-", "+", 1):
             raise ConfigError("a merge is TARGET --to LAYOUT --add-difference IP2P - SD_BASE + OTHER; write it so")
-        if options.base or options.prediction or options.lora:
-            raise ConfigError("--base, --prediction and --lora are for one source; leave them out of a merge")
+        if options.base or options.prediction or options.lora or _recommends(options):
+            only = "--base, --prediction, --guidance, --suffix and --lora"
+            raise ConfigError(f"{only} are for one source; leave them out of a merge")
         written = merge_files(ip2p, base, other, options.paths[0], **settings)
     else:
         if len(options.paths) != 2:
             raise ConfigError(f"convert got {len(options.paths)} paths; give SOURCE and TARGET")
         settings |= {"base": options.base, "prediction": options.prediction, "loras": loras_of(options)}
+        settings["settings"] = _recommends(options)
         written = convert(options.paths[0], options.paths[1], **settings)
     sys.stdout.write(f"{written}\n")

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
+GUIDANCE_NAMES = ("dual", "instruct-diffusion")
 SCHEDULE_NAMES = ("model", "karras", "exponential")
 # What can be asked for, by option, or by command and option where one command means something else by it.
 MOST = {
@@ -173,6 +174,14 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-rescale", type=float, default=0.0, metavar="SHARE", help="against burnt colours, 0 to 1"
     )
+    parser.add_argument(
+        "--guidance",
+        choices=GUIDANCE_NAMES,
+        help="the formula of the scales (default: the checkpoint's recommendation)",
+    )
+    parser.add_argument(
+        "--suffix", metavar="TEXT", help="said after each instruction (default: the checkpoint's, which only HIVE has)"
+    )
     parser.add_argument("--apg", action="store_true", help="adaptive projected guidance: high scales do not burn")
 
 
@@ -225,8 +234,9 @@ def torch_dtype(options: argparse.Namespace) -> Any:
 def edit_config(options: argparse.Namespace, **more: Any) -> Any:
     from ..edit import EditConfig
 
-    names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "guidance_interval", "guidance_rescale", "apg")
-    return EditConfig(**{name: getattr(options, name) for name in names}, **more)
+    names = ("text_cfg", "image_cfg", "steps", "sampler", "schedule", "guidance", "suffix", "apg")
+    interval = {name: getattr(options, name) for name in ("guidance_interval", "guidance_rescale")}
+    return EditConfig(**{name: getattr(options, name) for name in names}, **interval, **more)
 
 
 def local_path(text: str) -> Path:

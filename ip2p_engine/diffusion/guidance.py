@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,6 +20,8 @@ __all__ = [
     "Branches",
     "Denoiser",
     "DualGuidance",
+    "FORMULAS",
+    "Formula",
     "Guidance",
     "ProjectedGuidance",
     "Remembered",
@@ -27,6 +30,7 @@ __all__ = [
     "conditioning_dropout",
     "dual_guidance",
     "guidance_of",
+    "instruct_diffusion",
     "needed_branches",
     "rescaled",
     "within",
@@ -55,22 +59,24 @@ Scale = float | Callable[[float], float]
 """A guidance scale, or what it is at a noise level sigma."""
 
 
-def within(scale: float, low: float, high: float) -> Callable[[float], float]:
-    """A scale that acts from sigma ``low`` to ``high`` alone and is 1 elsewhere (Kynkäänniemi et al. 2024).
+def within(scale: float, low: float, high: float, elsewhere: float = 1.0) -> Callable[[float], float]:
+    """A scale that acts from sigma ``low`` to ``high`` alone and is ``elsewhere`` otherwise (Kynkäänniemi et al. 2024).
 
     Where both scales are 1 only c is computed. Raises ConfigError for bounds that are not in order.
     """
     if not 0 <= low < high:
         raise ConfigError(f"the interval is {low} to {high}; give two noise levels, the lower first")
-    return lambda sigma: scale if low <= sigma <= high else 1.0
+    return lambda sigma: scale if low <= sigma <= high else elsewhere
 
 
 class DualGuidance:
     """Equation 3 of Brooks et al. (2023) as a denoiser; a step computes no branch that cannot change its result."""
 
-    def __init__(self, branches: Branches, text_cfg: Scale, image_cfg: Scale) -> None:
-        """Raises ConfigError for a scale that is not a finite number of at least 0."""
-        self.branches = branches
+    def __init__(
+        self, branches: Branches, text_cfg: Scale, image_cfg: Scale, *, formula: Formula | None = None
+    ) -> None:
+        """``formula`` is another rule of two scales. Raises ConfigError for a scale that is no finite number >= 0."""
+        self.branches, self._formula = branches, formula or FORMULAS["dual"]
         self._scales = {"text_cfg": text_cfg, "image_cfg": image_cfg}
         for name, scale in self._scales.items():
             if not callable(scale):
@@ -86,7 +92,7 @@ class DualGuidance:
     def __call__(self, x: Tensor, sigma: float, cond: Any) -> Tensor:
         """The guided clean latent, (B, C, h, w)."""
         scales = self.at(sigma)
-        return dual_guidance(self.branches(x, sigma, cond, needed_branches(*scales)), *scales)
+        return self._formula.combine(self.branches(x, sigma, cond, self._formula.needed(*scales)), *scales)
 
 
 class ProjectedGuidance(DualGuidance):
@@ -167,16 +173,25 @@ def guidance_of(
     text_cfg: float,
     image_cfg: float,
     *,
+    name: str = "dual",
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
     apg: bool = False,
 ) -> Guidance:
-    """The guidance of settings: two scales, in an interval of sigma, projected (APG), rescaled to c's spread."""
-    scales: list[Scale] = [text_cfg, image_cfg]
-    if interval is not None:
-        scales = [within(scale, *interval) for scale in (text_cfg, image_cfg)]
-    kind = ProjectedGuidance if apg else DualGuidance
-    guidance: Guidance = lambda branches: kind(branches, *scales)  # noqa: E731
+    """The guidance of settings: a formula's two scales, in an interval of sigma, projected (APG), rescaled to c's.
+
+    Raises ConfigError for a name that is none of FORMULAS.
+    """
+    if name not in tuple(FORMULAS):
+        raise ConfigError(f"guidance is {name!r}; choose one of {', '.join(FORMULAS)}, or give a function of branches")
+    if apg and name != "dual":
+        raise ConfigError(f"apg projects what dual guidance adds, and guidance is {name!r}; leave one of the two out")
+    formula, scales = FORMULAS[name], (text_cfg, image_cfg)
+    acting = [s if interval is None else within(s, *interval, elsewhere=formula.alone) for s in scales]
+
+    def guidance(branches: Branches) -> Denoiser:
+        return ProjectedGuidance(branches, *acting) if apg else DualGuidance(branches, *acting, formula=formula)
+
     return rescaled(guidance, rescale) if rescale else guidance
 
 
@@ -203,6 +218,46 @@ def needed_branches(text_cfg: float, image_cfg: float) -> tuple[str, ...]:
     return tuple(name for name, weight in _weights(text_cfg, image_cfg).items() if weight != 0)
 
 
+def _weights(text_cfg: float, image_cfg: float) -> dict[str, float]:
+    """The factor of each branch once equation 3 is multiplied out."""
+    return {"c": text_cfg, "i": image_cfg - text_cfg, "u": 1 - image_cfg}
+
+
+def instruct_diffusion(branches: dict[str, Tensor], text_cfg: float, image_cfg: float) -> Tensor:
+    """0.5 (i + t) + s_T (c - i) + s_I (c - t) as the code of InstructDiffusion has it (Geng et al. 2023)."""
+    weights = _instruct_diffusion_weights(text_cfg, image_cfg)
+    return sum(weight * branches[name] for name, weight in weights.items() if weight != 0)  # type: ignore[return-value]
+
+
+def _instruct_diffusion_weights(text_cfg: float, image_cfg: float) -> dict[str, float]:
+    return {"c": text_cfg + image_cfg, "i": 0.5 - text_cfg, "t": 0.5 - image_cfg}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """A rule that makes one prediction of branches and two scales."""
+
+    combine: Callable[[dict[str, Tensor], float, float], Tensor]
+    weights: Callable[[float, float], dict[str, float]]
+    """The factor of each branch, once the rule is multiplied out; they sum to 1."""
+    alone: float
+    """At this value of both scales it is c alone."""
+    scales: tuple[float, float]
+    """(s_T, s_I) that its authors recommend."""
+
+    def needed(self, text_cfg: float, image_cfg: float) -> tuple[str, ...]:
+        """The branches whose weight is not 0."""
+        return tuple(name for name, weight in self.weights(text_cfg, image_cfg).items() if weight != 0)
+
+
+FORMULAS = {
+    "dual": Formula(combine=dual_guidance, weights=_weights, alone=1.0, scales=(7.5, 1.5)),
+    "instruct-diffusion": Formula(
+        combine=instruct_diffusion, weights=_instruct_diffusion_weights, alone=0.5, scales=(5.0, 1.25)
+    ),
+}
+
+
 def conditioning_dropout(r: Tensor, probability: float = 0.05) -> tuple[Tensor, Tensor]:
     """(drop text, drop image) for uniforms r of shape (B,): r < 2p drops the text, p <= r < 3p the image.
 
@@ -216,11 +271,6 @@ def check_scale(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise ConfigError(f"{name} is {value!r}; give a finite number of at least 0")
     return float(value)
-
-
-def _weights(text_cfg: float, image_cfg: float) -> dict[str, float]:
-    """The factor of each branch once equation 3 is multiplied out."""
-    return {"c": text_cfg, "i": image_cfg - text_cfg, "u": 1 - image_cfg}
 
 
 def _between(branches: dict[str, Tensor], start: str, end: str, scale: float) -> Tensor:

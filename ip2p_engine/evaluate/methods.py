@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
-from ..diffusion.guidance import DualGuidance, check_scale
+from ..diffusion.guidance import FORMULAS, DualGuidance, check_scale
 from ..diffusion.schedule import make_sigmas
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError
@@ -95,7 +95,8 @@ class InstructionEdit:
 
     def prepare(self, samples: Sequence[Sample]) -> Conditioning:
         """Every picture and every instruction, encoded once for all settings and seeds."""
-        text, null_text = encode_texts(self.model, [one.instruction for one in samples])
+        texts = [f"{one.instruction}{self.model.spec.suffix}" for one in samples]
+        text, null_text = encode_texts(self.model, texts)
         different = {id(one.source): one.source for one in samples}
         rows = [list(different).index(id(one.source)) for one in samples]
         image = encode_image(self.model, to_tensor(list(different.values())))[rows]
@@ -109,7 +110,7 @@ class InstructionEdit:
             prepared,
             [one.seed for one in samples],
             make_sigmas(common["schedule"], self.model.schedule, common["steps"]),
-            partial(DualGuidance, **setting.values),
+            partial(DualGuidance, **setting.values, formula=FORMULAS[self.model.spec.guidance]),
             sampler=common["sampler"],
             hooks=self._hooks,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -189,13 +189,16 @@ def convert(
     text_heads: int | None = None,
     prediction: str | None = None,
     loras: Sequence[Lora] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint as one file (to="ldm") or as a pipeline folder (to="diffusers"); returns its path.
 
-    What the file says of the run that made it goes along. ``loras`` are merged into its weights.
+    What the file says of the run that made it goes along. ``loras`` are merged into its weights. ``settings`` are
+    what it recommends from now on, by the names of ModelSpec.
     """
     writer = _writer(to)
     bundle = _complete_bundle(source, base, weights=weights, text_heads=text_heads, prediction=prediction)
+    bundle = replace(bundle, spec=replace(bundle.spec, **(settings or {})))
     model = with_loras(_model_of(bundle), loras)
     return writer(model, target, dtype, training=training_settings(bundle) or None)
 

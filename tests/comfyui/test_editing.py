@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.checkpoint.write import ldm_state, save_diffusers
+from ip2p_engine.checkpoint.write import ldm_state, save_diffusers, save_ldm
 from ip2p_engine.diffusion.sampling import sample
 from ip2p_engine.diffusion.schedule import make_sigmas
 from ip2p_engine.networks.model import load_model
@@ -79,6 +80,20 @@ def test_long_instructions_are_the_same_headless(server, scene, editor):
         z = sample("euler", editor.denoiser(**how), noise, sigmas, condition)
     prompt = guided(scene, sampler="euler", positive={"text": LONG})
     assert difference(succeed(server.run(prompt)).pictures["save"][0], editor.pictures(z)[0]) <= 1.0
+
+
+def test_a_relative_edits_as_headless(server, scene, editor):
+    """Its formula and its suffix come with the checkpoint."""
+    model, how = editor.model, {"seeds": 1, "steps": 10, "text_cfg": 3.0, "image_cfg": 1.25}
+    own = {"guidance": "instruct-diffusion", "suffix": ", make it night"}
+    relative = replace(model, spec=replace(model.spec, **own))
+    save_ldm(relative, server.base / "models" / "checkpoints" / "own.safetensors")
+    prompt = edit(scene, text_cfg=3.0, image_cfg=1.25)
+    prompt["load"]["inputs"]["checkpoint"] = "own.safetensors"
+    run = succeed(server.run(prompt))
+    headless, without = (editor.edit(render(DEMO_SCENE), "make it snow", **how, **more)[0].image for more in (own, {}))
+    assert difference(run.pictures["save"][0], headless) <= 1.0
+    assert difference(headless, without) > 1.0
 
 
 def test_odd_sizes_come_back(server, editor):

@@ -173,7 +173,7 @@ def test_a_new_folder_may_have_a_dot(scene, tmp_path, capsys):
 
 def test_what_cannot_be_written_is_said_before_the_work(scene, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ip2p_engine.commands.edit.load_editor", None)
-    assert run("edit", scene, "--instruction", "x" * 70000, "--out", tmp_path / "long.jpg") == 2
+    assert run("edit", scene, "--instruction", "x" + 70000 * " ", "--out", tmp_path / "long.jpg") == 2
     sentence_about(capsys, "shorten the instruction or write a PNG")
     for name in ("demo.gif", "."):
         assert run("demo", "--out", tmp_path / name) == 2
