@@ -22,7 +22,10 @@ LONGEST = 1500  # characters of a sentence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends with one sentence on stderr and exit code 2."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    for text in arguments or ():
+        _check_text(parser, text)
+    options = parser.parse_args(arguments)
     if arguments is None:  # a process of its own, whose libraries may be told what is installed
         sys.modules.update(dict.fromkeys(options.unused))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
@@ -30,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler.setFormatter(_Lines(options))
     with redirect_stdout(_PrintableStream(sys.stdout)):
         return _run(options)
+
+
+def _check_text(parser: argparse.ArgumentParser, text: str) -> None:
+    """A shell gives nothing else; a caller may."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        parser.error(f"{text!r} is no text or name that this system can write (it has half a letter); give another")
 
 
 def _run(options: argparse.Namespace) -> int:

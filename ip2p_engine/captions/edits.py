@@ -155,15 +155,17 @@ def _rows(path: Path, wanted: str) -> Iterator[Mapping[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        from pyarrow.parquet import ParquetFile
+        from pyarrow.parquet import ParquetFile, read_schema
     except ImportError as error:
         got = f"{path} needs pyarrow, which is missing"
         raise ConfigError(f"{got}; pip install pyarrow, or give a .jsonl file") from error
     try:
-        with ParquetFile(path) as file:
-            texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]
+        texts = [field.name for field in read_schema(path) if str(field.type) in ("string", "large_string")]
+        # As dictionaries and row by row, since a small file can repeat a long text without end.
+        with ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(columns=texts):
-                yield from batch.to_pylist()
+                for row in range(batch.num_rows):
+                    yield {name: batch.column(name)[row].as_py() for name in texts}
     except (OSError, ValueError) as error:
         raise CaptionError(f"{path} is no Parquet file that can be read ({error}); give another copy") from error
 

@@ -21,6 +21,7 @@ import torch
 from torch.serialization import safe_globals
 
 from ..errors import CheckpointError, first_line
+from .pickle_costs import Costs, TooDear
 
 __all__ = ["INERT_MODULES", "INERT_NAMES", "Inert", "read_pickle"]
 
@@ -46,7 +47,9 @@ TORCH_NAMES = re.compile(
     r"|torch\._utils\._rebuild_(tensor(_v2)?|parameter(_with_state)?)|torch\.nn\.parameter\.Parameter"
     r"|torch\.serialization\._get_layout|torch\.(b?float|int|uint|complex)\d+\w*|torch\.bool"
 )
-SLOW_CODECS = ("punycode", "idna")  # whose time grows with the square of a text's length
+# Codecs that take the square of a text's length, and those that take their own results, longer each time.
+BAD_CODECS = ("punycode", "idna", "hex", "base64", "uu", "quopri", "zlib", "bz2")
+ENCODE = "_codecs encode"
 LEGACY_PICKLES = 5
 SAFE_TORCH = (2, 10)  # CVE-2026-24747: before, the restricted loader itself could be made to write outside its memory
 ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22
@@ -69,13 +72,14 @@ class Inert:
         pass
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
+def read_pickle(path: Path, *, own: bool = False) -> dict[str, Any]:
     """The dictionary in a torch.save file, its tensors mapped from disk where the format allows.
 
-    Raises CheckpointError for code, for anything that is not on the lists, for a damaged file, and under a torch whose
-    restricted loader has a known hole.
+    ``own``: a step of a training that goes on here, which any torch may read. Raises CheckpointError for code, for
+    anything that is not on the lists, for a damaged file, and under a torch whose restricted loader has a known hole.
     """
-    _check_torch(path)
+    if not own:
+        _check_torch(path)
     zipped = _is_zip(path)
     names = set(_global_names(path, zipped))
     stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(names) if _is_inert(name)]
@@ -96,6 +100,24 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.name} holds a {type(content).__name__}, not a dictionary of weights; give a checkpoint"
         )
+    return _bare(content)
+
+
+def _bare(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The same without the attributes that a pickle may set on its dictionaries and tensors, over their own methods."""
+    seen, waiting = set(), [content]
+    while waiting:
+        place = waiting.pop()
+        if id(place) in seen:
+            continue
+        seen.add(id(place))
+        if isinstance(place, OrderedDict):
+            vars(place).clear()
+        for name, value in enumerate(place) if isinstance(place, list) else dict.items(place):
+            if isinstance(value, torch.Tensor):
+                place[name] = torch.Tensor.detach(value)
+            elif isinstance(value, list | dict):
+                waiting.append(value)
     return content
 
 
@@ -132,12 +154,14 @@ def _is_zip(path: Path) -> bool:
 
 def _global_names(path: Path, zipped: bool) -> Iterator[str]:
     """Every name that the pickles of a file would import, read without unpickling."""
+    costs, encodes, bad_codec = Costs(), False, False
     try:
         for number, (opcode, argument, _) in enumerate(_opcodes(path, zipped)):
-            if number > MAX_OPCODES or (isinstance(argument, str) and _is_slow_codec(argument)):
-                raise CheckpointError(
-                    f"{path.name} is a pickle made to keep its reader busy; nothing was run, get the .safetensors file"
-                )
+            costs.step(opcode.name, argument)
+            bad_codec = bad_codec or (isinstance(argument, str) and _is_bad_codec(argument))
+            encodes = encodes or argument == ENCODE
+            if number > MAX_OPCODES or (encodes and bad_codec):
+                raise TooDear
             if opcode.name in ("GLOBAL", "INST"):
                 yield ".".join(argument.split(" ", 1))
             elif opcode.name == "STACK_GLOBAL":
@@ -147,15 +171,19 @@ def _global_names(path: Path, zipped: bool) -> Iterator[str]:
                 )
     except CheckpointError:
         raise
+    except TooDear as error:
+        raise CheckpointError(
+            f"{path.name} is a pickle made to keep its reader busy; nothing was run, get the .safetensors file"
+        ) from error
     except Exception as error:  # zipfile, zlib and pickletools raise as many kinds for damaged files
         raise CheckpointError(
             f"{path.name} is a truncated or damaged PyTorch file ({first_line(error)}); download it again"
         ) from error
 
 
-def _is_slow_codec(text: str) -> bool:
+def _is_bad_codec(text: str) -> bool:
     try:
-        return len(text) < 20 and codecs.lookup(text).name in SLOW_CODECS
+        return len(text) < 20 and codecs.lookup(text).name in BAD_CODECS
     except (LookupError, ValueError):
         return False
 

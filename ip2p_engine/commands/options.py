@@ -49,7 +49,7 @@ MOST = {
     "batch": 1024,
     "batch_pairs": 1024,
     "batch_size": 1_000_000,
-    "candidates": 100_000,
+    "candidates": 10_000,
     "concurrency": 256,
     "epochs": 10_000,
     "keep": 100_000,
@@ -244,10 +244,6 @@ def local_path(text: str) -> Path:
     if "://" in text:
         got = f"{public_name(text)} lies in shared storage, and this writes to a local disk"
         raise argparse.ArgumentTypeError(f"{got}; write here and copy it there (a data set: ip2p dataset copy)")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no name that this system can write; give another") from error
     return Path(text).expanduser()
 
 

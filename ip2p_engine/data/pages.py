@@ -11,10 +11,10 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-__all__ = ["NoPlainValues", "places_of"]
+__all__ = ["NoPlainValues", "dictionary_size", "places_of"]
 
 HEADERS, WINDOW, MOST_VALUES = (2**8, 2**20), 2**16, 10**6
-DATA_PAGE, PLAIN = 0, 0
+DATA_PAGE, DICTIONARY_PAGE, PLAIN = 0, 2, 0
 BOOLEANS, WHOLES, DOUBLE, BINARY, STRUCT = (1, 2), (3, 4, 5, 6), 7, 8, 12
 
 
@@ -35,7 +35,7 @@ def places_of(stream: BinaryIO, chunk: Any, *, most_levels: int) -> array[int]:
     while len(found) < 2 * chunk.num_values and at < end:
         header, size = _header(stream, at)
         page = header.get(5)
-        if header.get(1) != DATA_PAGE or not isinstance(page, dict) or page.get(2) != PLAIN:
+        if header.get(1) != DATA_PAGE or not isinstance(page, dict) or page.get(2) != PLAIN or header.get(3, -1) < 0:
             raise NoPlainValues
         at += size
         levels, start = _levels(stream, at, min(page[1], chunk.num_values), most_levels)
@@ -44,6 +44,16 @@ def places_of(stream: BinaryIO, chunk: Any, *, most_levels: int) -> array[int]:
     if len(found) != 2 * chunk.num_values:
         raise NoPlainValues
     return found
+
+
+def dictionary_size(stream: BinaryIO, chunk: Any) -> int:
+    """Bytes of a column chunk's dictionary, unfolded; 0 where it has none, or where its first page is no page."""
+    try:
+        header, _ = _header(stream, min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset))
+    except (NoPlainValues, OSError, RecursionError, ValueError):  # as Arrow will say when it reads it
+        return 0
+    size = header.get(2)
+    return size if header.get(1) == DICTIONARY_PAGE and isinstance(size, int) else 0
 
 
 def _header(stream: BinaryIO, at: int) -> tuple[dict[int, Any], int]:
@@ -68,8 +78,11 @@ def _levels(stream: BinaryIO, at: int, count: int, most: int) -> tuple[list[int]
     while len(levels) < count and n < len(data):
         run, n = _varint(data, n)
         if run & 1:  # groups of eight, packed bit by bit
-            bits = int.from_bytes(data[n : n + (run >> 1) * width], "little")
-            levels += [bits >> (width * k) & ((1 << width) - 1) for k in range(8 * (run >> 1))]
+            for group in range(n, n + (run >> 1) * width, width):
+                if len(levels) >= count:
+                    break
+                bits = int.from_bytes(data[group : group + width], "little")
+                levels += [bits >> (width * k) & ((1 << width) - 1) for k in range(8)]
             n += (run >> 1) * width
         else:
             levels += [data[n]] * min(run >> 1, count - len(levels))
@@ -135,6 +148,8 @@ def _varint(data: Any, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
+        if shift > 63:
+            raise NoPlainValues
 
 
 def _signed(raw: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,14 @@ from typing import Any
 
 from ..errors import ConfigError, DatasetError, first_line
 from ..files import check_file
-from .pages import NoPlainValues, places_of
+from .pages import NoPlainValues, dictionary_size, places_of
 
-__all__ = ["ParquetFiles", "pyarrow_modules", "reading"]
+__all__ = ["ParquetFiles", "pyarrow_modules", "read_columns", "schema_of"]
 
 AT_ONCE, BUFFER = 100, 2**20
-MOST_BYTES = 2**28  # of the columns without pictures that are kept
+MOST_BYTES = 2**28  # of the columns without pictures that are kept, and of a batch
+# A small file may ask for much: rows that take no byte each, columns that unfold to more than so many times its size.
+MOST_ROWS, MOST_COLUMNS, UNFOLDS = 2**20, 2000, 20
 
 
 class ParquetFiles:
@@ -65,14 +68,13 @@ class ParquetFiles:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[Path, int, dict[str, Any] | DatasetError]]:
         """(file, row in it from 1, values) in order; what is left of a broken file is one row with what is wrong."""
-        _, parquet = pyarrow_modules()
         for path in self.paths:
             done = 0
             try:
                 # Not pre-buffered, or whole row groups would lie in memory.
-                with reading(path), parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+                with _opened(path, buffer_size=BUFFER, pre_buffer=False) as file:
                     names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-                    for batch in file.iter_batches(AT_ONCE, columns=names, use_threads=False):
+                    for batch in file.iter_batches(_rows_at_once(file, path), columns=names, use_threads=False):
                         yield from ((path, n, row) for n, row in enumerate(batch.to_pylist(), start=done + 1))
                         done += batch.num_rows
             except DatasetError as error:
@@ -89,8 +91,7 @@ class _File:
 
     @classmethod
     def open(cls, path: Path) -> _File | None:
-        _, parquet = pyarrow_modules()
-        with reading(path), parquet.ParquetFile(path, memory_map=True) as file:
+        with _opened(path, memory_map=True) as file:
             leaves = {file.schema.column(n).path: n for n in range(len(file.schema.names))}
             names = [name for name in file.schema_arrow.names if f"{name}.bytes" in leaves]
             if not names:
@@ -104,8 +105,7 @@ class _File:
                 if any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
                     return None
                 pictures[name] = [(chunk, file.schema.column(column).max_definition_level) for chunk in chunks]
-            # One thread, so that a process forked from this one may read too.
-            table = file.read(columns=texts, use_threads=False).combine_chunks()
+            table = _table(file, path, columns=texts).combine_chunks()
             return cls(path, table, list(accumulate(group.num_rows for group in groups)), pictures)
 
     def row(self, row: int, columns: Sequence[str] | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class _File:
         except NoPlainValues:
             start, table = _read_group(self._path, row)
             values = table.slice(row - start, 1).to_pylist()[0]
-        except (OSError, struct.error, LookupError, RecursionError, ValueError) as error:
+        except (OSError, struct.error, LookupError, RecursionError, TypeError, ValueError) as error:
             raise DatasetError(f"{self._path} cannot be read ({first_line(error)}); restore it from a copy") from error
         return values if columns is None else {name: values.get(name) for name in columns}
 
@@ -132,6 +132,8 @@ class _File:
         place, length = self._places[name, group][2 * within : 2 * within + 2]
         if length < 0:
             return None
+        if place + length > stream.seek(0, os.SEEK_END):  # before room is made for it
+            raise DatasetError(f"{self._path} is shorter than it was; restore it from a copy")
         stream.seek(place)
         data = stream.read(length)
         if len(data) != length:
@@ -142,30 +144,84 @@ class _File:
 def _row_count(path: Path) -> int:
     _, parquet = pyarrow_modules()
     check_file(path, DatasetError)
-    with reading(path):
+    with _reading(path):
         return parquet.read_metadata(path).num_rows
 
 
 def schema_of(path: Path) -> Any:
     """The Arrow schema of a file; raises DatasetError."""
     _, parquet = pyarrow_modules()
-    with reading(path):
+    with _reading(path):
         return parquet.read_schema(path)
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Any:
+    """The table of those columns that a file has; raises DatasetError."""
+    with _opened(path) as file:
+        return _table(file, path, columns=[name for name in names if name in file.schema_arrow.names])
 
 
 def _read_group(path: Path, row: int) -> tuple[int, Any]:
     """The row group that holds a row, and the number of its first row."""
-    _, parquet = pyarrow_modules()
-    with reading(path), parquet.ParquetFile(path, memory_map=True) as file:
+    with _opened(path, memory_map=True) as file:
         sizes = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
         ends = list(accumulate(sizes))
         group = bisect_right(ends, row)
-        # One thread, so that a process forked from this one may read too.
-        return (ends[group - 1] if group else 0), file.read_row_group(group, use_threads=False)
+        return (ends[group - 1] if group else 0), _table(file, path, row_groups=[group])
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def _opened(path: Path, **how: Any) -> Iterator[Any]:
+    """A file whose footer promises no more than its bytes can hold; Arrow's errors as DatasetError."""
+    _, parquet = pyarrow_modules()
+    with _reading(path), parquet.ParquetFile(path, **how) as file:
+        found, size = file.metadata, path.stat().st_size
+        if found.num_rows > max(MOST_ROWS, size) or found.num_columns > MOST_COLUMNS:
+            raise _too_much(path, f"{found.num_rows:,} rows of {found.num_columns:,} columns")
+        chunks = (found.row_group(n).column(k) for n in range(found.num_row_groups) for k in range(found.num_columns))
+        if (total := sum(chunk.total_uncompressed_size for chunk in chunks)) > _most_bytes(size):
+            raise _too_much(path, f"{total:,} bytes")
+        yield file
+
+
+def _rows_at_once(file: Any, path: Path) -> int:
+    """So few that a batch stays small even if each row repeats the largest text of its column's dictionary."""
+    largest = 1
+    with path.open("rb") as stream:
+        for n in range(file.num_row_groups):
+            group = file.metadata.row_group(n)
+            chunks = (group.column(k) for k in range(group.num_columns))
+            largest = max(largest, *(dictionary_size(stream, one) for one in chunks if one.num_values), 1)
+    return max(1, min(AT_ONCE, MOST_BYTES // largest))
+
+
+def _table(file: Any, path: Path, **choice: Any) -> Any:
+    """What is chosen of a file, in memory."""
+    pyarrow, _ = pyarrow_modules()
+    most, batches = _most_bytes(path.stat().st_size), []
+    # One thread, so that a process forked from this one may read too.
+    for batch in file.iter_batches(100 * _rows_at_once(file, path) // AT_ONCE or 1, use_threads=False, **choice):
+        batches.append(batch)
+        most -= batch.nbytes
+        if most < 0:
+            raise _too_much(path, "a column of a few texts that it repeats without end")
+    if batches:
+        return pyarrow.Table.from_batches(batches)
+    names = choice.get("columns")
+    schema = file.schema_arrow
+    return (schema if names is None else pyarrow.schema([schema.field(name) for name in names])).empty_table()
+
+
+def _most_bytes(size: int) -> int:
+    return max(MOST_BYTES, UNFOLDS * size)
+
+
+def _too_much(path: Path, what: str) -> DatasetError:
+    return DatasetError(f"{path} promises {what}, which no data set of {path.stat().st_size:,} bytes has; leave it out")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     """Arrow's errors, which are OSError for broken files and ValueError for broken content, as DatasetError."""
     try:
         yield

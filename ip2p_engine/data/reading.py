@@ -347,7 +347,7 @@ class ForeignPairs(Sequence[PairRecord]):
         try:
             path = (self._home / name).resolve()
             is_file, exists = path.is_file(), path.exists()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise DatasetError(f"{name[:100]!r} cannot be read ({first_line(error)}); correct the path") from error
         if not path.is_relative_to(self._home):
             raise DatasetError(f"{name!r} lies outside {self._home}; allow its folder with pictures_from")

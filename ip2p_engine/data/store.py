@@ -30,7 +30,7 @@ from ..files import (
     whole_file,
     write_json,
 )
-from .parquet import ParquetFiles, pyarrow_modules, reading, schema_of
+from .parquet import ParquetFiles, pyarrow_modules, read_columns, schema_of
 from .record import CHECKS, COLUMNS, IMAGE_COLUMNS, OPTIONAL, PICTURES, SCORES, PairRecord
 
 __all__ = ["IMAGE_COLUMNS", "MANIFEST", "SCHEMA_VERSION", "SCORES", "PairRecord", "PairStore", "PairWriter"]
@@ -288,11 +288,9 @@ class PairStore(Sequence[PairRecord]):
             if name not in known:
                 raise ConfigError(f"column {name!r} cannot be listed; choose among {', '.join(known)}")
         wanted = list(names or known)
-        _, parquet = pyarrow_modules()
         result: dict[str, list[Any]] = {name: [] for name in wanted}
         for path in self.shards:
-            with reading(path), parquet.ParquetFile(path) as file:
-                table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
+            table = read_columns(path, wanted)
             for name in wanted:
                 there = name in table.column_names
                 result[name] += _checked(name, table[name].to_pylist(), path) if there else [None] * table.num_rows

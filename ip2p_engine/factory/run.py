@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ..captions.edits import CaptionEdit
 from ..clip.filter import FilterConfig, FilterReport, filter_candidates
 from ..data.ledger import CandidateLog, CaptionCandidates, digest_of, pair_key, read_candidates
-from ..data.store import ROWS_PER_SHARD, PairStore, PairWriter
+from ..data.store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 from ..errors import ConfigError, DatasetError, Interrupted
 from ..hooks import Hooks
 from .maker import MadeCaption, Task
@@ -82,7 +82,7 @@ def make_pairs(
     manifest = {"config": origin, "work": {"batch_pairs": work.batch_pairs or workers.batch_pairs()}}
     writer = PairWriter(out, manifest=manifest, partition=work.partition, rows_per_shard=work.rows_per_shard)
     with writer:
-        first_batch = (writer.work or manifest["work"])["batch_pairs"]
+        first_batch = _batch_of(writer.work or manifest["work"], out)
         if work.batch_pairs not in (None, first_batch):
             log.warning("%s was begun in batches of %d; other batches round differently", out, first_batch)
         run = _Run(writer, edits, work)
@@ -95,6 +95,14 @@ def make_pairs(
         finally:
             run.save()
     return report_of(out, FilterConfig(**config) if config else None)
+
+
+def _batch_of(work: Any, out: Path) -> int:
+    """How many pairs at once a data set was begun with, as its manifest says."""
+    size = work.get("batch_pairs") if isinstance(work, Mapping) else None
+    if type(size) is not int or size < 1:
+        raise DatasetError(f"{out / MANIFEST} says {str(work)[:60]!r} of its batches; restore it from a copy")
+    return size
 
 
 def report_of(folder: Path | str, config: FilterConfig | None) -> PairRunReport:

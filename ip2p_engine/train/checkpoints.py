@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..checkpoint.unpickle import read_pickle
 from ..errors import CheckpointError, first_line
 from ..files import TEMPORARY, disk_errors, remove, whole_file
 from .optimizers import Average
@@ -76,14 +77,21 @@ def step_of(path: Path | None) -> int:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What was saved, mapped rather than read; loading runs no code. Raises CheckpointError for a damaged file."""
     with _whole(path):
+        saved = _unpickled(path)
         with zipfile.ZipFile(path) as archive:
             if spoiled := archive.testzip():  # torch takes flipped bits as they are
                 raise ValueError(f"{spoiled} is not as it was written")
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = {name: saved[name] for name in PARTS}
         if found["step"] != step_of(path) or not all(isinstance(row, str) for row in found["broken"]):
             raise ValueError("it is of another step")
         return found
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    try:
+        return read_pickle(path, own=True)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextmanager

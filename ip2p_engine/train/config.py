@@ -52,6 +52,7 @@ AT_LEAST: dict[str, float] = {
     "dropout": 0,
     "flip": 0,
 }
+MOST_AT_ONCE = 10_000  # examples of a process
 AT_MOST = {
     "ema_decay": 1,
     "dropout": 1 / 3,
@@ -261,6 +262,11 @@ class TrainConfig:
         object.__setattr__(self, "outputs", tuple(dict.fromkeys(self.outputs)))
 
     def _check_together(self) -> None:
+        if (self.micro_batch or self.batch_size) > MOST_AT_ONCE:
+            raise ConfigError(
+                f"{self.micro_batch or self.batch_size:,} examples would be in memory at once; "
+                f"give micro_batch, of at most {MOST_AT_ONCE:,}"
+            )
         low, high = self.resize
         if low > high:
             raise ConfigError(f"resize is {low} to {high}; give the lower bound first")

@@ -315,3 +315,67 @@ def test_a_text_encoder_of_few_words_is_said_before_it_reads(sd1):
         encode_text(sd1, ["snow"])
     with pytest.raises(CheckpointError, match="makes 32 latents of 64 pixels"):
         encode_image(sd1, torch.zeros(1, 3, 64, 64))
+
+
+def put(number):
+    return b"q" + bytes([number])
+
+
+def get(number):
+    return b"h" + bytes([number])
+
+
+def doubled(times):
+    """A tuple that holds the one before twice; the last has the memo's number ``times``."""
+    return b")" + put(0) + b"".join(get(n) * 2 + b"\x86" + put(n + 1) for n in range(times))
+
+
+def copied(times):
+    """A list of 5,000, counted so many times."""
+    return (
+        b"](" + b"N" * 5000 + b"e" + put(0) + b"ccollections\nCounter\n" + put(1) + (get(1) + get(0) + b"\x85R") * times
+    )
+
+
+ENCODED = b"}c_codecs\nencode\nX\x01\x00\x00\x00aX%c\x00\x00\x00%b\x86R."
+DEAR = {
+    "a key of tuples within tuples": doubled(60) + b"}" + get(60) + b"K\x01s.",
+    "such a key in a list of pairs": doubled(20) + b"ccollections\nOrderedDict\n](" + get(20) * 20 + b"e\x85R.",
+    "a list copied many times": copied(2500) + b"}.",
+    "a text that doubles": ENCODED % (3, b"hex"),
+    "arguments that are a list": b"ccollections\nCounter\n]R.",
+}
+CHEAP = {"tuples": doubled(15) + b"}.", "copies": copied(1500) + b"}.", "bytes": ENCODED % (6, b"latin1")}
+
+
+@pytest.mark.parametrize("case", DEAR)
+def test_a_small_pickle_that_takes_long_to_make(case, tmp_path):
+    content = b"\x80\x02" + DEAR[case]
+    assert "keep its reader busy" in refused(load_model, archive(tmp_path / "model.ckpt", ("a/data.pkl", content)))
+    (tmp_path / "plain.ckpt").write_bytes(content)
+    assert "keep its reader busy" in refused(load_model, tmp_path / "plain.ckpt")
+
+
+@pytest.mark.parametrize("case", CHEAP)
+def test_a_pickle_that_shares_as_much_as_weights_may(case, tmp_path):
+    path = archive(tmp_path / "model.ckpt", ("a/data.pkl", b"\x80\x02" + CHEAP[case]), ("a/version", b"3\n"))
+    assert "keep its reader busy" not in refused(load_model, path)
+
+
+class Replaced:
+    """Pickled as an OrderedDict whose methods are numbers."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __reduce__(self):
+        return OrderedDict, (), dict.fromkeys(("items", "values", "get", "keys"), 3), None, iter(self.state.items())
+
+
+def test_a_pickle_replaces_no_methods(sd1, same_model, ldm_tensors, tmp_path):
+    state = ldm_tensors(sd1)
+    first = next(iter(state))
+    state[first] = torch.nn.Parameter(state[first])
+    vars(state[first])["to"] = 3
+    torch.save(Replaced({"state_dict": Replaced(state)}), tmp_path / "model.ckpt")
+    same_model(load_model(tmp_path / "model.ckpt", text_heads=4), sd1)

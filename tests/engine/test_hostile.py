@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import struct
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from ip2p_engine.cli import main
 from ip2p_engine.commands.options import MOST, stop_signals
-from ip2p_engine.errors import DatasetError, printable
+from ip2p_engine.data import parquet
+from ip2p_engine.data.pages import NoPlainValues, _levels, places_of
+from ip2p_engine.data.store import PairStore
+from ip2p_engine.errors import ConfigError, DatasetError, printable
 from ip2p_engine.evaluate.report import write_report
 from ip2p_engine.evaluate.run_folder import Table, save_run
 from ip2p_engine.files import public_name, whole_file
+from ip2p_engine.train.config import MOST_AT_ONCE, TrainConfig
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 
@@ -188,4 +197,65 @@ def test_a_name_that_no_disk_takes(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["dataset", "export", "store", "--out", "\ud800.png"])
     assert ended.value.code == 2
-    assert "no name that this system can write" in capsys.readouterr().err
+    assert "that this system can write" in capsys.readouterr().err
+
+
+def test_examples_that_no_memory_holds():
+    assert TrainConfig(batch_size=MOST_AT_ONCE).batch_size == MOST_AT_ONCE
+    assert TrainConfig(batch_size=MOST_AT_ONCE + 1, micro_batch=16).micro_batch == 16
+    with pytest.raises(ConfigError, match="at once; give micro_batch, of at most 10,000"):
+        TrainConfig(batch_size=MOST_AT_ONCE + 1)
+
+
+def rows(folder, **columns):
+    """A Parquet file of four pairs with some columns exchanged, packed as small as they can be."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(stream, "PNG")
+    picture = [{"bytes": stream.getvalue(), "path": None}] * 4
+    texts = {name: ["a cat"] * 4 for name in ("edit_prompt", "original_prompt", "edited_prompt")}
+    table = pa.table({"original_image": picture, "edited_image": picture, **texts, **columns})
+    pq.write_table(table, folder / "a.parquet", compression="zstd", dictionary_pagesize_limit=2**30)
+    return folder / "a.parquet"
+
+
+def test_a_text_that_is_written_once_and_repeated_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MOST_BYTES", 2**20)
+    rows(tmp_path, edit_prompt=["a" * 300_000] * 4)
+    with pytest.raises(DatasetError, match="repeats without end"):
+        PairStore(tmp_path).columns("edit_prompt", "original_prompt")
+    assert len(next(PairStore(tmp_path).outcomes()).edit_prompt) == 300_000, "a row at a time is within bounds"
+
+
+def test_columns_that_unfold(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MOST_BYTES", 2**20)
+    path = rows(tmp_path, edit_prompt=pa.array([str(n) * 300_000 for n in range(4)]))
+    with pytest.raises(
+        DatasetError, match=f"promises 1,2.* bytes, which no data set of {path.stat().st_size:,} bytes has"
+    ):
+        PairStore(tmp_path).columns("edit_prompt")
+
+
+@pytest.mark.parametrize("table", [{f"c{n}": [1] for n in range(2001)}, {"a": pa.nulls(2**20 + 1, pa.string())}])
+def test_more_rows_or_columns_than_bytes_can_hold(table, tmp_path):
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", compression="zstd", write_statistics=False)
+    with pytest.raises(DatasetError, match="promises [0-9,]* rows of [0-9,]* columns"):
+        PairStore(tmp_path)[0]
+
+
+def test_page_headers_that_lie():
+    """Lengths below zero, runs without end, numbers of a thousand bytes: places are not looked for, at once."""
+    page = bytes([0x15, 0, 0x15, 0, 0x15, 1, 0x2C, 0x15, 0, 0x15, 0, 0x15, 0, 0x15, 0, 0, 0])
+    chunk = SimpleNamespace(
+        compression="UNCOMPRESSED",
+        has_dictionary_page=False,
+        physical_type="BYTE_ARRAY",
+        num_values=3,
+        data_page_offset=0,
+        total_compressed_size=10**9,
+    )
+    with pytest.raises(NoPlainValues):
+        places_of(io.BytesIO(page), chunk, most_levels=1)
+    with pytest.raises(NoPlainValues):
+        places_of(io.BytesIO(b"\x15" + b"\xff" * 2**20), chunk, most_levels=1)
+    run = b"\xff\xff\xff\xff\x7f"  # 2^34 groups of eight
+    assert _levels(io.BytesIO(struct.pack("<I", len(run) + 1) + run + b"\x05"), 0, 3, 1)[0] == [1, 0, 1]

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from spoiling import header_of  # noqa: E402
+
 CUT = 77
 EVENTS = ("fsync", "replace", "rename", "unlink", "remove")
 NONCE = re.compile(rb"nonce[-=][\"']?[\w-]+")
@@ -113,7 +117,28 @@ def _content(out: Path, name: str) -> dict[str, str]:
     found = {path.relative_to(out).as_posix(): path for path in _files(out) if not path.name.endswith(".lock")}
     if name == "train":
         found = {key: path for key, path in found.items() if key.endswith((".safetensors", ".pt")) or "/." in f"/{key}"}
-    return {key: hashlib.sha256(NONCE.sub(b"", path.read_bytes())).hexdigest() for key, path in found.items()}
+    return {key: hashlib.sha256(_compared(path)).hexdigest() for key, path in found.items()}
+
+
+def _compared(path: Path) -> bytes:
+    """A file's content, without a header's order and a pickle's repetitions, which are left to chance."""
+    if path.suffix == ".safetensors":
+        header, data = header_of(path)
+        return json.dumps(header, sort_keys=True).encode() + data
+    if path.suffix == ".pt":
+        import torch
+
+        return b"".join(_leaves(torch.load(path, weights_only=True)))
+    return NONCE.sub(b"", path.read_bytes())
+
+
+def _leaves(value: Any) -> Iterator[bytes]:
+    if isinstance(value, dict | list | tuple):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield repr(name).encode()
+            yield from _leaves(one)
+    else:
+        yield value.numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()
 
 
 def _hidden(out: Path) -> list[str]:

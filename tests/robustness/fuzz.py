@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--engine", type=Path, default=HERE.parents[1])
-    parser.add_argument("--lines", type=Path, help="a JSON line a case")
+    parser.add_argument("--lines", type=Path, help="a JSON line a case; a run goes on from it")
     parser.add_argument("--keep-going", type=float, default=1e9, metavar="S", help="stop after so many seconds")
     return parser.parse_args()
 
@@ -113,18 +113,26 @@ def leave(work: Any) -> None:
 
 
 def _campaign(root: Path, options: argparse.Namespace, names: list[str]) -> Iterator[dict[str, Any]]:
+    """The cases that ``--lines`` holds already, then those that it lacks."""
     started = time.monotonic()
-    lines = options.lines.open("w") if options.lines else None
-    for number in range(options.cases):
-        if time.monotonic() - started > options.keep_going:
-            break
-        result = _case(root, names[number % len(names)], options.seed * 1_000_003 + number)
-        if lines:
+    done = _known(options.lines, names)
+    yield from done.values()
+    with options.lines.open("a") if options.lines else open(os.devnull, "w") as lines:
+        for number in range(options.cases):
+            if time.monotonic() - started > options.keep_going:
+                break
+            name, case = names[number % len(names)], options.seed * 1_000_003 + number
+            if case in done:
+                continue
+            result = _case(root, name, case)
             lines.write(json.dumps(result) + "\n")
             lines.flush()
-        yield result
-    if lines:
-        lines.close()
+            yield result
+
+
+def _known(path: Path | None, names: list[str]) -> dict[int, dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+    return {result["case"]: result for result in found if result["generator"] in names}
 
 
 def _case(root: Path, name: str, number: int) -> dict[str, Any]:
