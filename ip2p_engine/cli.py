@@ -86,7 +86,7 @@ class _Lines(logging.Formatter):
 
 
 class _PrintableStream:
-    """A stream on which no result, whatever a stranger's file says, moves the terminal's cursor."""
+    """A stream that writes control characters as escapes: no stranger's file moves the terminal's cursor."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

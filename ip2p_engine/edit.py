@@ -64,7 +64,7 @@ class EditConfig:
     """The noise levels, lowest and highest sigma, within which guidance acts; elsewhere c alone is computed. None: the
     checkpoint's recommendation where both scales are, else everywhere."""
     guidance_rescale: float = 0.0
-    """The share, 0 to 1, to which results get back the spread of c."""
+    """Rescaled guidance: the share, 0 to 1, in which results get the standard deviation of c again."""
     apg: bool = False
     """Leave out what is parallel to c, so that high scales do not burn (adaptive projected guidance)."""
     suffix: str | None = None
@@ -137,7 +137,8 @@ class InstructPix2Pix:
     """A loaded checkpoint that edits pictures."""
 
     def __init__(self, model: Model, *, name: str = "", base: str | None = None) -> None:
-        """``name`` and ``base`` are what the settings call them. Raises CheckpointError for no InstructPix2Pix."""
+        """``name`` and ``base`` are what the settings call them. Raises CheckpointError unless
+        the model is an InstructPix2Pix."""
         model.require_edit()
         self.model, self.name, self.base = model, name, base
         self.loras: tuple[Lora, ...] = ()

@@ -187,7 +187,7 @@ def _claimed(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _lock_of(place: Path, fresh: bool) -> BinaryIO | None:
-    """The folder's lock, held; None where another has it. Where nothing can be locked, its maker has a new folder."""
+    """The folder's lock, held; None where another has it, or where there are no locks and it is not ``fresh``."""
     try:
         lock = (place / LOCK).open("ab")
     except (FileNotFoundError, NotADirectoryError):  # its writer has just finished
@@ -208,7 +208,7 @@ def _lock_of(place: Path, fresh: bool) -> BinaryIO | None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left anywhere in a folder, beside files that no later writer makes again."""
+    """Remove what killed writers left anywhere in a folder: a file that nobody writes again keeps its leftover."""
     for place in folder.rglob(f".*{TEMPORARY}"):
         if place.is_dir() and (lock := _lock_of(place, False)) is not None:
             _leave(place, lock)
@@ -291,7 +291,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_file(path: Path, error: Error) -> None:
-    """Raises the given class for a pipe or a device, which would be read without end; streams in /dev are asked for."""
+    """Raises the given class for a pipe or a device, which may never end; one in /dev is named on purpose."""
     if path.exists() and not (path.is_file() or path.is_dir()) and path.parts[:2] != ("/", "dev"):
         raise error(f"{path} is a pipe or a device; give a file")
 

@@ -25,11 +25,11 @@ class EditResult:
     edited: Image.Image | None
     """As the decoder gave it, at the size that was edited; None if nothing was."""
     picture: Picture
-    """What was edited, as it came."""
+    """What was given to be edited."""
     size: tuple[int, int]
-    """Of ``image``: the source's, or what was edited at."""
+    """Of ``image``: the source's size, or the size that was edited at."""
     profile: bytes | None = None
-    """The source's colour profile, in which the numbers are."""
+    """The source's colour profile, in which the pixels are given."""
     mask: Picture | None = None
     """White where the picture could change; elsewhere it is the source."""
     seen: Image.Image | None = None
@@ -84,7 +84,7 @@ class EditResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A picture at its working size, and what has to be known of the one that it was."""
+    """A picture at its working size, and what has to be known of the original."""
 
     picture: Picture
     small: Image.Image | None
@@ -101,12 +101,12 @@ def whole_area(area: Image.Image, size: Size) -> Image.Image:
 
 
 def opened(picture: Picture) -> Image.Image:
-    """A picture that is opened already as it is, else a new one."""
+    """The picture itself where it is open already, else it is opened now."""
     return picture if isinstance(picture, Image.Image) else open_image(picture)
 
 
 def _fitted(picture: Picture, mask: Picture | None, size: Size | None) -> Fitted:
-    """A picture opened and fitted, of which only the small one is kept; size None: nothing is to be edited."""
+    """Open and fit a picture, and keep the fitted one alone; size None: nothing is to be edited."""
     with FULL_SIZE:
         whole = opened(picture)
         return Fitted(

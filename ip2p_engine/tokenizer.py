@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import ftfy
 import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -71,6 +70,8 @@ def check_length(text: str) -> None:
 
 def clean(text: str) -> str:
     """What CLIP's authors do to a text first: broken Unicode repaired, HTML's entities read, its ends trimmed."""
+    import ftfy  # here: whoever loads networks or converts them needs none of it
+
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 

@@ -76,7 +76,7 @@ def check_interrupted() -> None:
 
 
 def progress(total: int) -> Callable[[int, int], None]:
-    """The node's progress bar as the engine's on_progress(done, total); it also stops on Cancel.
+    """A function (done, total) that moves the node's progress bar; it also stops on Cancel.
 
     The bar moves ten times a second at most: ComfyUI queues a message for each move.
     """
@@ -143,7 +143,7 @@ def output_folder(kind: str, name: str) -> Path:
 
 
 class _Held(nn.Module):
-    """A network of another library in a plain coat: ComfyUI sets attributes that some of them do not allow."""
+    """Wraps a network of another library: ComfyUI sets attributes that some of them do not allow."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a MODEL, a CLIP and a VAE are, in a few letters: equal after a restart, and other for another patch."""
+"""A digest of a MODEL, a CLIP and a VAE: the same after a restart, another with another patch."""
 
 from __future__ import annotations
 

@@ -211,9 +211,8 @@ def make_captions(
     """Ask ``source`` for ``per_caption`` edits of each caption and append the good ones to ``out`` (JSON Lines).
 
     Rejected answers go to a file beside it, with the reason, so a stopped run goes on without asking again; with
-    ``retry_rejected`` it asks again about those.
-    ``moderate`` may refuse an edit by returning False. Raises CaptionError, ConfigError, or Interrupted once
-    ``hooks.should_stop()``.
+    ``retry_rejected`` it asks again about those. ``moderate`` may refuse an edit by returning False. Raises
+    CaptionError, ConfigError, or Interrupted once ``hooks.should_stop()``.
     """
     if per_caption < 1:
         raise ConfigError(f"per_caption is {per_caption}; give a whole number of at least 1")

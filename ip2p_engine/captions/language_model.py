@@ -200,8 +200,8 @@ def fine_tune(
     """Train ``base`` to continue captions with edits, save it to ``out``, and return the loss of each step.
 
     The loss is the cross-entropy of the completions; the prompts are given. Raises CaptionError if there is nothing to
-    train on, CheckpointError for a base that cannot be loaded, or Interrupted once
-    ``hooks.should_stop()``, and nothing is saved then.
+    train on, CheckpointError for a base that cannot be loaded, or Interrupted once ``hooks.should_stop()``, when
+    nothing is saved.
     """
     config, hooks = config or FineTuneConfig(), hooks or Hooks()
     tokenizer, model = _load(base)

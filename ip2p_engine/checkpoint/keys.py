@@ -1,4 +1,4 @@
-"""The UNet: its configuration from the tensors' shapes, and its names in the two layouts.
+"""UNet, autoencoder and text encoders: configurations from the tensors' shapes, and names in the two layouts.
 
 LDM numbers the blocks through, diffusers by resolution and kind; inside a block both hold the same tensors.
 """

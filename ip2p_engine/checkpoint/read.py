@@ -56,7 +56,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-STRANGERS = (
+OTHER_KINDS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch the file itself with git lfs pull"),
     (b"<", "a web page", "download the file itself, not the page about it"),
     (b"\x89PNG", "a PNG picture", "give a checkpoint"),
@@ -66,7 +66,7 @@ STRANGERS = (
 
 
 def keep(tensor: Tensor) -> None:
-    """The release of what is not mapped: nothing happens."""
+    """Release a tensor that is not mapped: there is nothing to give back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _kind_of(start: bytes, path: Path) -> str:
         return "safetensors"
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return "pickle"
-    for magic, what, remedy in STRANGERS:
+    for magic, what, remedy in OTHER_KINDS:
         if start.lstrip().startswith(magic):
             raise CheckpointError(f"{path.name} is {what}; {remedy}")
     what = "empty" if not start else "neither safetensors nor a PyTorch file"

@@ -1,4 +1,4 @@
-"""Checkpoints in one file: the authors' LDM layout, its descendants, and lone UNets."""
+"""What a file or a folder of tensors is: the authors' LDM layout and its descendants, a lone UNet, or diffusers'."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
     "bundle_of_folder",
     "choose_files",
     "ema_name",
-    "v_by_habit",
+    "predicts_v",
 ]
 
 CONFIG_FILE = "ip2p_config.json"
@@ -104,7 +104,7 @@ def bundle_of_file(
     chosen = ema if ema and weights == "ema" else unet
     rename = partial(ldm_unet_name, config=config) if layout == "ldm" else same
     if not lone:
-        _refuse_strangers(file)
+        _refuse_unknown(file)
     return Bundle(
         path=file.path,
         layout=f"{layout}-unet" if lone else layout,
@@ -118,7 +118,7 @@ def bundle_of_file(
     )
 
 
-def v_by_habit(tensor: Tensor) -> bool:
+def predicts_v(tensor: Tensor) -> bool:
     """Whether an SD2 UNet predicts v, by a bias of its last attention: the spread is larger where it does."""
     return bool(tensor.float().std(unbiased=False) > V_THRESHOLD)
 
@@ -280,10 +280,10 @@ def _prediction(
     if name not in unet:
         return "v"
     prefixed = PREFIXES["unet"] + name
-    return "v" if v_by_habit(real_tensor(file, prefixed if prefixed in file.tensors else name)) else "eps"
+    return "v" if predicts_v(real_tensor(file, prefixed if prefixed in file.tensors else name)) else "eps"
 
 
-def _refuse_strangers(file: WeightFile) -> None:
+def _refuse_unknown(file: WeightFile) -> None:
     """Every tensor is used, or is known to be of no use."""
     known = tuple(PREFIXES.values())
     strange = [name for name in file.tensors if not name.startswith(known) and not HARMLESS.fullmatch(name)]

@@ -39,7 +39,7 @@ class ReportCard:
     prediction: str
     schedule: str
     condition: str
-    """unscaled, scaled or none: the image condition against the latent scale."""
+    """Whether the latent scale multiplies the image condition: unscaled or scaled; none without a picture."""
     has_ema: bool
     weights: str
     """The UNet weights that loading takes: ema, raw or only."""
@@ -61,7 +61,7 @@ class ReportCard:
     training: dict[str, Any]
     """The run that made it, as far as the file says."""
     sha256: dict[str, str]
-    """By file name, in a folder with the path from there; on request."""
+    """{path inside the folder, or the file's name: SHA-256}, on request."""
 
     def to_json(self) -> str:
         """The card as one line of JSON."""

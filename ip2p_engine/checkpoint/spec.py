@@ -202,7 +202,7 @@ def same(name: str) -> str:
 
 
 class Networks(Protocol):
-    """What writing and merging need of a loaded checkpoint: ip2p_engine.model.Model."""
+    """What writing and merging need of a loaded checkpoint; ``networks.model.Model`` is one."""
 
     spec: ModelSpec
     unet: Any

@@ -157,7 +157,18 @@ def _report(options: argparse.Namespace, found: Any) -> None:
     figures = {"picked": found.setting, "settings": [vars(one) for one in found.measured], "front": found.front}
     pictures = {"settings.png": "Right edits over kept pixels"}
     save_run(options.out, "recommend", settings=told(options), tables=tables, pictures=pictures, figures=figures)
-    said = [*map(text_of, tables), f"picked: {found.command_options()}"]
+    said = [*map(text_of, tables), f"picked: {options_of(found.setting)}"]
     if options.write:
         said.append(f"{write_card(options.checkpoint, found.card())}: recommends this from now on")
     sys.stdout.write("\n\n".join(said) + "\n")
+
+
+def options_of(setting: dict[str, Any]) -> str:
+    """A setting as options of ``ip2p edit``."""
+    given = {name: setting[name] for name in ("text_cfg", "image_cfg", "steps", "sampler")}
+    said = [
+        f"--{name.replace('_', '-')} {value:{'' if isinstance(value, str) else 'g'}}" for name, value in given.items()
+    ]
+    if (bounds := setting["guidance_interval"]) is not None:
+        said.append("--guidance-interval {:g} {:g}".format(*bounds))
+    return " ".join(said)

@@ -29,7 +29,7 @@ class CopyReport:
     """What a copy did."""
 
     files: int
-    """Copied now; what is left of them the target had."""
+    """Copied by this call."""
     bytes: int
     present: int
 

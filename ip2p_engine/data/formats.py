@@ -149,7 +149,7 @@ def _of_split(paths: Sequence[Path], home: Path, split: str | None) -> list[Path
 
 
 def _chosen_split(split: str | None, there: Sequence[str], place: str) -> str:
-    """train is what nobody chose: where there is one split alone it is that one."""
+    """The split that was asked for; where none was, train, or the only one there is."""
     if split in there:
         return str(split)
     if split in (None, "train"):

@@ -98,7 +98,7 @@ class Rows(Protocol):
 
 
 class ForeignPairs(Sequence[PairRecord]):
-    """The pairs of a table whose columns are someone else's; the same face as ``PairStore``."""
+    """The pairs of a table whose columns are someone else's; with the methods of ``PairStore``."""
 
     def __init__(self, folder: Path, table: Table, reading: Reading, columns: Sequence[str] | None = None) -> None:
         self.folder, self.table, self.reading = folder, table, reading

@@ -65,8 +65,8 @@ class PairWriter:
     ) -> None:
         """``manifest``: config and seeds, as JSON takes them. ``partition``: this writer's number, and how many write.
 
-        What is under ``work`` in it says how the work is cut; the first writer's holds, and ``work`` tells it to later
-        ones. Raises ConfigError for an impossible partition or shard.
+        Its ``work`` says how the work is divided: the first writer's stays, and later ones find it in the attribute
+        ``work``. Raises ConfigError for an impossible partition or shard.
         """
         number, count = partition
         if not 0 <= number < count <= 99999:

@@ -28,7 +28,6 @@ from .store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 
 __all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info", "merge_datasets", "verify"]
 
-OnProgress = Callable[[int, int], None]
 MAX_FAULTS = 100
 MOST_FAULTS = 1000
 FREE = ("limit", "download", "pictures_from")

@@ -1,4 +1,4 @@
-"""``--where``: a condition on the columns of a row, such as ``o_score >= 8 and edit_type != 'style'``.
+"""``where``: a condition on the columns of a row, such as ``o_score >= 8 and edit_type != 'style'``.
 
     condition = all {"or" all};  all = part {"and" part};  part = ["not"] (comparison | "(" condition ")")
     comparison = NAME ("==" | "=" | "!=" | "<" | "<=" | ">" | ">=") VALUE

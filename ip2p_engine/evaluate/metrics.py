@@ -1,7 +1,7 @@
-"""Features of whole pictures through CLIP's and DINO's own transforms, as MagicBrush's evaluation takes them.
+"""How pictures compare: distances of pixels, and features of CLIP and DINO as MagicBrush's evaluation takes them.
 
 Both shrink the shorter side with Pillow's (antialiased) bicubic, CLIP to 224, DINO to 256, and cut out the middle 224.
-The paper's four numbers squeeze instead (``clip_similarity.clip_input``), so the two do not compare.
+The paper's four numbers squeeze instead (``clip.similarity.clip_input``), so the two do not compare.
 """
 
 from __future__ import annotations

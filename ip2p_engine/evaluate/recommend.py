@@ -117,13 +117,6 @@ class Recommendation:
         own = {name: self.setting[name] for name in ("text_cfg", "image_cfg", "steps", "sampler")}
         return {**own, "guidance_low": low, "guidance_high": high}
 
-    def command_options(self) -> str:
-        """The pick as options of ip2p edit."""
-        names = ("text_cfg", "image_cfg", "steps", "sampler")
-        said = " ".join(f"--{name.replace('_', '-')} {_number(self.setting[name])}" for name in names)
-        bounds = self.setting["guidance_interval"]
-        return said if bounds is None else f"{said} --guidance-interval {bounds[0]:g} {bounds[1]:g}"
-
     def kinds_table(self) -> Table:
         """Right edits by kind, of the settings on the front."""
         kinds = list(self.measured[0].by_kind)
@@ -306,10 +299,6 @@ def _name(setting: dict[str, Any]) -> str:
     within = "" if bounds is None else f", sigma {bounds[0]:g} to {bounds[1]:g}"
     sampler = "" if setting["sampler"] == "euler_ancestral" else f", {setting['sampler']}"
     return f"{setting['text_cfg']:g} / {setting['image_cfg']:g}{within}{sampler}"
-
-
-def _number(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _line(one: Measured, picked: bool, on_front: bool) -> tuple[Any, ...]:

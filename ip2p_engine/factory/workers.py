@@ -1,4 +1,4 @@
-"""Who makes the candidates of a run: this process here, a cluster in ``cluster``; both give the same pairs."""
+"""Who makes the candidates of a run: this process or a Ray cluster, which give the same pairs."""
 
 from __future__ import annotations
 

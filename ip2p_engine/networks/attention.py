@@ -1,4 +1,4 @@
-"""The attention of a UNet, told with each call what it attends to: nothing that a call needs stays in the network.
+"""The attention of a UNet. What a call attends to travels with the call: nothing of it stays in the network.
 
 The text does not change during an edit, so its keys and values are projected once and not once per step. In a pair of
 pictures the edited one may look where the source looks (self-attention sharing, section 3.1 of the paper).
@@ -57,9 +57,9 @@ class Sharing:
     """Which row's queries and keys each row of a batch uses in self-attention."""
 
     projected: Tensor
-    """The rows whose queries and keys are used at all: what nobody looks with is not projected."""
+    """The rows whose queries and keys are used; the others' are not computed."""
     rows: Tensor
-    """For each row of the batch, its place among them."""
+    """For each row of the batch, which of them it uses."""
 
     @classmethod
     def of(cls, rows: Sequence[int], device: torch.device | None = None, *, fixed: bool = False) -> Sharing | None:
@@ -86,38 +86,38 @@ class AttentionCall:
     """(query, key, value, heads) -> what cross-attention gives, before the last projection."""
 
 
-class _Told:
-    """A diffusers attention processor that a call may tell what to do; untold, the one before it answers."""
+class _Processor:
+    """A diffusers attention processor that follows an AttentionCall; without one the processor before it answers."""
 
-    def __init__(self, untold: Any) -> None:
-        self._untold = untold
+    def __init__(self, default: Any) -> None:
+        self._default = default
 
 
-class _CrossAttention(_Told):
+class _CrossAttention(_Processor):
     """Attention to the call's texts."""
 
-    def __init__(self, untold: Any, place: int) -> None:
-        super().__init__(untold)
+    def __init__(self, default: Any, place: int) -> None:
+        super().__init__(default)
         self._place = place
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, *args: Any, call: AttentionCall | None = None, **given: Any
     ) -> Tensor:
         if call is None or call.texts is None:
-            return self._untold(attn, hidden_states, *args, **given)
+            return self._default(attn, hidden_states, *args, **given)
         key, value = call.texts[self._place]
         mixed = call.mix(attn.to_q(hidden_states), key, value, attn.heads)
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
-class _SelfAttention(_Told):
+class _SelfAttention(_Processor):
     """sdpa(q_src, k_src, v_own), as the call shares."""
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, *args: Any, call: AttentionCall | None = None, **given: Any
     ) -> Tensor:
         if call is None:
-            return self._untold(attn, hidden_states, *args, **given)
+            return self._default(attn, hidden_states, *args, **given)
         shared = call.sharing
         looking = hidden_states if shared is None else hidden_states[shared.projected]
         query, key = attn.to_q(looking), attn.to_k(looking)
@@ -137,9 +137,9 @@ def install(unet: nn.Module) -> list[Any]:
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
             layers.append(module)
-            if not isinstance(module.processor, _Told):
+            if not isinstance(module.processor, _Processor):
                 module.set_processor(_CrossAttention(module.processor, len(layers) - 1))
-        elif name.endswith("attn1") and not isinstance(module.processor, _Told):
+        elif name.endswith("attn1") and not isinstance(module.processor, _Processor):
             module.set_processor(_SelfAttention(module.processor))
     return layers
 

@@ -19,7 +19,7 @@ VALUES = 256
 
 
 def fingerprint(*networks: nn.Module) -> str:
-    """Of every value of networks, 16 hexadecimal digits: what rows of an evaluation are of."""
+    """A digest of every value of the networks, 16 hexadecimal digits, by which an evaluation's rows name them."""
     content = sha256()
     for network in networks:
         for name, value in sorted(network.state_dict().items()):
@@ -29,7 +29,7 @@ def fingerprint(*networks: nn.Module) -> str:
 
 
 def digest_of_network(network: nn.Module) -> str:
-    """Of every value of one network: what cached latents were encoded by."""
+    """A digest of every value of one network, by which a cache names the encoder of its latents."""
     content = blake2b(digest_size=16)
     for name, value in network.state_dict().items():
         content.update(name.encode())
@@ -38,7 +38,7 @@ def digest_of_network(network: nn.Module) -> str:
 
 
 def digest_of_weights(model: Model) -> str:
-    """Of the first values of every tensor: training and merging change them all, and reading all takes long."""
+    """A digest of the first values of every tensor: training and merging change them all, and reading all is slow."""
     content = blake2b(digest_size=16)
     for network in (model.unet, model.autoencoder, *model.text_encoders):
         for name, value in network.state_dict().items():

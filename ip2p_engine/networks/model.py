@@ -45,7 +45,7 @@ class Model:
     text_encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]
     """One, or for sdxl and cosxl two: the second gives the pooled text."""
     turn: Lock | None = None
-    """Of a compiled UNet (networks/compiled.py): held during a call, whose result the next one may overwrite."""
+    """A compiled UNet's (networks/compiled.py): held during a call, whose result the next call may overwrite."""
 
     def __post_init__(self) -> None:
         install(self.unet)

@@ -37,7 +37,7 @@ def walk(
 ) -> tuple[Tensor, int]:
     """(clean latents (B, 4, h, w), evaluations a sample) of a batch that walks down the sigmas.
 
-    From noise of sigmas[0] on ``start`` (B, 4, h, w), or on nothing; each row has the noise of its seed. The
+    It begins at ``start`` (B, 4, h, w), or at zero, plus noise of sigmas[0]; each row has the noise of its seed. The
     condition's image may have no channels: then the model is one from text to image. Where the mask ``free``
     (B, 1, h, w) is 0 the clean latents are ``kept`` (B, 4, h, w).
     """

@@ -1,4 +1,4 @@
-"""Stage 3 of the photo model: the text encoder's first lesson, what an instruction asks for."""
+"""Stage 3 of the photo model: the text encoder, trained to tell what an instruction asks for."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class TrainConfig:
     """Names of picture, instruction and edited picture in a foreign data set; a dot reaches into a JSON column.
     The default goes by the names that the field uses (docs/datasets.md)."""
     split: str = "train"
-    """Of a foreign data set; where there is one alone it is that one."""
+    """The split of a foreign data set; one that has a single split is read by that."""
     data_weights: tuple[float, ...] | None = None
     """How often each of several data sets is drawn from; None: as their sizes are."""
     limit: int | None = None
@@ -164,7 +164,7 @@ class TrainConfig:
     image_dropout: float | None = None
     """The share that loses the picture alone, where it is another; None: ``dropout``."""
     change_weight: float = 0.0
-    """w: errors count (1 + w d) / (1 + w) where d is the pair's change there in the latent world over its mean."""
+    """w: errors count (1 + w d) / (1 + w) where d is the size of the pair's change of latents there over its mean."""
     unmasked_weight: float = 1.0
     """How much an error counts outside the mask that the data give, beside 1 inside; 1 is the plain loss."""
     mask_channels: bool = False

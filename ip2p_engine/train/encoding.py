@@ -46,7 +46,7 @@ SETTINGS = ("columns", "resolution", "resize", "flip", "buckets", "precision", "
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A micro-batch of n examples in the latent world, float32."""
+    """A micro-batch of n examples as latents and encoded texts, float32."""
 
     mean: Tensor
     """Of the edited picture's posterior, (n, 4, h, w), unscaled."""

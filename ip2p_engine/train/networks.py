@@ -136,7 +136,7 @@ def usable(model: Model) -> Iterator[Model]:
 
 
 def finished(model: Model, base: Model, config: TrainConfig) -> Model:
-    """The model to give away: what was trained, and what was frozen as the base has it, not as the run rounded it.
+    """The model to export: what was trained, and what was frozen as the base has it, not as the run rounded it.
 
     Adapters are merged into the base's own weights. ``base`` is loaded anew, and used up.
     """

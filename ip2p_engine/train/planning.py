@@ -46,7 +46,7 @@ class Plan:
     memory: int
     """Weights, gradients, optimiser states and average, without activations."""
     seconds: float | None
-    """For the steps to come, by a micro-batch of noise that was timed; None: nothing was."""
+    """Of the steps to come, estimated from a timed micro-batch of noise; None where none was timed."""
     checkpoint: int
     """Of one state to go on from."""
     cache: int

@@ -1,4 +1,4 @@
-"""What a run gives away: averaged or raw weights as LDM files, a diffusers folder, adapters."""
+"""What a run leaves: averaged or raw weights as LDM files, a diffusers folder, adapters."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Run:
         target = folder or self.folder.export_folder(step)
         return export(self.model, self.state.average, self.config, target, training, base=self.base, writes=writes)
 
-    def _give_away(self, step: int) -> dict[str, Path]:
+    def _leave_outputs(self, step: int) -> dict[str, Path]:
         """What a finished run leaves: what was exported after this step already gets a second name."""
         done, out = self.folder.export_folder(step), self.folder.path
         if self.config.export_every == 0 or step % self.config.export_every:
@@ -154,7 +154,7 @@ class Run:
         files: dict[str, Path] = {}
         finished = step >= self.config.steps
         if finished:
-            files = self._give_away(step)
+            files = self._leave_outputs(step)
             if self.accelerator.is_main_process:
                 keep_last(self.folder.checkpoints, min(1, self.config.keep))
         self.accelerator.wait_for_everyone()
@@ -253,7 +253,7 @@ def planned(config: TrainConfig, accelerator: Any, data: Data, base: str | Path,
 def _opened(
     config: TrainConfig, accelerator: Any, folder: RunFolder, data: Data, base: str | Path
 ) -> tuple[Share, TrainConfig, Any, Model, dict[str, str]]:
-    """(share, the whole config, data, what is trained, digests of where it comes from); all that can be is refused."""
+    """(share, the whole config, data, model, digests of both); refuses what can be refused so early."""
     check_packages(config)
     share = Share.of(config, accelerator.process_index, accelerator.num_processes)
     folder.refuse_other(config)

@@ -1,4 +1,4 @@
-"""The loop that trains each network of the embedded world, of train/'s parts: resumable, shared between processes.
+"""The loop that trains one network of a world with known truth, made of train's parts: resumable, in processes.
 
 What a step sees follows from (seed, step) alone; every process draws the whole batch and computes its share, so the
 number of processes changes only the order of summation.

@@ -173,7 +173,7 @@ def test_a_call_leaves_nothing_in_the_network(model, context):
 
 
 @torch.inference_mode()
-def test_an_untold_network_is_diffusers_own(model, context):
+def test_without_a_call_a_network_is_diffusers_own(model, context):
     """Whoever trains it or hands it on has the attention that was there."""
     x, ours = noisy(), model.unet
     plain = UNet2DConditionModel.from_config(ours.config).to(torch.float64)

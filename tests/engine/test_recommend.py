@@ -14,6 +14,7 @@ from ip2p_engine.checkpoint.card import write_card
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.spec import ModelSpec, recommended, spec_to_json
 from ip2p_engine.cli import main
+from ip2p_engine.commands.evaluate_recommend import options_of
 from ip2p_engine.edit import EditConfig
 from ip2p_engine.errors import CheckpointError, ConfigError
 from ip2p_engine.evaluate.recommend import Grid, measure_settings, recommend, truth_judge
@@ -68,7 +69,7 @@ def test_the_cheapest_of_those_that_are_as_right_and_keep_as_much():
     assert found.measured[3].done == pytest.approx(0.6) and found.measured[3].behind[2] < -0.2
     assert found.measured[3].by_kind == {"even": 0.6, "odd": 0.6}
     assert recommend([*best, *equal, *cheaper_but_loses_the_picture], decibels=0.61).picked == 2
-    assert found.command_options() == "--text-cfg 1 --image-cfg 1 --steps 4 --sampler euler_ancestral"
+    assert options_of(found.setting) == "--text-cfg 1 --image-cfg 1 --steps 4 --sampler euler_ancestral"
 
 
 def test_what_is_beaten_is_not_on_the_front():
