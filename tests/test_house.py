@@ -54,6 +54,7 @@ def test_the_engine_names_arguments_and_not_options():
 
 
 def test_the_command_line_says_its_options():
-    given = argparse.Namespace(hold_out_test=False, base=None)
+    given = argparse.Namespace(hold_out_test=False, base=None, lora_rank=4)
     assert in_options("give `hold_out_test`, or another `base`", given) == "give --hold-out-test, or another --base"
+    assert in_options("its own `lora_rank`, or `lora_conv_rank`", given) == "its own --lora, or lora_conv_rank"
     assert in_options("a smaller `batch`; the same call goes on", given) == "a smaller batch; the same command goes on"

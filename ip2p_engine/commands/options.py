@@ -74,6 +74,7 @@ MOST = {
     "worst": 10_000,
 }
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP is Unix's, SIGBREAK Windows'
+SHORT = {"lora_rank": "--lora", "p2p_range": "--p", "cfg_range": "--cfg", "rubric": "--as"}
 ARGUMENT = re.compile(r"`(\w+)`")
 DTYPES = ("float32", "float16", "bfloat16")
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -97,7 +98,7 @@ def check_limits(options: argparse.Namespace) -> None:
     """Raises ConfigError for a number that no work needs and that would fill the machine or never end."""
     for name, value in vars(options).items():
         for one in value if isinstance(value, list | tuple) else [value]:
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             if isinstance(one, float) and not math.isfinite(one):
                 raise ConfigError(f"{name} ({flag}) is {one}; give a number")
             most = MOST.get(f"{options.command}.{name}", MOST.get(name))
@@ -105,11 +106,16 @@ def check_limits(options: argparse.Namespace) -> None:
                 raise ConfigError(f"{flag} is {one:,}; give at most {most:,}")
 
 
+def flag_of(name: str) -> str:
+    """The option that sets an argument."""
+    return SHORT.get(name, f"--{name.replace('_', '-')}")
+
+
 def in_options(text: str, options: argparse.Namespace) -> str:
     """A sentence of the engine's in the command line's words: `hold_out_test` is --hold-out-test, a call a command."""
 
     def option(found: re.Match[str]) -> str:
-        return f"--{found[1].replace('_', '-')}" if found[1] in options else found[1]
+        return flag_of(found[1]) if found[1] in options else found[1]
 
     return ARGUMENT.sub(option, text).replace("the same call", "the same command")
 

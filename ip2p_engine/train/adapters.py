@@ -74,7 +74,7 @@ def begin_from(model: Model, path: Path) -> None:
         if parts["down"].numel() != down.numel() or parts["up"].numel() != up.numel():
             raise CheckpointError(
                 f"{path.name} has rank {rank} at {layer}, and this run's adapters have rank {down.shape[0]}; give its "
-                "own rank (--lora, lora_conv_rank), and a LoRA of the model's family"
+                "own rank (`lora_rank`, `lora_conv_rank`), and a LoRA of the model's family"
             )
         scale = float(parts["alpha"]) / rank if "alpha" in parts else 1.0
         with torch.no_grad():
@@ -83,7 +83,7 @@ def begin_from(model: Model, path: Path) -> None:
     if strange:
         raise CheckpointError(
             f"{path.name} adapts {len(strange)} layers that this run does not train ({few(strange)}), which would be "
-            "lost; for text encoders add --train-text-encoder, for convolutions lora_conv_rank"
+            "lost; for text encoders add `train_text_encoder`, for convolutions `lora_conv_rank`"
         )
 
 
