@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..files import public_name
 from ..hooks import Hooks
+from ..progress import write_note
 from .evaluate_data import (
     SCENES,
     add_ablation,
@@ -94,9 +95,11 @@ def _add_curve(actions: Any) -> None:
 
 
 def _curve(options: argparse.Namespace) -> None:
+    from ..data.reading import open_pairs
     from ..evaluate.curve import claims
     from ..evaluate.report import example_sheet
     from ..evaluate.run_folder import check_run, text_of
+    from ..evaluate.seen import seen_table
     from ..evaluate.trade_off import points_table, save_trade_off
 
     named = named_checkpoints(options.checkpoint)
@@ -105,13 +108,19 @@ def _curve(options: argparse.Namespace) -> None:
         raise ConfigError("--strength is SDEdit's, which needs a text-to-image checkpoint; give --text-to-image")
     samples, judge = open_samples(options)
     check_run(options.out, "curve")
-    editors, baselines, resolution = _curve_methods(options, named, painter)
+    captioned = getattr(samples, "captioned", len(samples))  # all scenes are
+    if captioned < len(samples):
+        some = f"direction is of the other {captioned}" if captioned else "image metrics alone"
+        write_note(f"ip2p: {len(samples) - captioned} of {len(samples)} samples lack a caption: {some}")
+    bare = captioned < len(samples)
+    editors, baselines, resolution = _curve_methods(options, named, painter, bare=bare)
     rows = measure_samples(options, "curve", samples, judge, [*editors, *baselines], resolution)
     rivals = [name for name in dict.fromkeys(row["curve"] for row in rows) if name.startswith("SDEdit")]
     first = editors[0].settings[0].curve
     s_ts, s_is = set(options.text_cfg), set(options.image_cfg)
     found = claims(rows, first, rivals) if len(s_ts) == 1 and len(s_is) > 1 else []
-    examples = example_sheet(samples, editors[:1], resolution=resolution)
+    examples = example_sheet(samples, editors, resolution=resolution)
+    measured = None if options.data == SCENES else open_pairs(options.data)
     points = save_trade_off(
         options.out,
         rows,
@@ -121,15 +130,17 @@ def _curve(options: argparse.Namespace) -> None:
         claims=found,
         examples=examples,
         closer=[one.settings[0].curve for one in editors],
+        more=[seen_table(named, measured, weights=options.weights)],
     )
     sentences = [f"{one.sentence}: {'yes' if one.holds else 'no'} ({one.share:.1%} of resamples)" for one in found]
-    sys.stdout.write("\n".join([text_of(points_table(points)), *sentences, f"{options.out / 'curve.png'}"]) + "\n")
+    plot = options.out / ("curve.png" if any("sim_direction" in point.means for point in points) else "examples.png")
+    sys.stdout.write("\n".join([text_of(points_table(points)), *sentences, f"{plot}"]) + "\n")
 
 
 def _curve_methods(
-    options: argparse.Namespace, named: Sequence[tuple[str, str]], painter: str | None
+    options: argparse.Namespace, named: Sequence[tuple[str, str]], painter: str | None, *, bare: bool = False
 ) -> tuple[list[Any], list[Any], int]:
-    """(one method a checkpoint, the baselines, the resolution of all)."""
+    """(one method a checkpoint, the baselines, the resolution of all); ``bare`` samples have no captions to paint."""
     from ..edit import InstructPix2Pix
     from ..evaluate.methods import CopyInput, InstructionEdit, PromptToPrompt, SDEdit, Target
     from ..networks.model import load_model
@@ -147,8 +158,10 @@ def _curve_methods(
         model, name = load_model(painter, device=device, dtype=dtype), public_name(painter)
         options.strength = STRENGTHS if options.strength is None else options.strength
         if options.strength:
-            baselines.insert(0, SDEdit(model, name=name, strengths=options.strength, **walk))
-        baselines.append(PromptToPrompt(model, name=name, steps=options.steps))
+            texts: dict[str, Any] = {"texts": ("instruction",)} if bare else {}
+            baselines.insert(0, SDEdit(model, name=name, strengths=options.strength, **texts, **walk))
+        if not bare:
+            baselines.append(PromptToPrompt(model, name=name, steps=options.steps))
     return editors, baselines, editors[0].model.spec.resolution
 
 

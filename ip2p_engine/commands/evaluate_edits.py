@@ -61,9 +61,11 @@ def _edits(options: argparse.Namespace) -> None:
     from ..clip.similarity import ClipSimilarity
     from ..data.reading import open_pairs
     from ..edit import usable_device
-    from ..evaluate.edits import benchmark_tables, write_truth
+    from ..evaluate.edits import benchmark_tables, examples, write_truth
     from ..evaluate.metrics import DINO, Dino
     from ..evaluate.run_folder import check_run, claim_run, save_run, text_of
+    from ..evaluate.seen import seen_table
+    from ..images import save_image
 
     named = named_checkpoints(options.checkpoint)
     check_positive("--batch", options.batch)
@@ -82,9 +84,11 @@ def _edits(options: argparse.Namespace) -> None:
             label: (chosen, _measured(options, label, chosen, folder, clip, dino))
             for label, (chosen, folder) in made.items()
         }
-    tables = benchmark_tables(measured)
+    tables = [*benchmark_tables(measured), seen_table(named, pairs, weights=options.weights)]
+    save_image(examples(made), options.out / "examples.png")
     settings = {**told(options), "checkpoint": ", ".join(f"{name}={public_name(path)}" for name, path in named)}
-    save_run(options.out, "edits", settings={**settings, "left out": len(broken)}, tables=tables)
+    shown = {"pictures": {"examples.png": "The first edits: before, by each checkpoint, and the true one"}}
+    save_run(options.out, "edits", settings={**settings, "left out": len(broken)}, tables=tables, **shown)
     if broken:
         sys.stderr.write(f"ip2p: {len(broken)} rows were left out, such as {broken[0]}\n")
     sys.stdout.write("\n\n".join(text_of(table) for table in tables) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import read_json
+from .magicbrush import TURNS, is_turns, turn_rows
 from .tables import (
     TEXT,
     CsvTable,
@@ -33,8 +34,8 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 MOST_FILES = 100_000
 KINDS = (
     "a folder of the original layout (0000000/prompt.json), of Parquet files or tars, of two folders of pictures or "
-    "with metadata.jsonl; a .csv, .tsv, .json, .jsonl, .parquet or .tar file; a pattern such as {000..031}.tar; or a "
-    "name on the hub"
+    "with metadata.jsonl, or MagicBrush's own; a .csv, .tsv, .json, .jsonl, .parquet or .tar file; a pattern such as "
+    "{000..031}.tar; or a name on the hub"
 )
 
 
@@ -60,6 +61,8 @@ def open_table(
 def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tuple[Table, Sequence[str] | None]:
     if is_original(path):
         return OriginalTable(path), ("original_image", "edit_prompt", "edited_image")
+    if own := [path / name for name in TURNS if (path / name).is_file()]:
+        return _file(own[0]), None
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return HubTable(_saved(path, split), str(path)), None
     if columns and all((path / name).is_dir() for name in (columns[0], columns[2])):
@@ -86,6 +89,8 @@ def _file(path: Path) -> Table:
         return ParquetTable(path.parent, [path])
     if ending == ".tar":
         return TarTable(path.parent, [path])
+    if is_turns(path):
+        return ListTable(turn_rows(path), str(path), path.parent)
     if ending == ".json" and _is_list(path):
         rows = read_json(path, DatasetError)
         return ListTable(rows if isinstance(rows, list) else [rows], str(path), path.parent)

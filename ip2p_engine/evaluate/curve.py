@@ -38,6 +38,7 @@ SIDES = ((5, 5), (-5, 5), (5, -5), (-5, -5))
 """Where a label may stand beside its point, in points."""
 CURVE_NUMBERS = ("sim_direction", "sim_image", "sim_1", "sim_0")
 SWEPT = ("text_cfg", "image_cfg", "strength")
+RISES = "image similarity rises with the image guidance"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class Point:
     means: dict[str, float]
     low: dict[str, float]
     high: dict[str, float]
+    directed: int | None = None
+    """How many of the samples have captions that differ, and so a direction; None means all."""
 
 
 def curve_points(rows: Iterable[Row], *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> list[Point]:
@@ -64,24 +67,48 @@ def _setting(row: Row) -> dict[str, float]:
     return {name: row[name] for name in SWEPT if name in row}
 
 
-def _numbers(row: Row) -> dict[str, float]:
+def _numbers(row: Row) -> dict[str, float | None]:
     judged = {name: float(value) for name, value in row.get("judged", {}).items() if isinstance(value, float | bool)}
-    return {**{name: row[name] for name in CURVE_NUMBERS}, **judged}
+    return {**{name: row[name] for name in CURVE_NUMBERS}, "sim_direction": _direction(row), **judged}
+
+
+def _direction(row: Row) -> float | None:
+    """None where the captions say no change; rows of 0.1 have a number there."""
+    texts = [(row.get(name) or "").strip() for name in ("caption", "edited_caption")]
+    return None if "caption" in row and texts[0] == texts[1] else row["sim_direction"]
 
 
 def _point(group: Sequence[Row], resamples: int, level: float, seed: int) -> Point:
+    """The means of what the samples have; a number that some lack is resampled over those that have it."""
     numbers = [_numbers(row) for row in group]
-    names = list(numbers[0])
-    values = np.array([[one[name] for name in names] for one in numbers])
-    low, high = interval(bootstrap_means(values, resamples=resamples, seed=seed), level)
+    names = [name for name in numbers[0] if any(one[name] is not None for one in numbers)]
+    means: dict[str, float] = {}
+    lows: dict[str, float] = {}
+    highs: dict[str, float] = {}
+    for some in _together(numbers, names):
+        values = np.array([[one[name] for name in some] for one in numbers if one[some[0]] is not None])
+        low, high = interval(bootstrap_means(values, resamples=resamples, seed=seed), level)
+        means |= dict(zip(some, values.mean(axis=0).tolist(), strict=True))
+        lows |= dict(zip(some, low.tolist(), strict=True))
+        highs |= dict(zip(some, high.tolist(), strict=True))
+    directed = sum(one["sim_direction"] is not None for one in numbers)
     return Point(
         curve=group[0]["curve"],
         setting=_setting(group[0]),
         count=len(group),
-        means=dict(zip(names, values.mean(axis=0).tolist(), strict=True)),
-        low=dict(zip(names, low.tolist(), strict=True)),
-        high=dict(zip(names, high.tolist(), strict=True)),
+        means={name: means[name] for name in names},
+        low={name: lows[name] for name in names},
+        high={name: highs[name] for name in names},
+        directed=None if directed == len(group) else directed,
     )
+
+
+def _together(numbers: Sequence[dict[str, float | None]], names: Sequence[str]) -> list[list[str]]:
+    """Names of numbers that the same samples have."""
+    groups: dict[tuple[bool, ...], list[str]] = {}
+    for name in names:
+        groups.setdefault(tuple(one[name] is not None for one in numbers), []).append(name)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +128,17 @@ def claims(
     Above: whatever the other reaches, the curve reaches with at least the same direction and more image similarity;
     points that keep more and follow less than all of the curve, or the reverse, are another part of the trade-off.
     Samples are resampled for all curves together, so a share near 1 means that a claim does not hang on a few of them.
+    Samples without a direction are left out; where none has one, image similarity is all that is claimed of.
     Raises ConfigError if the curves were not measured on the same samples.
     """
-    lines = _resampled_lines(rows, (curve, *others), resamples, seed)
+    directed = [row for row in rows if _direction(row) is not None]
+    if not directed:
+        bare = _resampled_lines([{**row, "sim_direction": 0.0} for row in rows], (curve,), resamples, seed)
+        return [_claim(RISES, np.all(np.diff(bare[curve], axis=1)[..., 1] >= 0, axis=1))]
+    lines = _resampled_lines(directed, (curve, *others), resamples, seed)
     steps = np.diff(lines[curve], axis=1)
     found = [
-        _claim("image similarity rises with the image guidance", np.all(steps[..., 1] >= 0, axis=1)),
+        _claim(RISES, np.all(steps[..., 1] >= 0, axis=1)),
         _claim("direction falls as the image guidance rises", np.all(steps[..., 0] <= 0, axis=1)),
     ]
     for other in others:
@@ -157,6 +189,9 @@ def save_plot(points: Sequence[Point], stem: Path, *, title: str = "", level: fl
 def _figure(points: Sequence[Point], title: str, level: float) -> Any:
     if not points:
         raise ConfigError("no points to plot; measure at least one setting")
+    points = [point for point in points if "sim_direction" in point.means]
+    if not points:
+        raise ConfigError("no sample has two captions that differ, so there is no direction to plot; give captions")
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_subplot()
     lines = _lines(points)

@@ -13,15 +13,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from PIL import Image
+
 from ..data.reading import Pairs, format_of
 from ..data.record import PairRecord
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import DatasetError, first_line
 from ..files import digest_of_text, disk_errors, json_lines, read_json, whole_file, write_json
 from ..hooks import Hooks
-from ..images import save_image
+from ..images import open_image, save_image, strip
 from ..networks.digest import fingerprint
 from .pairs import EMU, MAGICBRUSH, EditedPicture
+from .report import tiled
 from .run_folder import Row, Table
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "TestEdit",
     "benchmark_tables",
     "edited_pictures",
+    "examples",
     "last_turns",
     "load_edits",
     "make_edits",
@@ -39,10 +43,10 @@ SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 PICTURES = ("source", "target", "mask")
 AT_ONCE = 64  # pictures in memory
 MADE, EDITS = "made.json", "edits.jsonl"
-PUBLISHED = {
-    "InstructPix2Pix (published: MagicBrush's test set, single turn)": {"l1": 0.1122, "clip_i": 0.8524, "dino": 0.7428}
-}
-"""Of Zhang et al. 2023, table 3."""
+PUBLISHED = {"InstructPix2Pix": {"l1": 0.1122, "clip_i": 0.8524, "dino": 0.7428}}
+PUBLISHED_WHERE = (
+    "Published by Zhang et al. 2023 for MagicBrush's test set, single turn: beside no other data, CLIP or DINO"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +248,17 @@ def edited_pictures(edits: Sequence[TestEdit], folder: Path) -> list[EditedPictu
     ]
 
 
+def examples(made: Mapping[str, tuple[Sequence[TestEdit], Path]], count: int = 6, height: int = 192) -> Image.Image:
+    """The first edits that all checkpoints have, a row each: before, by each checkpoint, and the true one."""
+    numbers = set.intersection(*({one.number for one in edits} for edits, _ in made.values()))
+    shown = [one for one in next(iter(made.values()))[0] if one.number in numbers][:count]
+    rows = []
+    for one in shown:
+        paths = [one.source, *(folder / one.name for _, folder in made.values()), one.target]
+        rows.append(strip([open_image(path) for path in paths], [one.instruction, *made, "target"], height=height))
+    return tiled(rows)
+
+
 def benchmark_tables(measured: Mapping[str, tuple[Sequence[TestEdit], Sequence[Row]]]) -> list[Table]:
     """MagicBrush's and Emu Edit's means, a line a checkpoint, and by kind of edit where the data names kinds."""
     tables = []
@@ -251,10 +266,15 @@ def benchmark_tables(measured: Mapping[str, tuple[Sequence[TestEdit], Sequence[R
         ("MagicBrush: edited against target", MAGICBRUSH, PUBLISHED),
         ("Emu Edit: edited against source", EMU, {}),
     ):
+        there = {key for _, rows in measured.values() for row in rows for key in row if row[key] is not None}
+        names = {
+            name: key for name, key in names.items() if key in there or any(key in one for one in published.values())
+        }
         lines = [(label, len(rows), *_means(rows, names)) for label, (_, rows) in measured.items()]
-        lines += [(label, "", *_cells(known, names)) for label, known in published.items()]
+        below = [(label, "", *_cells(known, names)) for label, known in published.items()]
         note = _equal_captions(measured) if "clip_dir" in names.values() else ""
-        tables.append(Table(title=title, columns=("checkpoint", "n", *names), rows=lines, note=note))
+        apart: dict[str, Any] = {"apart": PUBLISHED_WHERE, "rows_apart": below} if below else {}
+        tables.append(Table(title=title, columns=("checkpoint", "n", *names), rows=lines, note=note, **apart))
         kinds = sorted({one.kind for edits, _ in measured.values() for one in edits if one.kind})
         if kinds:
             by_kind = [

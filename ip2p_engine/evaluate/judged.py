@@ -70,9 +70,11 @@ def judgement_tables(judgement: Judgement, rows: Sequence[Row], others: Mapping[
         )
     order = sorted(scored, key=lambda label: (-(_mean(scored[label], "overall") or 0.0), label))
     columns = ("checkpoint", "rank", "n", *rubric.names, "95 %", "above the next")
+    means = [_mean(scored[label], "overall") for label in order]
     lines = [
-        (label, n, *_numbers(scored[label], rubric), _interval(scored[label]), _above(scored, order, n))
-        for n, label in enumerate(order, start=1)
+        (label, 1 + means.index(means[n]), *_numbers(scored[label], rubric), _interval(scored[label]))
+        + (_above(scored, order, n + 1),)
+        for n, label in enumerate(order)
     ]
     below = [(label, "", *_numbers(known, rubric), "", "") for label, known in others.items() if known]
     blank = [""] * (len(rubric.names) - 1)

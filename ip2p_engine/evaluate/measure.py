@@ -39,7 +39,8 @@ def measure(
 ) -> list[Row]:
     """Make and score every sample by every method at every setting; returns one row each.
 
-    A row holds the curve, the method's description, the sample's key, texts and seed, the four CLIP numbers, and under
+    A row holds the curve, the method's description, the sample's key, texts and seed, the four CLIP numbers (None what
+    the captions do not say: of equal ones there is no direction, of missing ones no text to compare with), and under
     "judged" what ``judge(samples, pictures)`` says of each. With a ``folder`` the rows grow in its rows.jsonl, and what
     is there is not made again. Pictures depend on their sample and setting alone, not on the batch.
     Raises ConfigError, DatasetError, or Interrupted once ``hooks.should_stop()``.
@@ -108,12 +109,13 @@ class _Scorer:
         """Of the batch's rows, in its order."""
         return [row_key(self.identity(method, setting, sample)) for sample in self._group]
 
-    def score(self, made: Made, places: Sequence[int]) -> list[dict[str, float]]:
-        """Of the pictures made of the batch's samples at these places."""
+    def score(self, made: Made, places: Sequence[int]) -> list[dict[str, float | None]]:
+        """Of the pictures made of the batch's samples at these places; None what its captions do not say."""
         captions = self._clip.text_features([self._group[n].caption for n in places])
         edited_captions = self._clip.text_features([self._group[n].edited_caption for n in places])
         edited, sources = self._clip.image_features(made.edited), self._source_features(made, places)
-        return [asdict(score) for score in pair_scores(sources, edited, captions, edited_captions)]
+        scores = pair_scores(sources, edited, captions, edited_captions)
+        return [_said(self._group[n], asdict(score)) for n, score in zip(places, scores, strict=True)]
 
     def _source_features(self, made: Made, places: Sequence[int]) -> Tensor:
         if made.sources is not None:
@@ -121,6 +123,11 @@ class _Scorer:
         if self._sources is None:
             self._sources = self._clip.image_features([one.source for one in self._group])
         return self._sources[list(places)]
+
+
+def _said(sample: Sample, scores: dict[str, float]) -> dict[str, float | None]:
+    known = {"sim_0": sample.caption, "sim_1": sample.edited_caption, "sim_direction": sample.has_direction}
+    return {name: value if known.get(name, True) else None for name, value in scores.items()}
 
 
 def _checksum(picture: Image.Image) -> str:

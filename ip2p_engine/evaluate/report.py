@@ -53,7 +53,8 @@ def write_report(folder: Path, out: Path) -> Path:
         nonce=secrets.token_urlsafe(16),
         title=escape(f"Evaluation: {Path(folder).resolve().name}"),
         made=escape("Written by " + ", ".join(f"{name} {number}" for name, number in list(versions().items())[:2])),
-        sections="\n".join(_section(path, run, Path(folder)) for path, run in found),
+        contents=_contents([_title(path, run, Path(folder)) for path, run in found], [run for _, run in found]),
+        sections="\n".join(_section(n, path, run, Path(folder)) for n, (path, run) in enumerate(found)),
     )
     with disk_errors(out, "written", DatasetError):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +68,25 @@ def _is_evaluation(path: Path) -> bool:
     return isinstance(content, dict) and "kind" in content
 
 
-def _section(path: Path, run: Run, folder: Path) -> str:
+def _title(path: Path, run: Run, folder: Path) -> str:
     place = (Path(folder.resolve().name) / path.relative_to(folder)).as_posix()
-    title = escape(f"{TITLES.get(run.kind, run.kind)}: {place}")
+    return f"{TITLES.get(run.kind, run.kind)}: {place}"
+
+
+def _contents(titles: Sequence[str], runs: Sequence[Run]) -> str:
+    """Links to the runs, and below each to its tables."""
+    lines = []
+    for n, (title, run) in enumerate(zip(titles, runs, strict=True)):
+        tables = (f'<li><a href="#run-{n}-{t}">{escape(one.title)}</a></li>' for t, one in enumerate(run.tables))
+        lines.append(f'<li><a href="#run-{n}">{escape(title)}</a><ul>{"".join(tables)}</ul></li>')
+    return f"<ul>{''.join(lines)}</ul>"
+
+
+def _section(number: int, path: Path, run: Run, folder: Path) -> str:
+    title = escape(_title(path, run, folder))
     pictures = [_figure(path / name, caption) for name, caption in run.pictures.items()]
-    parts = [f"<h2>{title}</h2>", *pictures, *map(_table, run.tables)]
+    tables = [_table(table, f"run-{number}-{n}") for n, table in enumerate(run.tables)]
+    parts = [f'<h2 id="run-{number}">{title}</h2>', *pictures, *tables]
     return "\n".join([*parts, _details("Settings", run.settings), _details("Versions", run.versions)])
 
 
@@ -89,7 +104,7 @@ def _figure(path: Path, caption: str) -> str:
     return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, name: str) -> str:
     head = _cells("th", table.columns)
     body = "\n".join(_cells("td", row) for row in table.rows)
     if table.rows_apart:
@@ -97,7 +112,7 @@ def _table(table: Table) -> str:
         body = "\n".join([body, line, *(_cells("td", row) for row in table.rows_apart)])
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
-        f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead>{head}</thead>'
+        f'<h3 id="{name}">{escape(table.title)}</h3><div class="scroll"><table><thead>{head}</thead>'
         f"<tbody>{body}</tbody></table></div>{note}"
     )
 

@@ -53,7 +53,7 @@ class Table:
     note: str = ""
     apart: str = ""
     """Why the rows after it do not compare with those before: they stand below this line."""
-    rows_apart: Sequence[Sequence[Any]] = ()
+    rows_apart: Sequence[Sequence[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

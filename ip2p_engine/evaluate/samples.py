@@ -34,6 +34,12 @@ class Sample:
     target: Image.Image | None = None
     """What the edit should look like, where that is known."""
 
+    @property
+    def has_direction(self) -> bool:
+        """Whether its captions say a change: both are there, and they differ."""
+        before, after = self.caption.strip(), self.edited_caption.strip()
+        return bool(before and after) and before != after
+
 
 class StoreSamples(Sequence[Sample]):
     """Samples of a data set, read when they are asked for; the pair's edited picture is the target."""
@@ -41,8 +47,7 @@ class StoreSamples(Sequence[Sample]):
     def __init__(self, folder: Path | str, *, split: str = "test", count: int | None = None, seed: int = 0) -> None:
         """``count`` samples spread evenly over the split (None: all); sample n has the seed ``seed`` + n.
 
-        Raises ConfigError for an unknown split or no samples, DatasetError where there is nothing to measure, or no
-        captions to measure with.
+        Raises ConfigError for an unknown split or no samples, DatasetError where there is nothing to measure.
         """
         if split not in SPLITS:
             raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
@@ -59,9 +64,9 @@ class StoreSamples(Sequence[Sample]):
             raise DatasetError(f"{got}; bring more, or give split all, which measures on what was trained on too")
         wanted = min(len(rows) if count is None else count, len(rows))
         self._rows = [rows[n * len(rows) // wanted] for n in range(wanted)]
-        bare = sum(any(not (column[n] or "").strip() for column in columns.values()) for n in self._rows)
-        if bare:
-            raise DatasetError(f"{bare} of {wanted} samples of {folder} lack a caption, before or after; fill them in")
+        texts = [[(column[n] or "").strip() for column in columns.values()] for n in self._rows]
+        self.captioned = sum(all(both) for both in texts)
+        """How many have both captions."""
 
     def __len__(self) -> int:
         return len(self._rows)

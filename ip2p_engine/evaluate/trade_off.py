@@ -41,19 +41,22 @@ def save_trade_off(
     claims: Sequence[Claim] = (),
     examples: Image.Image | None = None,
     closer: Sequence[str] = (),
+    more: Sequence[Table] = (),
     resamples: int = 1000,
 ) -> list[Point]:
     """Write curve.png, curve.svg, examples.png and run.json of some rows; returns the points.
 
-    The curves named by ``closer`` also get a plot of their own: beside others a short one is a dot.
+    The curves named by ``closer`` also get a plot of their own: beside others a short one is a dot. Where no sample has
+    a direction there is nothing to plot.
     """
     points = curve_points(rows, resamples=resamples)
-    save_plot(points, folder / "curve", title=title)
-    tables = [points_table(points, resamples)]
-    if claims:
-        tables.append(_claims_table(claims))
-    pictures = {"curve.png": title}
-    if closer:
+    directed = any("sim_direction" in point.means for point in points)
+    tables = [points_table(points, resamples), *([_claims_table(claims)] if claims else []), *more]
+    pictures = {}
+    if directed:
+        save_plot(points, folder / "curve", title=title)
+        pictures["curve.png"] = title
+    if closer and directed:
         save_plot([point for point in points if point.curve in closer], folder / "closer", title=f"{title}, closer")
         pictures["closer.png"] = "The edits alone"
     if examples is not None:
@@ -72,13 +75,23 @@ def save_trade_off(
 
 def points_table(points: Sequence[Point], resamples: int = 1000) -> Table:
     """The points in words: one row each, means with their intervals."""
-    names = [*CURVE_NUMBERS, *dict.fromkeys(n for p in points for n in p.means if n not in CURVE_NUMBERS)]
+    known = [name for name in CURVE_NUMBERS if any(name in point.means for point in points)]
+    names = [*known, *dict.fromkeys(n for p in points for n in p.means if n not in CURVE_NUMBERS)]
     return Table(
         title="Means over the samples",
         columns=("curve", "setting", "n", *names),
         rows=[(point.curve, _words(point.setting), point.count, *_cells(point, names)) for point in points],
-        note=f"In brackets the 95 % interval of the bootstrap over samples, {resamples} resamples.",
+        note=f"In brackets the 95 % interval of the bootstrap over samples, {resamples} resamples."
+        + _undirected(points),
     )
+
+
+def _undirected(points: Sequence[Point]) -> str:
+    lacking = [point for point in points if point.directed is not None]
+    if not lacking:
+        return ""
+    without = lacking[0].count - (lacking[0].directed or 0)
+    return f" {without} of {lacking[0].count} samples have equal captions or none, and so no direction: left out of it."
 
 
 def _cells(point: Point, names: Sequence[str]) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from ip2p_engine import InstructPix2Pix
@@ -15,6 +17,7 @@ from ip2p_engine.cli import build_parser, main
 from ip2p_engine.commands import evaluate_data as evaluate_ablation
 from ip2p_engine.commands.evaluate import _curve_methods
 from ip2p_engine.commands.evaluate_data import named_checkpoints, told
+from ip2p_engine.data.store import PairRecord, PairWriter
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.evaluate.run_folder import ROWS, RUN, check_run, claim_run, load_run
 from ip2p_engine.scenes.exam import scene_samples
@@ -117,6 +120,30 @@ def test_the_curve_command(tmp_path, capsys):
         "run.json",
         "report.html",
     }
+
+
+@pytest.mark.slow
+def test_a_curve_without_captions_is_of_image_metrics_and_shows_every_checkpoint(tmp_path, capsys):
+    with PairWriter(tmp_path / "data", manifest={"config": {}}) as writer:
+        for n in range(2):
+            texts = {"edit_prompt": "make it red", "original_prompt": "", "edited_prompt": ""}
+            stream = io.BytesIO()
+            Image.new("RGB", (64, 64), (n, 9, 9)).save(stream, "PNG")
+            pictures = {"original_image": stream.getvalue(), "edited_image": stream.getvalue()}
+            writer.write(PairRecord(**pictures, **texts, seed=n, p=None, cfg=None, key=f"{n}"))
+    command = ["evaluate", "curve", str(tmp_path / "data"), "--split", "all", "--steps", "1", "--image-cfg", "1", "1.5"]
+    command += ["--checkpoint", "a=embedded", "b=embedded", "--clip", "embedded", "--out", str(tmp_path / "run")]
+    assert main([*command, "--text-to-image", "embedded-sd", "--strength", "1"]) == 0
+    said = capsys.readouterr()
+    assert "2 of 2 samples lack a caption: image metrics alone" in said.err
+    assert "sim_image" in said.out and "sim_direction" not in said.out and "image similarity rises" in said.out
+    assert "SDEdit, instruction" in said.out and "SDEdit, output" not in said.out and "Prompt-to-Prompt" not in said.out
+    assert not (tmp_path / "run" / "curve.png").exists()
+    sheet = Image.open(tmp_path / "run" / "examples.png")
+    assert sheet.width > 6 * 96  # before, two settings of each checkpoint, target
+    tables = load_run(tmp_path / "run").tables
+    assert [row[0] for row in tables[-1].rows] == ["a", "b"] and tables[-1].title == "What the checkpoints have seen"
+    assert main(["evaluate", "report", str(tmp_path / "run")]) == 0
 
 
 def test_a_lora_is_merged_into_every_checkpoint_of_a_curve(tmp_path):

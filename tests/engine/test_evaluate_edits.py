@@ -12,16 +12,28 @@ import torch
 from PIL import Image
 
 from ip2p_engine import cli
+from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.clip.similarity import ClipSimilarity
+from ip2p_engine.data.reading import open_pairs, store_identity
 from ip2p_engine.data.record import PairRecord
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.edit import EditConfig, InstructPix2Pix
 from ip2p_engine.errors import DatasetError, Interrupted
 from ip2p_engine.evaluate.edits import TestEdit as OneEdit
-from ip2p_engine.evaluate.edits import benchmark_tables, edited_pictures, last_turns, make_edits, write_truth
+from ip2p_engine.evaluate.edits import (
+    benchmark_tables,
+    edited_pictures,
+    last_turns,
+    load_edits,
+    make_edits,
+    write_truth,
+)
 from ip2p_engine.evaluate.pairs import measure_picture, open_mask
+from ip2p_engine.evaluate.seen import seen_table
+from ip2p_engine.files import digest_of_text
 from ip2p_engine.hooks import Hooks
 from ip2p_engine.images import read_settings
+from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.grammar import sample_edits
 from ip2p_engine.scenes.world import render
 
@@ -181,7 +193,8 @@ def test_every_number_is_the_one_by_hand_and_equal_captions_give_none(edits, tmp
     assert emu.note.startswith("1 rows have equal captions")
     brush = tables["MagicBrush: edited against target"]
     assert float(brush.rows[0][brush.columns.index("L1")]) == pytest.approx(sum(r["l1"] for r in hand) / 4, abs=5e-5)
-    assert brush.rows[-1][1:] == ("", "0.1122", "", "0.8524", "0.7428", "")
+    assert brush.rows_apart == [("InstructPix2Pix", "", "0.1122", "", "0.8524", "0.7428", "")]
+    assert "MagicBrush's test set" in brush.apart and not emu.rows_apart
     kinds = tables["MagicBrush: edited against target, by kind"].rows
     assert [(kind, n) for _, kind, n, *_ in kinds] == [("colour", 3), ("style", 1)]
 
@@ -196,13 +209,90 @@ def test_a_transparent_place_is_where_the_edit_was_wanted(tmp_path):
     assert np.asarray(open_mask(tmp_path / "opaque.png").convert("L")).max() == 9
 
 
+def write_turns(home, *, sessions=False):
+    """MagicBrush's own files: session 7 of two turns, session 8 of one; masks are clear where the edit was."""
+    first = records()
+    pictures = {"7-input": 0, "7-output1": 1, "7-output2": 2, "8-input": 3, "8-output1": 0}
+    for name, n in pictures.items():
+        place = home / "images" / name.partition("-")[0]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.png").write_bytes(first[n].original_image)
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    mask.save(home / "images" / "7" / "7-mask1.png")
+    turns = [
+        {"input": "7-input.png", "mask": "7-mask1.png", "output": "7-output1.png", "instruction": "one"},
+        {"input": "7-output1.png", "output": "7-output2.png", "instruction": "two"},
+        {"input": "8-input.png", "output": "8-output1.png", "instruction": "three"},
+    ]
+    content = {"7": turns[:2], "8": turns[2:]} if sessions else turns
+    path = home / ("edit_sessions.json" if sessions else "edit_turns.json")
+    path.write_text(json.dumps(content))
+    said = {"7": {"7-input.png": "a", "7-output1.png": "b", "7-output2.png": "c"}}
+    (home / "global_descriptions.json").write_text(json.dumps(said))
+    return path
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+def test_magicbrushs_own_files_are_a_test_set(sessions, tmp_path):
+    path = write_turns(tmp_path / "set", sessions=sessions)
+    for source in (path, path.parent):
+        edits, broken = write_truth(open_pairs(source), tmp_path / "run")
+        assert not broken
+        assert [(one.session, one.turn, one.instruction) for one in edits] == [
+            ("7", 0, "one"),
+            ("7", 1, "two"),
+            ("8", 0, "three"),
+        ]
+        assert [(one.caption, one.edited_caption) for one in edits] == [("a", "b"), ("b", "c"), ("", "")]
+    assert edits[1].source.read_bytes() == edits[0].target.read_bytes()
+    white = np.asarray(open_mask(edits[0].mask).convert("L"))
+    assert (white[:, :32] == 255).all() and not white[:, 32:].any() and edits[1].mask is None
+    assert load_edits(tmp_path / "run") == edits
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"input": "7-input.png"}]', "lacks input, output, instruction"),
+        ('{"7": 3}', "in place of turns"),
+        ("7", "in place"),
+    ],
+)
+def test_other_content_under_magicbrushs_names_is_refused(content, said, tmp_path):
+    (tmp_path / "edit_turns.json").write_text(content)
+    with pytest.raises(DatasetError, match=said):
+        open_pairs(tmp_path)
+
+
+def test_what_a_checkpoint_has_seen(store, tmp_path):
+    """As its header says: nothing, other data, the same with pairs held out, the same."""
+    source, pairs = load_model("embedded", device="cpu"), open_pairs(store)
+    digest = digest_of_text(store_identity(pairs))
+    for name, more in (
+        ("other", {"data_digest": "x"}),
+        ("held", {"data_digest": digest, "held_out": 4}),
+        ("same", {"data_digest": digest}),
+    ):
+        save_ldm(
+            source, tmp_path / f"{name}.safetensors", training={"data": "mine", "step": 5, "licences": ["cc"], **more}
+        )
+    named = [(name, str(tmp_path / f"{name}.safetensors")) for name in ("other", "held", "same")]
+    table = seen_table([("e", "embedded"), *named], pairs)
+    assert table.rows[0] == ("e", "scenes", "", "", "")
+    assert [row[1:4] for row in table.rows[1:]] == [("mine", 5, "cc")] * 3
+    said = [row[4] for row in table.rows[1:]]
+    assert said[0].startswith("other data") and "4 pairs were held out" in said[1] and "has seen these pairs" in said[2]
+
+
 @pytest.mark.slow
 def test_the_command(store, tmp_path, capsys):
     words = ["evaluate", "edits", store, "--checkpoint", "a=embedded", "b=embedded", "--out", tmp_path / "run"]
     words += ["--turns", "both", "--clip", "embedded", "--steps", "1", "--device", "cpu"]
     assert cli.main([str(word) for word in words]) == 0
     first = capsys.readouterr().out
-    assert "a, last turn on own results" in first and "published" in first
+    assert "a, last turn on own results" in first and "-- Published by" in first
+    assert Image.open(tmp_path / "run" / "examples.png").height > 4 * 192
     rows = (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == 2 * (4 + 3)
     assert cli.main([str(word) for word in words]) == 0

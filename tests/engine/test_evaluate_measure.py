@@ -19,10 +19,12 @@ from ip2p_engine.data.store import PairRecord, PairWriter
 from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.diffusion.schedule import make_sigmas
 from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.evaluate.curve import claims, curve_points, trade_off_plot
 from ip2p_engine.evaluate.measure import measure
 from ip2p_engine.evaluate.methods import CopyInput, InstructionEdit, PromptToPrompt, RoundTrip, SDEdit, Setting, Target
 from ip2p_engine.evaluate.run_folder import ROWS
 from ip2p_engine.evaluate.samples import Sample, StoreSamples, batches, in_test_split
+from ip2p_engine.evaluate.trade_off import points_table
 from ip2p_engine.images import to_tensor
 from ip2p_engine.networks.conditioning import encode_image, encode_text
 from ip2p_engine.networks.denoiser import denoised_from, input_scale
@@ -337,16 +339,46 @@ def test_samples_are_spread_and_seeded(store):
             StoreSamples(store, count=count)
 
 
-def test_samples_without_captions_are_refused(tmp_path):
-    """Their direction would be 0.000, as if no edit did anything."""
+def test_samples_without_captions_have_no_direction(tmp_path, clip):
+    """Nor have those with equal ones: as 0.000 they would pull the mean."""
+    captions = [("before", "after"), ("before", ""), ("same", "same "), ("", "")]
     with PairWriter(tmp_path, manifest={}) as writer:
-        for n, edited in enumerate(("after", "", " ")):
-            texts = {"edit_prompt": "e", "original_prompt": "before", "edited_prompt": edited}
-            pictures = {"original_image": picture(), "edited_image": picture()}
+        for n, (before, after) in enumerate(captions):
+            texts = {"edit_prompt": "e", "original_prompt": before, "edited_prompt": after}
+            pictures = {"original_image": picture(level=n), "edited_image": picture(level=9 * n + 5)}
             writer.write(PairRecord(**pictures, **texts, seed=n, p=None, cfg=None, key=f"{n}"))
-    with pytest.raises(DatasetError, match="2 of 3 samples .* lack a caption"):
-        StoreSamples(tmp_path, split="all")
-    assert len(StoreSamples(tmp_path, split="all", count=1)) == 1
+    samples = StoreSamples(tmp_path, split="all")
+    assert samples.captioned == 2 and [one.has_direction for one in samples] == [True, False, False, False]
+    rows = measure(samples, [Target("true")], clip, resolution=64)
+    known = [[row[name] is not None for name in ("sim_0", "sim_1", "sim_direction", "sim_image")] for row in rows]
+    assert known == [[True] * 4, [True, False, False, True], [True, True, False, True], [False, False, False, True]]
+    (point,) = curve_points(rows)
+    assert point.means["sim_direction"] == rows[0]["sim_direction"] and (point.count, point.directed) == (4, 1)
+    assert point.means["sim_image"] == pytest.approx(sum(row["sim_image"] for row in rows) / 4)
+    assert point.means["sim_1"] == pytest.approx((rows[0]["sim_1"] + rows[2]["sim_1"]) / 2)
+    assert "3 of 4 samples have equal captions or none" in points_table([point]).note
+    old = [{**row, "sim_direction": 0.0} for row in rows]  # as 0.1 wrote them, where captions are equal
+    assert curve_points(old[:1] + old[2:3])[0].directed == 1
+    (bare,) = curve_points(rows[3:])
+    assert list(bare.means) == ["sim_image"] and list(points_table([bare]).columns) == [
+        "curve",
+        "setting",
+        "n",
+        "sim_image",
+    ]
+    with pytest.raises(ConfigError, match="no direction to plot"):
+        trade_off_plot([bare])
+
+
+def test_claims_without_a_direction_are_of_image_similarity_alone():
+    rows = [
+        {"curve": "a", "image_cfg": s_i, "sample": str(n), "caption": "", "edited_caption": "", "sim_direction": None}
+        | {"sim_image": s_i + n, "sim_0": None, "sim_1": None}
+        for s_i in (1.0, 2.0)
+        for n in range(3)
+    ]
+    (found,) = claims(rows, "a", [])
+    assert found.holds and found.sentence.startswith("image similarity rises")
 
 
 def test_splits_that_are_not_there(store, tmp_path):

@@ -257,11 +257,14 @@ def test_a_report_is_one_file_that_needs_nothing_else(tmp_path):
     (tmp_path / "training" / "run.json").write_text('{"config": {}, "data": "pairs"}')
     assert load_run(tmp_path).tables == [Table(title="T <1>", columns=["a", "b"], rows=[["x & y", 1]], note="<b>")]
     page = write_report(tmp_path, tmp_path / "report.html").read_text()
-    assert page.count("T &lt;1&gt;") == 2 and "x &amp; y" in page and "<script" not in page
-    assert re.findall(r'(?:src|href)="(.{10})', page) == ["data:image"]
+    assert page.count("T &lt;1&gt;") == 4 and "x &amp; y" in page and "<script" not in page
+    assert re.findall(r'src="(.{10})', page) == ["data:image"]
+    links = re.findall(r'href="(.*?)"', page)
+    assert links == ["#run-0", "#run-0-0", "#run-1", "#run-1-0"]
+    assert re.findall(r'<h[23] id="(.*?)"', page) == [link[1:] for link in links]
     assert "torch" in page and "Edited pictures" in page
     headings = [f"Trade-off curve: {tmp_path.name}", f"Edited pictures: {tmp_path.name}/inner"]
-    assert re.findall("<h2>(.*)</h2>", page) == headings
+    assert re.findall("<h2 .*?>(.*)</h2>", page) == headings
 
 
 def test_pictures_keep_their_order(tmp_path):
@@ -281,6 +284,15 @@ def test_reports_of_nothing(tmp_path):
 def test_a_table_for_a_terminal():
     text = text_of(Table(title="T", columns=("kind", "n"), rows=[("colour", 3), ("all", 12)], note="N"))
     assert text.splitlines() == ["T", "kind     n", "colour   3", "all     12", "N"]
+
+
+def test_rows_that_do_not_compare_stand_below_a_line(tmp_path):
+    table = Table(title="T", columns=("who", "n"), rows=[("me", 3)], apart="By <others>", rows_apart=[("them", 40)])
+    assert text_of(table).splitlines() == ["T", "who    n", "me     3", "-- By <others>:", "them  40"]
+    save_run(tmp_path, "judge", settings={}, tables=[table])
+    page = write_report(tmp_path, tmp_path / "report.html").read_text()
+    line = '<tr class="apart"><td colspan="2">By &lt;others&gt;</td></tr>'
+    assert page.index("<td>me</td>") < page.index(line) < page.index("<td>them</td>")
 
 
 @pytest.fixture(scope="module")
