@@ -20,6 +20,7 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ..ip2p_engine.checkpoint.published import PUBLISHED, published
 from ..ip2p_engine.errors import CheckpointError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 EMBEDDED = ("embedded", "embedded-sd")
+PUBLISHED_AS = "published/"  # before the names of ip2p fetch
 SPEC = "ip2p_spec"
 CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
@@ -60,7 +62,8 @@ def sources() -> list[str]:
     """What IP2P Load Checkpoint offers: the embedded models, checkpoints by their names, then the other folders."""
     named = [f"diffusion_models/{name}" for name in folder_paths.get_filename_list("diffusion_models")]
     first, last = EMBEDDED  # the last one makes pictures from text, and most people come to edit
-    return [first, *folder_paths.get_filename_list("checkpoints"), *named, *_diffusers_folders(), last]
+    found = [*folder_paths.get_filename_list("checkpoints"), *named, *_diffusers_folders()]
+    return [first, *found, *(f"{PUBLISHED_AS}{one.name}" for one in PUBLISHED), last]
 
 
 def source_of(name: str) -> str | Path:
@@ -74,11 +77,24 @@ def source_of(name: str) -> str | Path:
     if name in folder_paths.get_filename_list("checkpoints"):
         return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
     kind, _, rest = name.partition("/")
+    if name.startswith(PUBLISHED_AS):
+        return _fetched(name.removeprefix(PUBLISHED_AS))
     if kind == "diffusers":
         return next(
             Path(root) / rest for root in folder_paths.get_folder_paths("diffusers") if (Path(root) / rest).is_dir()
         )
     return Path(folder_paths.get_full_path_or_raise("diffusion_models", rest))
+
+
+def _fetched(name: str) -> str:
+    """The name of a published checkpoint if it is on this disk; raises CheckpointError with the command if not."""
+    from ..ip2p_engine.checkpoint.download import fetched
+
+    known = published(name)
+    if known is None or fetched(known) is None:
+        told = f" ({known.size or 'some GB'}, licence: {known.licence}; {known.page})" if known else ""
+        raise CheckpointError(f"{name} is not on this disk yet{told}; run once in a terminal: ip2p fetch {name}")
+    return name
 
 
 def _diffusers_folders() -> list[str]:

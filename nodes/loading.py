@@ -98,7 +98,8 @@ def _inputs() -> list[io.Input]:
             tooltip=(
                 "embedded: the miniature that comes with the pack (scenes of 64 px). embedded-sd: its "
                 "text-to-image model, for making pairs. Others: files in models/checkpoints and "
-                "models/diffusion_models, folders in models/diffusers. Change it to edit photographs."
+                "models/diffusion_models, folders in models/diffusers, published/...: what `ip2p fetch` brings. "
+                "Change it to edit photographs."
             ),
         ),
         advanced(

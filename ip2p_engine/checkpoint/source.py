@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, first_line
 from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_folder
-from .published import PUBLISHED, published
+from .download import A_DAY, CACHE_VARIABLE, cache, download, fetched
+from .published import PUBLISHED, Published, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
@@ -29,8 +30,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-CACHE_VARIABLE = "IP2P_CACHE"
-A_DAY = 24 * 3600
 EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
 HUB = "hf://"
 HUB_SECONDS = 10
@@ -62,11 +61,14 @@ def open_bundle(
         if step is not None and not step.exported:
             return _bundle_of_run(step, base, weights, header_only=header_only)
         source = step.file if step is not None else source
+        known = None if Path(source).expanduser().exists() else published(str(source))
         path = EMBEDDED_FOLDER if source in EMBEDDED else _local_path(str(source), weights)
         if path.is_dir():
             unet_folder = EMBEDDED.get(str(source), "unet")
-            return bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)
-        return bundle_of_file(read_header(path) if header_only else read_weights(path), **options)
+            bundle = bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)
+        else:
+            bundle = bundle_of_file(read_header(path) if header_only else read_weights(path), **options)
+        return replace(bundle, spec=replace(bundle.spec, **known.recommends)) if known else bundle
 
 
 def _bundle_of_run(step: RunStep, base: str | Path | None, weights: str, *, header_only: bool) -> Bundle:
@@ -85,14 +87,24 @@ def fetch_published(name: str) -> Path:
     """Bring a checkpoint of the table here, or the rest of one; returns where it lies. Raises CheckpointError."""
     known = published(name)
     if known is None:
-        names = ", ".join(one.repository for one in PUBLISHED)
+        names = ", ".join(one.name for one in PUBLISHED)
         raise CheckpointError(f"{name} is not in the table of published checkpoints; choose one of {names}")
+    return _published_path(known, "ema")
+
+
+def _published_path(known: Published, weights: str) -> Path:
+    """Where it lies, brought here if it does not."""
+    here = fetched(known) if known.file or known.addresses or weights == "ema" else None
+    if here is not None:
+        return here
     try:
-        return _local_path(known.source, "ema")
+        if known.addresses:
+            with _readable_address(known.page):
+                return download(known)
+        return _download(known.repository, known.file, weights)
     except CheckpointError as error:
         if known.gated:
-            page = f"https://huggingface.co/{known.repository}"
-            raise CheckpointError(f"{error}; its licence has to be accepted at {page} first") from error
+            raise CheckpointError(f"{error}; its licence has to be accepted at {known.page} first") from error
         raise
 
 
@@ -118,7 +130,8 @@ def _local_path(source: str, weights: str) -> Path:
     if is_url(source):
         return fetch(source, weights)
     known = published(source)
-    source = known.source if known else source
+    if known is not None:
+        return _published_path(known, weights)
     explicit = source.startswith(HUB)
     owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), "", ""][:3]
     may_be_local = path.suffix.lower() in WEIGHT_SUFFIXES or bool(rest[0]) or Path(owner).exists()
@@ -185,14 +198,19 @@ def fetch(url: str, weights: str) -> Path:
     Copies lie in ``$IP2P_CACHE``, or ~/.cache/instruct-pix2pix. Raises CheckpointError for an address that cannot be
     read.
     """
-    name = public_name(url)
+    with _readable_address(url):
+        return _copy_here(url, public_name(url), weights)
+
+
+@contextmanager
+def _readable_address(url: str) -> Iterator[None]:
     try:
-        return _copy_here(url, name, weights)
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # each kind of storage raises its own
         advice = "check the address and your access to it, or give a downloaded file"
-        raise CheckpointError(f"{name} cannot be read ({reason_of(error, url)}); {advice}") from error
+        raise CheckpointError(f"{public_name(url)} cannot be read ({reason_of(error, url)}); {advice}") from error
 
 
 def _copy_here(url: str, name: str, weights: str) -> Path:
@@ -206,19 +224,13 @@ def _copy_here(url: str, name: str, weights: str) -> Path:
             f"{name} is not there or holds no checkpoint; give the address of a file or of a diffusers folder"
         )
     state = "\n".join([name, *(f"{part} {storage.ukey(file)}" for part, file in sorted(files.items()))])
-    target = _cache() / hashlib.sha256(state.encode()).hexdigest()[:32]
+    target = cache() / hashlib.sha256(state.encode()).hexdigest()[:32]
     refusal = f"another process has been copying {name} for a day; end it"
     with locked(target.with_suffix(".lock"), refusal, CheckpointError, wait=A_DAY):
         if not target.exists():
             log.info("copying %s", name)
             _copy(storage, files, target)
     return target / alone
-
-
-def _cache() -> Path:
-    home = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "instruct-pix2pix").expanduser()
-    (home / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return home / "checkpoints"
 
 
 def _folder(storage: Any, path: str, weights: str) -> dict[str, str]:

@@ -53,11 +53,16 @@ def _add_fetch(commands: Any) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
+    from ..checkpoint.download import fetched
     from ..checkpoint.published import PUBLISHED
     from ..checkpoint.source import fetch_published
 
-    said = "\n".join(map(str, PUBLISHED)) if options.name is None else fetch_published(options.name)
-    sys.stdout.write(f"{said}\n")
+    if options.name is not None:
+        sys.stdout.write(f"{fetch_published(options.name)}\n")
+        return
+    for one in PUBLISHED:
+        here = fetched(one)
+        sys.stdout.write(f"{one}\n" + (f"    here: {here}\n" if here else ""))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import huggingface_hub
 import pytest
+import torch
 
+from ip2p_engine import cli
+from ip2p_engine.checkpoint import source
+from ip2p_engine.checkpoint.download import fetched
+from ip2p_engine.checkpoint.published import PUBLISHED, published
 from ip2p_engine.checkpoint.recognise import choose_files
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.errors import CheckpointError
@@ -140,8 +148,8 @@ def offline(monkeypatch, tmp_path):
     )
 
 
-def snapshot_folder(tmp_path):
-    cache, revision = tmp_path / "models--owner--name", "0123456789012345678901234567890123456789"
+def snapshot_folder(tmp_path, name="owner/name"):
+    cache, revision = tmp_path / f"models--{name.replace('/', '--')}", "0123456789012345678901234567890123456789"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text(revision)
     (cache / "snapshots").mkdir()
@@ -167,28 +175,107 @@ def test_offline_a_cached_file_is_enough(offline, sd1_file, tmp_path):
 
 
 def test_published_checkpoints_go_by_name(monkeypatch, tmp_path, capsys):
-    from ip2p_engine import cli
-    from ip2p_engine.checkpoint import source
-    from ip2p_engine.checkpoint.published import PUBLISHED, published
-
     asked = []
     monkeypatch.setattr(
         source, "_download", lambda repository, file, weights: asked.append((repository, file)) or tmp_path
     )
     assert cli.main(["fetch", "Instruct-Pix2Pix"]) == 0 and capsys.readouterr().out.strip() == str(tmp_path)
-    assert cli.main(["fetch", "stabilityai/cosxl"]) == 0
-    assert asked == [("timbrooks/instruct-pix2pix", ""), ("stabilityai/cosxl", "cosxl_edit.safetensors")]
+    for name in ("stabilityai/cosxl", "InstructPix2Pix-MagicBrush", "hive-magicbrush"):
+        assert cli.main(["fetch", name]) == 0
+    assert asked == [
+        ("timbrooks/instruct-pix2pix", ""),
+        ("stabilityai/cosxl", "cosxl_edit.safetensors"),
+        ("osunlp/InstructPix2Pix-MagicBrush", "MagicBrush-epoch-52-step-4999.ckpt"),
+        ("osunlp/HIVE-MagicBrush", "MagicBrush-epoch-000130.ckpt"),
+    ]
     source._local_path("instruct-pix2pix", "ema")  # what --checkpoint NAME opens
     assert asked[-1] == asked[0]
     capsys.readouterr()
-    assert cli.main(["fetch"]) == 0 and all(one.repository in capsys.readouterr().out for one in PUBLISHED[:1])
+    assert cli.main(["fetch"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"{one.name}  ({one.page})" in table and one.licence in table for one in PUBLISHED)
     assert cli.main(["fetch", "nonesuch"]) == 2
-    assert "choose one of timbrooks/instruct-pix2pix" in capsys.readouterr().err
-    assert published("a.safetensors") is None
+    assert "choose one of instruct-pix2pix, magicbrush" in capsys.readouterr().err
+    assert published("a.safetensors") is None and published("") is None
 
     def refuse(*_):
-        raise source.CheckpointError("the hub does not give it")
+        raise CheckpointError("the hub does not give it")
 
     monkeypatch.setattr(source, "_download", refuse)
     assert cli.main(["fetch", "cosxl"]) == 2
     assert "has to be accepted at https://huggingface.co/stabilityai/cosxl" in capsys.readouterr().err
+
+
+def test_every_name_is_one_checkpoint():
+    names = [one.name for one in PUBLISHED]
+    assert len(set(names)) == len(names)
+    for one in PUBLISHED:
+        assert published(one.name) is one and bool(one.repository) != bool(one.addresses)
+    assert published("osunlp/HIVE-MagicBrush") is published("hive-magicbrush")
+
+
+@pytest.fixture
+def pieces(sd1, ldm_tensors, tmp_path, monkeypatch):
+    """A checkpoint of the authors' in three pieces in storage, under HIVE's name; its bytes."""
+    monkeypatch.setenv("IP2P_CACHE", str(tmp_path / "cache"))
+    torch.save({"state_dict": ldm_tensors(sd1)}, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    storage = fsspec.filesystem("memory")
+    third = len(whole) // 3
+    for number, part in enumerate((whole[:third], whole[third : 2 * third], whole[2 * third :])):
+        storage.pipe(f"/hive_a{number}", part)
+    addresses = tuple(f"memory://hive_a{number}" for number in range(3))
+    hive = replace(published("hive-rw-condition"), addresses=addresses)
+    table = tuple(hive if one.name == hive.name else one for one in PUBLISHED)
+    monkeypatch.setattr("ip2p_engine.checkpoint.published.PUBLISHED", table)
+    yield whole
+    storage.rm("/", recursive=True)
+
+
+def test_a_checkpoint_in_pieces_is_put_together_and_asks_for_its_suffix(pieces, same_model, sd1, tmp_path, monkeypatch):
+    assert cli.main(["fetch", "hive-rw-condition"]) == 0
+    file = tmp_path / "cache" / "checkpoints" / "hive-rw-condition.ckpt"
+    assert file.read_bytes() == pieces
+    fsspec.filesystem("memory").rm("/", recursive=True)  # nothing is fetched twice
+    model = load_model("hive-rw-condition", text_heads=4)
+    same_model(model, sd1)
+    assert model.spec.suffix == ", image quality is five out of five"
+    assert load_model(file, text_heads=4).spec.suffix == ""
+
+
+@pytest.mark.parametrize("broken_at", [0.0, 0.2, 0.5, 0.99])
+def test_a_fetch_that_broke_off_goes_on(pieces, broken_at, tmp_path):
+    part = tmp_path / "cache" / "checkpoints" / "hive-rw-condition.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(pieces[: int(broken_at * len(pieces))])
+    read = []
+    storage = fsspec.filesystem("memory")
+    with pytest.MonkeyPatch.context() as patched:
+        opened = storage.open
+        patched.setattr(storage, "open", lambda path, *args, **how: read.append(path) or opened(path, *args, **how))
+        assert cli.main(["fetch", "hive-rw-condition"]) == 0
+    assert part.with_suffix(".ckpt").read_bytes() == pieces and not part.exists()
+    assert len(read) == 3 - int(broken_at * 3)
+
+
+def test_what_is_left_of_a_longer_file_is_not_gone_on_with(pieces, tmp_path):
+    part = tmp_path / "cache" / "checkpoints" / "hive-rw-condition.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * (len(pieces) + 1))
+    assert cli.main(["fetch", "hive-rw-condition"]) == 0
+    assert part.with_suffix(".ckpt").read_bytes() == pieces
+
+
+def test_an_address_that_does_not_answer(pieces, capsys):
+    fsspec.filesystem("memory").rm("/hive_a1")
+    assert cli.main(["fetch", "hive-rw-condition"]) == 2
+    assert "https://github.com/salesforce/HIVE cannot be read" in capsys.readouterr().err
+
+
+def test_a_fetched_pipeline_is_whole_or_not_here(offline, sd1_folder, tmp_path):
+    known = published("instruct-pix2pix")
+    assert fetched(known) is None
+    folder = shutil.copytree(sd1_folder, snapshot_folder(tmp_path, "timbrooks/instruct-pix2pix"))
+    assert fetched(known) == Path(folder)
+    next(Path(folder, "vae").glob("*.safetensors")).unlink()
+    assert fetched(known) is None

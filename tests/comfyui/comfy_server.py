@@ -90,7 +90,8 @@ class ComfyServer:
         command += ["--preview-method", "latent2rgb", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         command += self.options
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        environment = {**os.environ, **quiet, **self.comfyui.environment}
+        own = {"IP2P_CACHE": str(self.base / "cache")}
+        environment = {**os.environ, **quiet, **own, **self.comfyui.environment}
         self.process = subprocess.Popen(
             command, cwd=self.comfyui.path, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )

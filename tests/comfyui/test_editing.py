@@ -96,6 +96,20 @@ def test_a_relative_edits_as_headless(server, scene, editor):
     assert difference(headless, without) > 1.0
 
 
+def test_published_checkpoints_are_offered_and_asked_for(server, scene, editor):
+    """One that is not fetched says the command; a fetched one edits with what its authors recommend."""
+    prompt = edit(scene, text_cfg=3.0, image_cfg=1.25)
+    prompt["load"]["inputs"]["checkpoint"] = "published/instruct-diffusion"
+    told = complaint(server, prompt)
+    assert "instruct-diffusion is not on this disk yet" in told and "ip2p fetch instruct-diffusion" in told
+    file = server.base / "cache" / "checkpoints" / "instruct-diffusion.ckpt"
+    torch.save({"state_dict": ldm_state(editor.model)}, file)
+    prompt["edit"]["inputs"]["seed"] = 2  # or the failed run's node is not asked again
+    run = succeed(server.run(prompt))
+    how = {"seeds": 2, "steps": 10, "text_cfg": 3.0, "image_cfg": 1.25, "guidance": "instruct-diffusion"}
+    assert difference(run.pictures["save"][0], editor.edit(render(DEMO_SCENE), "make it snow", **how)[0].image) <= 1.0
+
+
 def test_odd_sizes_come_back(server, editor):
     picture = render(DEMO_SCENE).resize((150, 110))
     server.upload(picture, "odd.png")
