@@ -72,7 +72,7 @@ def open_bundle(
 
 
 def _bundle_of_run(step: RunStep, base: str | Path | None, weights: str, *, header_only: bool) -> Bundle:
-    origin = base_of(step) if base is None else base
+    origin = base_of(step.about) if base is None else base
     try:
         giver = open_bundle(origin, header_only=header_only)
     except CheckpointError as error:

@@ -32,6 +32,7 @@ __all__ = [
     "base_of",
     "bundle_of_step",
     "find_step",
+    "settings_of",
     "with_adapters",
     "with_channels",
 ]
@@ -70,17 +71,17 @@ def find_step(source: str, weights: str) -> RunStep | None:
     if path.is_dir() and (path / RUN).is_file():
         return _last(path, weights)
     if path.is_file() and STEP_FILE.fullmatch(path.name) and (path.parent.parent / RUN).is_file():
-        return RunStep(folder=path.parent.parent, file=path, about=_about(path.parent.parent))
+        return RunStep(folder=path.parent.parent, file=path, about=settings_of(path.parent.parent))
     folder = Path(name).expanduser()
     if at and number.isdecimal() and not path.exists() and (folder / RUN).is_file():
         return _numbered(folder, int(number), weights)
     return None
 
 
-def base_of(step: RunStep) -> str:
-    """What the run was trained from, as it was named then, or where that was."""
-    base = str(step.about.get("base", ""))
-    there = Path(str(step.about.get("directory", ""))) / base
+def base_of(about: Mapping[str, Any]) -> str:
+    """What a run was trained from, as it was named then, or where that was."""
+    base = str(about.get("base", ""))
+    there = Path(str(about.get("directory", ""))) / base
     return str(there) if base and not is_url(base) and not Path(base).exists() and there.exists() else base
 
 
@@ -179,7 +180,7 @@ def _last(folder: Path, weights: str) -> RunStep:
         return RunStep(folder=folder, file=finished, about={})
     if not steps:
         raise CheckpointError(f"{folder} is a run without a checkpoint yet; wait for its first save_every steps")
-    return RunStep(folder=folder, file=steps[-1], about=_about(folder))
+    return RunStep(folder=folder, file=steps[-1], about=settings_of(folder))
 
 
 def _numbered(folder: Path, number: int, weights: str) -> RunStep:
@@ -193,10 +194,11 @@ def _numbered(folder: Path, number: int, weights: str) -> RunStep:
         kept = [*(folder / CHECKPOINTS).glob("step-*.pt"), *(folder / EXPORTS).glob("step-*")]
         known = ", ".join(str(n) for n in sorted({_number(path) for path in kept})) or "none yet"
         raise CheckpointError(f"{folder} has no step {number}; it has {known} (train with `export_every` to keep more)")
-    return RunStep(folder=folder, file=file, about=_about(folder))
+    return RunStep(folder=folder, file=file, about=settings_of(folder))
 
 
-def _about(folder: Path) -> Mapping[str, Any]:
+def settings_of(folder: Path) -> Mapping[str, Any]:
+    """What run.json says; raises CheckpointError where there is no training run."""
     about = read_json(folder / RUN, CheckpointError)
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict) or "base" not in about:
         raise CheckpointError(f"{folder} holds no training run; give a checkpoint file, a diffusers folder or a hub id")

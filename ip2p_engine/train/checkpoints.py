@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..checkpoint.unpickle import read_pickle
 from ..errors import CheckpointError, first_line
 from ..files import TEMPORARY, disk_errors, remove, whole_file
-from .optimizers import Average
+from .optimizers import Average, PowerAverage
 from .progress import diverged
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
 
 NAME = re.compile(r"step-(\d{8})\.pt")
 PARTS = ("step", "trained", "ema", "optimizers", "scaler", "broken")
+LENGTHS = "lengths"
 ADVICE = "free some space and repeat the same call: earlier checkpoints are whole"
 
 
@@ -81,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if spoiled := archive.testzip():  # torch takes flipped bits as they are
                 raise ValueError(f"{spoiled} is not as it was written")
-        found = {name: saved[name] for name in PARTS}
+        found = {name: saved[name] for name in PARTS} | ({LENGTHS: saved[LENGTHS]} if LENGTHS in saved else {})
         if found["step"] != step_of(path) or not all(isinstance(row, str) for row in found["broken"]):
             raise ValueError("it is of another step")
         return found
@@ -121,20 +122,41 @@ class State:
     optimizers: Sequence[Any]
     scaler: Any
     """Of float16; None otherwise."""
+    lengths: Sequence[PowerAverage] = ()
+    """Averages of which others are made after the run (``posthoc``)."""
+
+    def follow(self, step: int) -> None:
+        """Let the averages move towards the parameters after a step."""
+        for average in (self.average, *self.lengths):
+            average.update(step)
+
+    def wait(self) -> None:
+        """Before the parameters change: let what follows on the GPU come after the averages' last update."""
+        for average in (self.average, *self.lengths):
+            average.wait()
 
     def saved(self, last_good: Path | None = None) -> dict[str, Any]:
         """As a checkpoint holds it; raises TrainingError if a weight is not finite, naming the last good checkpoint."""
-        self.average.wait()
+        self.wait()
         trained = {name: whole(parameter.detach()) for name, parameter in self.parameters.items()}
         for name, value in trained.items():
             if not value.sum().isfinite() and not value.isfinite().all():
                 raise diverged(f"the weight {name} is not finite any more", last_good)
         return {
             "trained": trained,
-            "ema": {name: whole(value) for name, value in self.average.values.items()},
+            "ema": self._whole(self.average),
             "optimizers": [_mapped(optimizer.state_dict(), whole) for optimizer in self.optimizers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            **({LENGTHS: [self._whole(one) for one in self.lengths]} if self.lengths else {}),
         }
+
+    def _whole(self, average: Average) -> dict[str, Tensor]:
+        return {name: whole(value) for name, value in average.values.items()}
+
+    def of_lengths(self) -> dict[float, dict[str, Tensor]]:
+        """The averages by their sigma_rel, gathered from their pieces."""
+        self.wait()
+        return {one.sigma_rel: self._whole(one) for one in self.lengths}
 
     @torch.no_grad()
     def load(self, saved: Mapping[str, Any], where: str) -> None:
@@ -149,6 +171,8 @@ class State:
             _check_shape(saved["trained"][name], parameter, name, where)
             parameter.copy_(_in_pieces(saved["trained"][name], parameter))
             self.average.values[name].copy_(_in_pieces(saved["ema"][name], parameter))
+            for average, values in zip(self.lengths, saved.get(LENGTHS, ()), strict=True):
+                average.values[name].copy_(_in_pieces(values[name], parameter))
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(_like_parameters(state, optimizer))
         if self.scaler is not None and saved["scaler"] is not None:  # float16 from now on

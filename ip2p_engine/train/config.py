@@ -35,6 +35,7 @@ AT_LEAST: dict[str, float] = {
     "save_every": 1,
     "keep": 0,
     "export_every": 0,
+    "posthoc_every": 0,
     "validate_every": 0,
     "validation_count": 1,
     "validation_pairs": 0,
@@ -77,6 +78,7 @@ AT_MOST = {
 TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
     "columns": (3, (str,), "the names of picture, instruction and edited picture"),
     "resize": (2, (int,), "two whole numbers of pixels"),
+    "posthoc_lengths": (2, (float,), "two numbers above 0 and below 0.28, such as 0.05 and 0.1"),
     "betas": (2, (int, float), "two numbers from 0 to below 1"),
 }
 FLAGS = (
@@ -177,6 +179,10 @@ class TrainConfig:
     """gamma of min-SNR weighting (Hang et al. 2023); 0 weights all noise levels alike."""
     offset_noise: float = 0.0
     """Size of a shift of the noise that is constant over a channel; 0 for none."""
+    posthoc_every: int = 0
+    """Steps between snapshots of two more averages, of which ``ip2p average`` makes any length afterwards; 0: none."""
+    posthoc_lengths: tuple[float, float] = (0.05, 0.1)
+    """Their widths, as shares of the run (sigma_rel of Karras et al. 2024)."""
     ema_decay: float = 0.9999
     """Highest decay; with n updates done it is min(this, (1 + n) / (10 + n))."""
 
@@ -280,6 +286,8 @@ class TrainConfig:
             raise ConfigError(f"columns are {self.columns}; name three: picture, instruction, edited picture")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; give {TUPLES['betas'][2]}")
+        if not 0 < min(self.posthoc_lengths) < max(self.posthoc_lengths) < 0.28:
+            raise ConfigError(f"posthoc_lengths is {self.posthoc_lengths}; give {TUPLES['posthoc_lengths'][2]}")
         for name in ("text_dropout", "image_dropout"):
             share = getattr(self, name)
             if share is not None and (type(share) not in (int, float) or not 0 <= share <= 1):

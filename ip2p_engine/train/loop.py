@@ -48,7 +48,7 @@ def train(
         run = begin(
             config, accelerator, data, base, Path(out), should_stop, on_cache or _ignore, on_plan or _ignore, held
         )
-        parameters, average, optimizers = run.state.parameters, run.state.average, run.state.optimizers
+        parameters, optimizers = run.state.parameters, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         run.catch_up()
         clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
@@ -72,12 +72,12 @@ def train(
             # 2. The step, and the average that follows it.
             if config.clip_norm:
                 accelerator.clip_grad_norm_(parameters.values(), config.clip_norm)
-            average.wait()
+            run.state.wait()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             step += 1
-            average.update(step)
+            run.state.follow(step)
 
             # 3. What is seen, and what is kept.
             mean, stops = total(accelerator, loss, float(should_stop()))
@@ -86,6 +86,8 @@ def train(
             progress = clock.tick(step, mean, rate)
             run.folder.append(asdict(progress))
             accelerator.log({"loss": mean, "learning_rate": rate}, step=step)
+            if config.posthoc_every and (step % config.posthoc_every == 0 or step == config.steps):
+                run.snapshot(step)  # before its checkpoint, from which a killed run goes on
             if stopped or step % config.save_every == 0 or step == config.steps:
                 run.save(step)
             if config.export_every and step % config.export_every == 0 and step < config.steps:

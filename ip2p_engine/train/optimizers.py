@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,18 +20,21 @@ from .config import TrainConfig
 __all__ = [
     "Average",
     "Muon",
+    "PowerAverage",
     "check_packages",
     "decay_at",
     "is_matrix",
     "learning_rate",
     "make_optimizers",
     "orthogonalise",
+    "power_exponent",
     "set_learning_rate",
     "text_share",
 ]
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "lion": "lion-pytorch", "prodigy": "prodigyopt"}
 TEXT = "text"
+WIDEST = 12**-0.5  # of an even average over the whole run
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -133,6 +137,14 @@ def decay_at(updates: int, highest: float) -> float:
     return min(highest, (1 + updates) / (10 + updates))
 
 
+def power_exponent(sigma_rel: float) -> float:
+    """gamma of the average whose width is ``sigma_rel`` of the run (Karras et al. 2024, equation 3 and algorithm 2)."""
+    if not 0 < sigma_rel < WIDEST:
+        raise ConfigError(f"sigma_rel is {sigma_rel}; give a number above 0 and below {WIDEST:.4f}, such as 0.1")
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
 class Average:
     """Averages of some parameters. On a GPU it is updated on a stream of its own, beside the next step's work."""
 
@@ -145,13 +157,17 @@ class Average:
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Move towards the parameters; ``updates`` counts this one. Call ``wait`` before the parameters change."""
-        weight = 1 - decay_at(updates, self._highest)
+        weight = self._weight(updates)
         if self._stream is None:
             self._move(weight)
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self._move(weight)
+
+    def _weight(self, updates: int) -> float:
+        """Of the parameters as they are."""
+        return 1 - decay_at(updates, self._highest)
 
     def wait(self) -> None:
         """Let what follows on the GPU come after the last update."""
@@ -177,6 +193,17 @@ class Average:
     def _move(self, weight: float) -> None:
         averages, current = list(self.values.values()), [p.detach().float() for p in self._parameters.values()]
         torch._foreach_lerp_(averages, current, weight)
+
+
+class PowerAverage(Average):
+    """Step n counts as n^gamma: a profile that grows with the run (Karras et al. 2024, equation 2)."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], sigma_rel: float) -> None:
+        super().__init__(parameters, 1.0)
+        self.sigma_rel, self._exponent = sigma_rel, power_exponent(sigma_rel)
+
+    def _weight(self, updates: int) -> float:
+        return 1 - (1 - 1 / updates) ** (self._exponent + 1)
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:

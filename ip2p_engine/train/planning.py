@@ -88,7 +88,7 @@ def plan_of(
     networks = (model.unet, model.autoencoder, *model.text_encoders)
     trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
     frozen = [p for network in networks for p in network.parameters() if not p.requires_grad]
-    states = STATES[config.optimizer]
+    states = STATES[config.optimizer] + (4 * len(config.posthoc_lengths) if config.posthoc_every else 0)
     whole = sum(4 * p.numel() for p in model.unet.parameters()) + _bytes(networks[1:])
     forms = {
         "ema": whole,
@@ -98,6 +98,7 @@ def plan_of(
     }
     outputs = sum(forms[kind] for kind in config.outputs or ())
     exported = config.steps // config.export_every if config.export_every else 0
+    snapshots = -(-config.steps // config.posthoc_every) if config.posthoc_every else 0
     return Plan(
         pairs=pairs,
         held_out=held_out,
@@ -113,7 +114,7 @@ def plan_of(
         checkpoint=trained * (4 + 4 + states),
         cache=(pairs or 0) * _cached_bytes(config, model) if config.cache else 0,
         outputs=outputs,
-        exports=exported * outputs,
+        exports=exported * outputs + snapshots * 2 * 2 * trained,
         free=shutil.disk_usage(_existing(out)).free,
     )
 

@@ -61,7 +61,7 @@ class RunFolder:
     def __init__(self, path: Path, *, writes: bool) -> None:
         self.path, self.writes = path, writes
         self.checkpoints, self.validation, self.cache = (path / n for n in (CHECKPOINTS, "validation", "cache"))
-        self.exports = path / EXPORTS
+        self.exports, self.averages = path / EXPORTS, path / "averages"
         self.curve, self._rows_file = path / "loss.png", path / "log.jsonl"
         self._validation_file = path / "validation.jsonl"
         self._log: AppendLog | None = None

@@ -24,12 +24,13 @@ from .distributed import log_picture, refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
 from .networks import make_trainable, move_frozen, needs_masks, trained_of, trained_texts
 from .objective import Objective
-from .optimizers import Average, check_packages, make_optimizers
+from .optimizers import Average, PowerAverage, check_packages, make_optimizers
 from .order import make_order
 from .planning import Plan, plan_of, seconds_of_a_micro_batch
 from .progress import TrainResult
 from .results import export
 from .run_folder import RunFolder
+from .snapshots import write_snapshot
 from .sources import licences_of, measured_rows, name_of, open_source, refuse_without_masks
 from .validation import ValidationSet
 
@@ -93,6 +94,12 @@ class Run:
             for network in (self.unet, *self.encoder.trained_texts):
                 held.enter_context(self.accelerator.no_sync(network))
             yield
+
+    def snapshot(self, step: int) -> None:
+        """The two averages of which others are made after the run, by the first process."""
+        values = self.state.of_lengths()
+        if self.accelerator.is_main_process:
+            write_snapshot(self.folder.averages, step, values)
 
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps, by the first process."""
@@ -328,4 +335,6 @@ def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, li
         model.unet.compile()
     parameters = trained_of(model)
     average = Average(parameters, config.ema_decay)
-    return unet, texts, State(parameters=parameters, average=average, optimizers=optimizers, scaler=accelerator.scaler)
+    lengths = [PowerAverage(parameters, one) for one in config.posthoc_lengths if config.posthoc_every]
+    kept: dict[str, Any] = {"average": average, "lengths": lengths}
+    return unet, texts, State(parameters=parameters, optimizers=optimizers, scaler=accelerator.scaler, **kept)
