@@ -18,7 +18,7 @@ LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25)
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "average", _average, "a run's average of any length, of the two that it kept")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run with posthoc_every")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run with posthoc_every")
     parser.add_argument(
         "--sigma-rel", type=float, action=Several, nargs="+", metavar="X", help="its width as a share of the run"
     )
@@ -43,8 +43,8 @@ def _average(options: argparse.Namespace) -> None:
         from ..checkpoint.write import save_ldm
         from ..train.posthoc import model_of_length
 
-        model = model_of_length(options.run, options.sigma_rel[0], step=options.step, base=options.base)
-        about = {"run": options.run.name, "sigma_rel": options.sigma_rel[0], "step": options.step}
+        model = model_of_length(options.folder, options.sigma_rel[0], step=options.step, base=options.base)
+        about = {"run": options.folder.name, "sigma_rel": options.sigma_rel[0], "step": options.step}
         sys.stdout.write(f"{save_ldm(model, options.out, training=about)}\n")
 
 
@@ -57,7 +57,7 @@ def _curve(options: argparse.Namespace) -> None:
     data = options.data[0] if len(options.data) == 1 else options.data
     lengths = sorted(options.sigma_rel or LENGTHS)
     with progress_bar(len(lengths), "averages") as bar:
-        found = length_losses(options.run, lengths, data=data, base=options.base, on_progress=bar)
+        found = length_losses(options.folder, lengths, data=data, base=options.base, on_progress=bar)
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
     axes.plot(*zip(*found, strict=True), marker="o")
