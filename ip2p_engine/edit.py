@@ -57,7 +57,8 @@ class EditConfig:
     steps: int | None = None
     sampler: str | Sampler | None = None
     """A name of SAMPLERS, or a function that takes a Step and returns x at its next sigma."""
-    schedule: str = "model"
+    schedule: str | None = None
+    """Of noise levels, a name of SCHEDULES."""
     guidance: str | Guidance | None = None
     """A name of FORMULAS, or a function that makes the denoiser over the branches c, i, u and t."""
     guidance_interval: tuple[float, float] | None = None
@@ -95,7 +96,7 @@ class EditConfig:
         name = "dual" if self.guidance is None or callable(self.guidance) else self.guidance
         how: Any = {"interval": self.guidance_interval, "rescale": self.guidance_rescale, "apg": self.apg}
         guidance_of(1.0, 1.0, name=name, **how)
-        if self.schedule not in SCHEDULES:
+        if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
 
 
@@ -107,6 +108,7 @@ class _Settled(EditConfig):
     image_cfg: float
     steps: int
     sampler: str | Sampler
+    schedule: str
     guidance: str | Guidance
     suffix: str
     resolution: int
@@ -398,6 +400,7 @@ class InstructPix2Pix:
         if given.text_cfg is given.image_cfg is given.guidance_interval is None and spec.guidance_high:
             values["guidance_interval"] = (spec.guidance_low, spec.guidance_high)
         own = {name: getattr(spec, name) for name in (*SCALES, "steps", "sampler", "guidance", "suffix", "resolution")}
+        own["schedule"] = spec.levels
         if isinstance(given.guidance, str) and given.guidance != spec.guidance:
             own |= zip(SCALES, FORMULAS[given.guidance].scales, strict=True)
         values |= {name: value for name, value in own.items() if values[name] is None}

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import from_mapping
 from ..diffusion.guidance import FORMULAS
 from ..diffusion.sampling import SAMPLERS
+from ..diffusion.schedule import SCHEDULES
 from ..errors import CheckpointError, ConfigError
 from ..files import NO_JSON
 from .read import keep
@@ -59,7 +60,7 @@ LIMITS = {
     "sigma_max": (1e-12, 1e6),
 }
 NAME_LENGTH = 200
-SINCE_0_1 = ("sampler", "guidance", "guidance_low", "guidance_high", "suffix")
+SINCE_0_1 = ("sampler", "levels", "guidance", "guidance_low", "guidance_high", "suffix")
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),
@@ -94,6 +95,8 @@ class ModelSpec:
     """Recommended sampling steps."""
     sampler: str = "euler_ancestral"
     """Recommended sampler; a distilled model wants lcm."""
+    levels: str = "model"
+    """Recommended schedule of noise levels; a distilled model wants trailing."""
     guidance: str = "dual"
     """The formula of the two scales: dual, or instruct-diffusion."""
     guidance_low: float = 0.0
@@ -127,6 +130,8 @@ class ModelSpec:
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.40}; give a number from {low:g} to {high:g}")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler is {self.sampler[:80]!r}; choose one of {', '.join(SAMPLERS)}")
+        if self.levels not in SCHEDULES:
+            raise ConfigError(f"levels are {self.levels[:80]!r}; choose one of {', '.join(SCHEDULES)}")
         if self.guidance not in FORMULAS:
             raise ConfigError(f"guidance is {self.guidance[:80]!r}; choose one of {', '.join(FORMULAS)}")
         if self.guidance_high and self.guidance_low >= self.guidance_high:

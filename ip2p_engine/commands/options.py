@@ -41,9 +41,9 @@ __all__ = [
     "torch_dtype",
 ]
 
-SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim")
+SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim", "lcm")
 GUIDANCE_NAMES = ("dual", "instruct-diffusion")
-SCHEDULE_NAMES = ("model", "karras", "exponential")
+SCHEDULE_NAMES = ("model", "karras", "exponential", "trailing")
 # What can be asked for, by option, or by command and option where one command means something else by it.
 MOST = {
     "batch": 1024,
@@ -169,7 +169,9 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} (default: the checkpoint's recommendation)"
     )
-    parser.add_argument("--schedule", default="model", metavar="NAME", help=", ".join(SCHEDULE_NAMES))
+    parser.add_argument(
+        "--schedule", metavar="NAME", help=f"{', '.join(SCHEDULE_NAMES)} (default: the checkpoint's recommendation)"
+    )
     parser.add_argument(
         "--guidance-interval",
         type=float,

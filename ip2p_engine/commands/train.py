@@ -72,6 +72,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
     parser.add_argument("--lora-from", metavar="FILE", help="a LoRA file that the adapters begin with")
     parser.add_argument(
+        "--distill",
+        type=float,
+        nargs=2,
+        metavar=("S_T", "S_I"),
+        help="learn the base's edits with this guidance, in 1 to 4 evaluations",
+    )
+    parser.add_argument(
         "--outputs",
         action=Several,
         nargs="+",
@@ -150,6 +157,7 @@ def _config(options: argparse.Namespace) -> Any:
         "validate_with",
         *READING,
         "lora_rank",
+        "distill",
         "lora_from",
         *FLAGS,
     )

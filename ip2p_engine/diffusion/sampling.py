@@ -168,6 +168,14 @@ def ddim(step: Step) -> Tensor:
     return step.denoised + step.next_sigma * noise
 
 
+def lcm(step: Step) -> Tensor:
+    """Consistency sampling (Song et al. 2023, algorithm 1): the clean picture, noised anew at the next level.
+
+    For models distilled to few steps, with the schedule trailing.
+    """
+    return step.denoised + step.noise() * step.next_sigma if step.next_sigma > 0 else step.denoised
+
+
 SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": euler_ancestral,
     "euler": euler,
@@ -175,6 +183,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "ddim": ddim,
+    "lcm": lcm,
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "make_sigmas",
     "model_sigmas",
     "step_of",
+    "trailing_sigmas",
 ]
 
 SAME_SIGMA = 1e-6
@@ -107,12 +108,21 @@ class DiscreteSchedule:
 def model_sigmas(schedule: DiscreteSchedule, steps: int) -> Tensor:
     """The paper's code's sigmas: t = linspace(last, 0, n), fractional, then 0. Shape (steps + 1,), float64.
 
-    Of a ladder that ends in pure noise t = T (1 - k / n) - 1, the "trailing" spacing (Lin et al. 2023, section 3.3).
+    Of a ladder that ends in pure noise they are ``trailing_sigmas``.
+    """
+    if schedule.zero_snr:
+        return trailing_sigmas(schedule, steps)
+    _check_steps(steps)
+    return _with_zero(schedule.t_to_sigma(torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64)))
+
+
+def trailing_sigmas(schedule: DiscreteSchedule, steps: int) -> Tensor:
+    """t = T (1 - k / n) - 1, then 0 (Lin et al. 2023, section 3.3): no step is spent on the last bit of noise.
+
+    Shape (steps + 1,), float64.
     """
     _check_steps(steps)
-    t = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64)
-    if schedule.zero_snr:
-        t = schedule.steps * (1 - torch.arange(steps, dtype=torch.float64) / steps) - 1
+    t = schedule.steps * (1 - torch.arange(steps, dtype=torch.float64) / steps) - 1
     return _with_zero(schedule.t_to_sigma(t))
 
 
@@ -135,6 +145,7 @@ SCHEDULES = {
     "model": model_sigmas,
     "karras": lambda schedule, steps: karras_sigmas(schedule.sigma_min, schedule.sigma_max, steps),
     "exponential": lambda schedule, steps: exponential_sigmas(schedule.sigma_min, schedule.sigma_max, steps),
+    "trailing": trailing_sigmas,
 }
 
 

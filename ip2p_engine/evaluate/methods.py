@@ -79,7 +79,7 @@ class InstructionEdit:
         image_cfgs: Sequence[float],
         steps: int | None = None,
         sampler: str | None = None,
-        schedule: str = "model",
+        schedule: str | None = None,
         hooks: Hooks | None = None,
     ) -> None:
         """Raises ConfigError for a scale, a number of steps, a sampler or a schedule that does not exist."""
@@ -127,7 +127,7 @@ def common_settings(model: Model, name: str, steps: int | None, sampler: str | N
         "dtype": str(model.dtype).removeprefix("torch."),
         "steps": model.spec.steps if steps is None else steps,
         "sampler": model.spec.sampler if sampler is None else sampler,
-        "schedule": schedule,
+        "schedule": model.spec.levels if schedule is None else schedule,
     }
 
 

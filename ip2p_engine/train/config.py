@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import from_mapping
+from ..diffusion.guidance import check_scale
 from ..errors import ConfigError
 from ..files import read_json
 
@@ -21,6 +22,7 @@ CHOICES = {
     "prediction": (None, "eps", "v"),
     "tracker": (None, "tensorboard", "wandb"),
 }
+SCALES = ("text_cfg", "image_cfg")
 OUTPUTS = ("ema", "raw", "diffusers", "lora")
 AT_LEAST: dict[str, float] = {
     "steps": 1,
@@ -186,6 +188,9 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Highest decay; with n updates done it is min(this, (1 + n) / (10 + n))."""
 
+    distill: tuple[float, float] | None = None
+    """s_T and s_I: learn to give the base's edits with this guidance in one to four evaluations (train/distill.py)."""
+
     precision: str = "float32"
     """Of the networks' arithmetic; the trained weights and their average stay float32."""
     gradient_checkpointing: bool = False
@@ -307,9 +312,21 @@ class TrainConfig:
             )
         if self.zero_snr and self.prediction == "eps":
             raise ConfigError("zero_snr predicts v, since noise says nothing of pure noise; leave prediction out")
+        self._check_distill()
         if self.streaming and (self.buckets or self.cache):
             word = "buckets" if self.buckets else "cache"
             raise ConfigError(f"{word} needs all rows before training, and a stream has no end; turn streaming off")
+
+    def _check_distill(self) -> None:
+        if self.distill is None:
+            return
+        given = self.distill
+        if not isinstance(given, list | tuple) or len(given) != len(SCALES):
+            raise ConfigError(f"distill is {given!r}; give the teacher's s_T and s_I")
+        object.__setattr__(self, "distill", tuple(check_scale(n, v) for n, v in zip(SCALES, given, strict=True)))
+        for name in ("lora_from", "train_text_encoder", "mask_channels", "zero_snr", "prediction"):
+            if getattr(self, name):
+                raise ConfigError(f"distill learns from the base as it is, and {name} changes it; leave one out")
 
     @property
     def dropouts(self) -> tuple[float, float, float]:

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 TWO_ENCODERS = 2
+DISTILLED: dict[str, Any] = {"text_cfg": 1.0, "image_cfg": 1.0, "steps": 4, "sampler": "lcm", "levels": "trailing"}
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,6 +61,8 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
     With LoRA the weights are frozen in the run's precision and float32 adapters train, with the first convolution
     where it is new. Raises ConfigError if peft is missing.
     """
+    if config.distill is not None:
+        model.require_edit()
     channels = max(model.spec.in_channels, MASKED_EDIT if config.mask_channels else EDIT)
     new = channels > model.spec.in_channels
     model = widened(model, channels) if new else model
@@ -77,7 +80,9 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
 
 
 def _predicted(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
-    """What the network is taught to predict, and on which ladder."""
+    """What the network is taught to predict, and on which ladder; of a distilled one how it is used."""
+    if config.distill is not None:
+        return {**DISTILLED, "guidance_low": 0.0, "guidance_high": 0.0}
     if config.zero_snr:
         return {"prediction": "v", "zero_snr": True}
     return {"prediction": config.prediction or spec.prediction}

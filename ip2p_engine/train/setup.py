@@ -20,6 +20,7 @@ from .adapters import begin_from
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .checkpoints import State, keep_last, latest, step_of
 from .config import TrainConfig
+from .distill import Distillation, frozen_copy
 from .distributed import log_picture, refusals
 from .encoding import CacheReader, Encoder, build_cache, cache_key
 from .networks import make_trainable, move_frozen, needs_masks, trained_of, trained_texts
@@ -66,7 +67,7 @@ class Run:
     unet: Any
     """The model's UNet as Accelerate wraps it."""
     encoder: Encoder
-    objective: Objective
+    objective: Objective | Distillation
     state: State
     folder: RunFolder
     stream: Iterator[Batch]
@@ -195,6 +196,7 @@ def begin(
     """
     folder = RunFolder(out, writes=accelerator.is_main_process)
     share, config, source, model, origin = _opened(config, accelerator, folder, data, base)
+    teacher = None if config.distill is None else frozen_copy(model.unet)  # before the run's weights are taken up
     test = _measured(source, data, folder)
     held.enter_context(folder.taken())
     unet, texts, state = _state(model, config, accelerator)
@@ -220,7 +222,7 @@ def begin(
         model=model,
         unet=unet,
         encoder=encoder,
-        objective=Objective(model, encoder.null_text, config),
+        objective=_objective(model, encoder.null_text, config, teacher),
         state=state,
         folder=folder,
         stream=batches(reader, order, config, share, first),
@@ -231,6 +233,12 @@ def begin(
         first=first,
         broken=broken,
     )
+
+
+def _objective(model: Model, null_text: Any, config: TrainConfig, teacher: Any) -> Any:
+    if teacher is None:
+        return Objective(model, null_text, config)
+    return Distillation(model, null_text, config, teacher)
 
 
 def _due(step: int, every: int) -> bool:
@@ -251,7 +259,7 @@ def planned(config: TrainConfig, accelerator: Any, data: Data, base: str | Path,
     first = step_of(latest(folder.checkpoints))
     null = Encoder(model).null_text
     unet = accelerator.prepare(model.unet)
-    objective = Objective(model, null, config)
+    objective = _objective(model, null, config, None if config.distill is None else frozen_copy(model.unet))
     seconds = seconds_of_a_micro_batch(model, unet, objective, null, share.micro, config)
     seconds *= -(-config.batch_size // share.world // share.micro) * max(0, config.steps - first)
     return _plan(config, model, out, source, len(measured_rows(source)), first, seconds)

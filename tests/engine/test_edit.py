@@ -164,7 +164,7 @@ def test_heun_counts_its_second_look(editor):
     assert editor.edit(render(HEART), "make it snow", config=QUICK, sampler="heun")[0].evaluations == 3 * 5
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim", "lcm"])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_every_sampler_edits_at_one_and_two_steps(editor, sampler, steps):
     result = editor.edit(render(HEART), "make it snow", sampler=sampler, steps=steps)[0]

@@ -52,6 +52,19 @@ def test_one_step_lands_on_the_denoised(name):
     torch.testing.assert_close(end, gaussian_denoiser(x, 14.6, None))
 
 
+def test_a_consistency_step_noises_the_clean_picture_anew():
+    x, noise = start(14.6), start(1.0, seed=5)
+    seen = []
+
+    def denoiser(x, sigma, cond):
+        seen.append((sigma, x))
+        return gaussian_denoiser(x, sigma, cond)
+
+    end = sample("lcm", denoiser, x, torch.tensor([14.6, 2.0, 0.0]), noise=lambda like: noise)
+    torch.testing.assert_close(seen[1][1], gaussian_denoiser(x, 14.6, None) + 2.0 * noise)
+    torch.testing.assert_close(end, gaussian_denoiser(seen[1][1], 2.0, None))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 20])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_calls_the_denoiser_as_often_as_promised(name, steps):

@@ -104,8 +104,14 @@ def test_every_schedule_starts_at_the_top_falls_and_ends_at_zero(name, steps):
     assert float(sigmas[0]) == pytest.approx(SCHEDULE.sigma_max, rel=1e-14)
     assert (sigmas.diff() < 0).all()
     assert sigmas[-1] == 0
-    if steps > 1:
+    if steps > 1 and name != "trailing":
         assert float(sigmas[-2]) == pytest.approx(SCHEDULE.sigma_min, rel=1e-14)
+
+
+def test_trailing_steps_are_equal_parts_of_the_ladder():
+    found = SCHEDULE.sigma_to_t(make_sigmas("trailing", SCHEDULE, 4)[:-1])
+    assert found.tolist() == pytest.approx([999, 749, 499, 249], abs=1e-6)
+    assert float(make_sigmas("trailing", SCHEDULE, 1)[0]) == pytest.approx(SCHEDULE.sigma_max)
 
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
