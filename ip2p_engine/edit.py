@@ -80,6 +80,8 @@ class EditConfig:
     """The guidance branches in one batch (True), one after another (False), or as memory allows (None)."""
     restore_size: bool = True
     """Give the original width and height back."""
+    feature_cache: int = 1
+    """Keep the deep features for so many evaluations: faster, and a little off (``networks/feature_cache.py``)."""
     auto_mask: bool = False
     """Change only where the instruction may act (``find_area``); the rest is the source's, to the bit."""
     detail: bool = False
@@ -89,7 +91,12 @@ class EditConfig:
         for name in SCALES:
             if getattr(self, name) is not None:
                 check_scale(name, getattr(self, name))
-        for name, floor, most in (("steps", 1, 1000), ("resolution", 64, 4096), ("batch", 1, 1024)):
+        for name, floor, most in (
+            ("steps", 1, 1000),
+            ("resolution", 64, 4096),
+            ("batch", 1, 1024),
+            ("feature_cache", 1, 100),
+        ):
             _check_whole(name, getattr(self, name), floor, most)
         if self.sampler is not None:
             sampler_of(self.sampler)
@@ -473,7 +480,8 @@ class InstructPix2Pix:
         self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks, **mask: Tensor | None
     ) -> tuple[Tensor, int]:
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
-        how: Any = {"sampler": config.sampler, "together": config.together, "hooks": hooks, **mask}
+        names = ("sampler", "together", "feature_cache")
+        how: Any = {**{name: getattr(config, name) for name in names}, "hooks": hooks, **mask}
         return walk(self.model, condition, seeds, sigmas, _guidance_of(config), **how)
 
     @torch.inference_mode()

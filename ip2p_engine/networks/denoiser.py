@@ -16,6 +16,7 @@ from torch import Tensor
 from ..devices import free_memory
 from .attention import AttentionCall, project_text
 from .conditioning import Conditioning, even
+from .feature_cache import FeatureCache
 from .model import Model
 
 __all__ = ["ACTIVATIONS_PER_PIXEL", "BranchDenoiser", "Times", "denoised_from", "input_scale", "predict"]
@@ -47,10 +48,12 @@ def predict(
     call: AttentionCall,
     pooled: Tensor | None = None,
     size_ids: Tensor | None = None,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
     """The UNet's output for inputs (B, C, h, w) that are scaled already, at time t (1,); the one place of casts.
 
-    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. Returns the inputs' type.
+    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. A ``cache`` computes what it has not. Returns the inputs'
+    type.
     """
     added = None
     if size_ids is not None and pooled is not None:
@@ -58,6 +61,8 @@ def predict(
     told = {"call": call}
     rows = t.expand(len(inputs))
     with model.turn or nullcontext():
+        if cache is not None:
+            return cache(model.unet, inputs.to(model.dtype), rows, call, added).to(inputs.dtype)
         if model.turn is not None:
             torch.compiler.cudagraph_mark_step_begin()
         output = model.unet(inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told)
@@ -90,6 +95,7 @@ class _Group:
     image: Tensor
     pooled: Tensor | None
     size_ids: Tensor | None
+    cache: FeatureCache | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +113,17 @@ class BranchDenoiser:
     What it keeps between calls is its own: two of one model can be nested, or run in two threads.
     """
 
-    def __init__(self, model: Model, *, together: bool | None = None, sigmas: Sequence[float] = ()) -> None:
+    def __init__(
+        self, model: Model, *, together: bool | None = None, sigmas: Sequence[float] = (), feature_cache: int = 1
+    ) -> None:
         """``together``: all branches in one batch, or one after another; None decides by free memory.
 
-        ``sigmas``: noise levels that will be asked for, if they are known; others are answered too.
+        ``sigmas``: noise levels that will be asked for, if they are known; others are answered too. Deep features are
+        kept for ``feature_cache`` evaluations; 1 keeps none.
         """
         self.evaluations = 0
         """Evaluations of the network so far, per sample."""
-        self._model, self._together = model, together
+        self._model, self._together, self._keep = model, together, feature_cache
         self._times = Times(model, sigmas)
         self._prepared: _Prepared | None = None
 
@@ -148,13 +157,14 @@ class BranchDenoiser:
             torch.cat([cond.image if name in WITH_IMAGE else blank for name in names]).to(dtype),
             torch.cat(pooled) if pooled else None,
             None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),
+            FeatureCache(self._keep) if self._keep > 1 else None,
         )
 
     def _evaluate(self, group: _Group, x: Tensor, sigma: float) -> tuple[Tensor, ...]:
         """The clean latents of some branches, stacked along the batch for the network."""
         noisy = (x * input_scale(sigma)).repeat(len(group.names), 1, 1, 1)
         inputs, t = torch.cat([noisy, group.image], dim=1), self._times.at(sigma, x.device)
-        output = predict(self._model, inputs, t, group.call, group.pooled, group.size_ids)
+        output = predict(self._model, inputs, t, group.call, group.pooled, group.size_ids, group.cache)
         output = output.unflatten(0, (len(group.names), -1))
         return denoised_from(self._model.spec.prediction, x, sigma, output).unbind()
 

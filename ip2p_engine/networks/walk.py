@@ -33,6 +33,7 @@ def walk(
     free: Tensor | None = None,
     kept: Tensor | None = None,
     together: bool | None = None,
+    feature_cache: int = 1,
     hooks: Hooks | None = None,
 ) -> tuple[Tensor, int]:
     """(clean latents (B, 4, h, w), evaluations a sample) of a batch that walks down the sigmas.
@@ -44,7 +45,10 @@ def walk(
     if len(seeds) != len(condition.image):
         got = f"{len(seeds)} seeds for a condition of {len(condition.image)} rows"
         raise ConfigError(f"{got}; give one seed for each row")
-    noise, branches = SampleNoise(seeds), BranchDenoiser(model, together=together, sigmas=sigmas.tolist())
+    noise, branches = (
+        SampleNoise(seeds),
+        BranchDenoiser(model, together=together, sigmas=sigmas.tolist(), feature_cache=feature_cache),
+    )
     blank = torch.zeros(len(seeds), 4, *condition.image.shape[-2:], device=condition.image.device)
     drawn = noise.draw(blank)
     x = drawn * float(sigmas[0])

@@ -235,6 +235,7 @@ def test_hooks_see_steps_and_progress(editor):
 
 OTHER_SETTINGS = {
     "auto_mask": True,
+    "feature_cache": 2,
     "text_cfg": 3.0,
     "image_cfg": 2.0,
     "steps": 2,
