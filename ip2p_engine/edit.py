@@ -25,7 +25,7 @@ from .diffusion.noise import check_seed
 from .diffusion.sampling import Sampler, named, sampler_of
 from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError, ImageError
-from .files import is_url, public_name
+from .files import base_name, public_name
 from .hooks import Hooks
 from .images import Picture, fit, open_image, open_mask, plan_size, to_tensor, upright_size
 from .networks.compiled import compile_unet
@@ -518,12 +518,12 @@ class InstructPix2Pix:
             "seed": seed,
             **{name: named(value) for name, value in values.items() if name not in HOW_FAST},
             "edited_at": list(size),
-            "source": _base_name(source.picture) if isinstance(source.picture, str | os.PathLike) else None,
+            "source": base_name(source.picture) if isinstance(source.picture, str | os.PathLike) else None,
             "source_sha256": source.digest,
-            "mask": _base_name(source.mask) if isinstance(source.mask, str | os.PathLike) else source.mask is not None,
-            "checkpoint": _base_name(self.name),
+            "mask": base_name(source.mask) if isinstance(source.mask, str | os.PathLike) else source.mask is not None,
+            "checkpoint": base_name(self.name),
             "checkpoint_digest": self._digest,
-            "base": self.base and _base_name(self.base),
+            "base": self.base and base_name(self.base),
             "loras": [lora.settings for lora in self.loras],
             "weights": self.model.spec.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -566,14 +566,6 @@ def _area_pictures(area: Tensor, size: tuple[int, int]) -> list[Image.Image]:
     """Areas (B, 1, h, w) as grey pictures, with soft borders."""
     levels = (area[:, 0].float().cpu() * 255).round().to(torch.uint8).numpy()
     return [Image.fromarray(one).resize(size, Image.Resampling.BILINEAR) for one in levels]
-
-
-def _base_name(name: str | os.PathLike[str]) -> str:
-    """The last part of a path or an address, so that settings say nothing of the disk they were made on."""
-    text = str(name)
-    if is_url(text):
-        return public_name(text).rstrip("/").rpartition("/")[2]
-    return Path(text).name if Path(text).is_absolute() or os.path.lexists(text) else text
 
 
 def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:

@@ -29,6 +29,7 @@ except ImportError:  # Windows
 __all__ = [
     "AppendLog",
     "NO_JSON",
+    "base_name",
     "check_file",
     "csv_rows",
     "digest_of_files",
@@ -440,6 +441,14 @@ def _whole_lines(stream: BinaryIO) -> int:
 def is_url(source: str) -> bool:
     """Whether something is named by an address other than the hub's."""
     return "://" in source and not source.startswith("hf://")
+
+
+def base_name(name: str | os.PathLike[str]) -> str:
+    """The last part of a path or an address, so that settings say nothing of the disk they were made on."""
+    text = str(name)
+    if is_url(text):
+        return public_name(text).rstrip("/").rpartition("/")[2]
+    return Path(text).name if Path(text).is_absolute() or os.path.lexists(text) else text
 
 
 def public_name(source: str | Path) -> str:
