@@ -95,6 +95,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--validate-with", metavar="FILE", help=".csv or .jsonl: source, instruction; edited as it learns"
     )
+    parser.add_argument("--validation-clip", metavar="CLIP", help="scores these edits, such as ViT-L-14/openai")
     parser.add_argument("--plan", action="store_true", help="say what the run would take, and do not train")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -155,6 +156,7 @@ def _config(options: argparse.Namespace) -> Any:
         "precision",
         "outputs",
         "validate_with",
+        "validation_clip",
         *READING,
         "lora_rank",
         "distill",

@@ -81,6 +81,8 @@ class Example:
     edited: Any
     mask: Any = None
     """Where the picture was edited, white; None where the data do not say."""
+    captions: tuple[str, str] | None = None
+    """Before and after, where the data have both."""
 
 
 class Rows(Protocol):
@@ -207,7 +209,13 @@ class ForeignPairs(Sequence[PairRecord]):
         before, after = (after, before) if inverse else (before, after)
         said = texts if isinstance(texts, tuple) and len(texts) > 1 else texts[0] if texts else None
         mask = self._mask(row, name) if self.layout.mask else None
-        return Example(name=name, original=before, instruction=said, edited=after, mask=mask)
+        captions = self._both_captions(row, inverse=inverse)
+        return Example(name=name, original=before, instruction=said, edited=after, mask=mask, captions=captions)
+
+    def _both_captions(self, row: Mapping[str, Any], *, inverse: bool) -> tuple[str, str] | None:
+        names = (self.layout.caption, self.layout.edited_caption)
+        before, after = (cell(row, name) if name else None for name in (names[::-1] if inverse else names))
+        return (before, after) if isinstance(before, str) and isinstance(after, str) else None
 
     @cached_property
     def _chosen(self) -> Sequence[int]:

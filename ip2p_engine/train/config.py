@@ -232,6 +232,8 @@ class TrainConfig:
     """The loss is measured on so many of these pairs, always with the same noise and levels; 0 for none."""
     validate_with: str | None = None
     """A .csv or .jsonl file with columns source and instruction: pictures of one's own that are edited too."""
+    validation_clip: str | None = None
+    """A CLIP that scores these edits, such as ViT-L-14/openai; None scores nothing and loads nothing."""
     tracker: str | None = None
     """tensorboard or wandb."""
     seed: int = 0
@@ -356,6 +358,7 @@ FREE = frozenset(
         "validation_count",
         "validation_pairs",
         "validate_with",
+        "validation_clip",
         "tracker",
     }
 )

@@ -109,10 +109,15 @@ class RunFolder:
         return self.validation / f"step-{step:08d}.png"
 
     def validations(self) -> list[dict[str, Any]]:
-        """The losses that were noted: step, raw, ema, and whether the pairs are held out."""
+        """What was noted: step, losses raw and ema, whether the pairs are held out, and CLIP's scores of the edits.
+
+        Where scores are, losses may be missing.
+        """
         found = json_lines(self._validation_file, ConfigError, growing=True) if self._validation_file.exists() else ()
         rows = list(found)
-        if not all(all(type(row.get(name)) in (int, float) for name in ("step", "raw", "ema")) for row in rows):
+        needed = [("step", "clip_image") if not {"raw", "ema"} & set(row) else ("step", "raw", "ema") for row in rows]
+        numbers = [[row.get(name) for name in names] for row, names in zip(rows, needed, strict=True)]
+        if not all(type(value) in (int, float) for values in numbers for value in values):
             raise ConfigError(f"{self._validation_file} has a row without step, raw and ema; remove the line")
         return rows
 
@@ -239,6 +244,7 @@ def curve(losses: Sequence[float], validations: Sequence[Mapping[str, Any]] = ()
     """
     canvas = Image.new("RGB", CURVE_SIZE, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    validations = [row for row in validations if "raw" in row]
     left, top, right, bottom = MARGIN[0], MARGIN[1], CURVE_SIZE[0] - MARGIN[2], CURVE_SIZE[1] - MARGIN[3]
     shown = [*_trimmed(losses), *(row[kind] for row in validations for kind in VALIDATED)]
     high = 1.05 * max(shown, default=1.0) or 1.0

@@ -118,9 +118,11 @@ class Run:
             move_frozen(self.model, "cpu")
         if not self.accelerator.is_main_process:
             return
-        if losses:
-            self.folder.append_validation({"step": step, **losses, "held_out": self.validation.held_out})
-            self.accelerator.log({f"validation_loss_{kind}": value for kind, value in losses.items()}, step=step)
+        scores = self.validation.scores(rows)
+        if losses or scores:
+            self.folder.append_validation({"step": step, **losses, "held_out": self.validation.held_out, **scores})
+            told = {f"validation_loss_{kind}": value for kind, value in losses.items()}
+            self.accelerator.log(told | {f"validation_{name}": value for name, value in scores.items()}, step=step)
         sheet = self.validation.sheet(rows)
         log_picture(self.accelerator, "validation", sheet, step)
         save_image(sheet, self.folder.validation_picture(step))  # last: a step that has its picture lacks nothing

@@ -65,6 +65,8 @@ class Pair:
     edited: Image.Image
     mask: Image.Image | None = None
     """Grey, of the original's size, white where it was edited; None where the data do not say, or nobody asked."""
+    captions: tuple[str, str] | None = None
+    """Before and after, where the data have both."""
 
 
 class Stream(Protocol):
@@ -197,7 +199,8 @@ def open_pair(example: Example, draw: int = 0, *, masks: bool = False) -> Pair:
     if abs(aspects[0] / aspects[1] - 1) > SAME_ASPECT:
         sizes = f"{original.width} x {original.height} and {edited.width} x {edited.height}"
         raise DatasetError(f"{example.name}: the pictures are {sizes}; give pairs of one aspect")
-    return Pair(name=example.name, original=original, instruction=said, edited=edited, mask=mask)
+    known: dict[str, Any] = {"mask": mask, "captions": example.captions}
+    return Pair(name=example.name, original=original, instruction=said, edited=edited, **known)
 
 
 def size_of(example: Example) -> Size:
@@ -260,7 +263,7 @@ class _StoreRows:
         said = (pair.edit_prompt, *pair.paraphrases) if pair.paraphrases else pair.edit_prompt
         name = f"pair {pair.key or row}"
         pictures = {"original": pair.original_image, "edited": pair.edited_image, "mask": pair.mask}
-        return Example(name=name, instruction=said, **pictures)
+        return Example(name=name, instruction=said, captions=(pair.original_prompt, pair.edited_prompt), **pictures)
 
     def captions(self) -> list[str]:
         """Of the pictures before the edit; empty where unknown."""

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
+from ..clip.similarity import ClipSimilarity
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError, DatasetError, ImageError
 from ..files import csv_rows, json_lines
@@ -42,10 +44,14 @@ class Own:
     instruction: str
     mask: Image.Image | None = None
     """For a network that is told one: white where something may change."""
+    captions: tuple[str, str] | None = None
+    """Before and after, for CLIP's direction."""
 
 
 def read_own(path: Path) -> list[Own]:
-    """Rows with source, instruction and maybe mask of a .csv or .jsonl file; paths are relative to it.
+    """Rows with source, instruction, maybe mask, caption and edited_caption of a .csv or .jsonl file.
+
+    Paths are relative to it.
 
     Raises ConfigError.
     """
@@ -60,7 +66,9 @@ def read_own(path: Path) -> list[Own]:
         try:
             original, mask = open_image(path.parent / source), row.get("mask")
             mask = open_mask(path.parent / mask, original.size) if mask and isinstance(mask, str) else None
-            found.append(Own(original=original, instruction=said, mask=mask))
+            texts = (row.get("caption"), row.get("edited_caption"))
+            captions = (str(texts[0]), str(texts[1])) if all(texts) else None
+            found.append(Own(original=original, instruction=said, mask=mask, captions=captions))
         except ImageError as error:
             raise ConfigError(f"{path}, row {number}: {error}") from error
     if not found:
@@ -80,6 +88,8 @@ class ValidationSet:
         self.pairs = list(islice(_good(self._rows, count, masks=masks), count))
         self.own = read_own(Path(config.validate_with)) if config.validate_with else []
         self._encoded: list[tuple[Encoded, list[str]]] | None = None
+        # On the CPU, so that it takes no memory where training needs it.
+        self._clip = ClipSimilarity.load(config.validation_clip) if config.validation_clip else None
 
     def losses(self, model: Model, average: Average, encoder: Encoder, micro: int) -> dict[str, float]:
         """The objective's mean over the pairs, by the raw and by the averaged weights.
@@ -147,6 +157,24 @@ class ValidationSet:
         truths = [[fit(pair.edited, size)] for pair in self.pairs] + [[] for _ in self.own]
         return [[a, b.image, *c] for a, b, c in zip(sources, edits, truths, strict=True)]
 
+    def scores(self, rows: Sequence[Sequence[Image.Image]]) -> dict[str, float]:
+        """CLIP's means over the edits of ``edit``; {} without a CLIP.
+
+        clip_image: image similarity to the picture before. clip_direction: of those whose captions differ, with their
+        number, clip_directions; both are missing where there are none.
+        """
+        if self._clip is None or not rows:
+            return {}
+        before, edited = (self._clip.image_features([row[n] for row in rows]) for n in (0, 1))
+        found = {"clip_image": float(cosine_similarity(before, edited).mean())}
+        said = [(n, one.captions) for n, one in enumerate(self._shown) if _differ(one.captions)]
+        if said:
+            places = [n for n, _ in said]
+            texts = [self._clip.text_features([both[n] for _, both in said if both]) for n in (0, 1)]
+            changes = cosine_similarity(edited[places] - before[places], texts[1] - texts[0])
+            found |= {"clip_direction": float(changes.mean()), "clip_directions": len(said)}
+        return found
+
     def sheet(self, rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         """One picture: a strip for each pair, one below the other."""
         strips = [
@@ -163,6 +191,12 @@ class ValidationSet:
     def save(self, rows: Sequence[Sequence[Image.Image]], path: Path) -> None:
         """The sheet as a file."""
         save_image(self.sheet(rows), path)
+
+
+def _differ(captions: tuple[str, str] | None) -> bool:
+    """Whether captions are there, before and after, and say a change."""
+    before, after = (text.strip() for text in captions or ("", ""))
+    return bool(before and after) and before != after
 
 
 def _fitted_mask(mask: Image.Image | None, size: Size) -> Image.Image | None:

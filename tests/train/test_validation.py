@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_engine.errors import ConfigError
+from ip2p_engine.clip.similarity import ClipSimilarity
+from ip2p_engine.errors import CheckpointError, ConfigError
 from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
@@ -96,6 +97,52 @@ def test_no_pairs_no_loss(trained, records):
     assert none.losses(model, average, Encoder(model), 2) == {}
 
 
+def test_clip_scores_edits_as_by_hand_and_costs_nothing_unnamed(trained, records, tmp_path, monkeypatch):
+    """Two pairs, the second with equal captions, and two own pictures, the first with captions."""
+    model, average = trained
+    said = ("a red circle", "a green circle")
+    texts = [said, ("the same", "the same ")]
+    pairs = [replace(one, original_prompt=a, edited_prompt=b) for one, (a, b) in zip(records, texts, strict=False)]
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+    own = tmp_path / "own.csv"
+    own.write_text("source,instruction,caption,edited_caption\na.png,x,a red square,a blue square\nb.png,y,,\n")
+    config = replace(CONFIG, validate_with=str(own), validation_clip="embedded")
+    validation = ValidationSet(open_source(pairs, config), config)
+    rows = validation.edit(model, average)
+    found, clip = validation.scores(rows), ClipSimilarity.load("embedded")
+    before, edited = (clip.image_features([row[n] for row in rows]).double() for n in (0, 1))
+    cosines = [float(a @ b / a.norm() / b.norm()) for a, b in zip(before, edited, strict=True)]
+    assert found["clip_image"] == pytest.approx(sum(cosines) / 4, abs=1e-6)
+    texts = [said, ("a red square", "a blue square")]
+    directions = []
+    for n, both in zip((0, 2), texts, strict=True):
+        a, b = clip.text_features(list(both)).double()
+        change = edited[n] - before[n]
+        directions.append(float(change @ (b - a) / change.norm() / (b - a).norm()))
+    assert (
+        any(directions)
+        and found["clip_direction"] == pytest.approx(sum(directions) / 2, abs=1e-5)
+        and found["clip_directions"] == 2
+    )
+    monkeypatch.setattr(ClipSimilarity, "load", lambda *_: pytest.fail("a CLIP was loaded"))
+    assert ValidationSet(open_source(pairs, CONFIG), CONFIG).scores(rows) == {}
+    with pytest.raises(pytest.fail.Exception):
+        ValidationSet(open_source(pairs, config), config)
+
+
+def test_scores_go_where_losses_go(run, tmp_path):
+    run("a", steps=2, validate_every=1, validation_count=1, validation_pairs=2, validation_clip="embedded")
+    both = lines(tmp_path / "a" / "validation.jsonl")
+    assert [row["step"] for row in both] == [1, 2] and all(row.keys() >= {"raw", "ema", "clip_image"} for row in both)
+    run("b", steps=2, validate_every=1, validation_count=1, validation_pairs=0, validation_clip="embedded")
+    alone = lines(tmp_path / "b" / "validation.jsonl")
+    assert [row["clip_image"] for row in alone] == [row["clip_image"] for row in both] and "raw" not in alone[0]
+    with pytest.raises(CheckpointError):
+        run("c", steps=1, validate_every=1, validation_clip="no/such")
+    assert not (tmp_path / "c" / "log.jsonl").read_text()  # before the first step
+
+
 def test_own_pictures(tmp_path):
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
     (tmp_path / "own.jsonl").write_text('{"source": "a.png", "instruction": "make it blue"}\n')
@@ -126,7 +173,7 @@ def test_a_run_notes_losses_and_shows_them(run, tmp_path):
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
     (tmp_path / "own.csv").write_text("source,instruction\na.png,make it blue\n")
     settings = {"validate_every": 2, "validation_count": 1, "validate_with": str(tmp_path / "own.csv")}
-    run(**settings, tracker="tensorboard")
+    run(**settings, tracker="tensorboard", validation_clip="embedded")
     rows = lines(tmp_path / "run" / "validation.jsonl")
     assert [(row["step"], row["held_out"]) for row in rows] == [(2, False), (4, False)]
     assert all(row["raw"] > 0 and row["ema"] > 0 for row in rows)
@@ -138,6 +185,8 @@ def test_a_run_notes_losses_and_shows_them(run, tmp_path):
     events.Reload()
     assert "validation" in str(events.Tags()["images"])
     assert [one.value for one in events.Scalars("validation_loss_ema")] == pytest.approx([r["ema"] for r in rows])
+    noted = [one.value for one in events.Scalars("validation_clip_image")]
+    assert noted == pytest.approx([row["clip_image"] for row in rows]) and len(noted) == 2
 
 
 @pytest.mark.slow
