@@ -74,6 +74,8 @@ FULL_SIZE = BoundedSemaphore(max(2, min(4, (os.cpu_count() or 1) // 2)))
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 JPEG_SETTINGS = 65533  # bytes of EXIF
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+WINDOWS = os.name == "nt"
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 SUBFILE, REDUCED = 254, 1  # a TIFF's page that is a smaller copy
 
 
@@ -410,6 +412,8 @@ def save_image(
 def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
     """Raise ImageError now if ``save_image`` could not write there later; missing folders are made."""
     path = Path(path)
+    if WINDOWS:
+        _check_for_windows(path)
     _settings_options(settings, path)
     if os.path.isdir(path):
         raise ImageError(f"{path} is a folder and cannot be written as a picture; give the name of a file")
@@ -420,6 +424,14 @@ def check_output(path: str | os.PathLike[str], settings: Mapping[str, object] | 
             path.lstat()  # which knows a name that is too long
         probe.touch()
         probe.unlink()
+
+
+def _check_for_windows(path: Path) -> None:
+    """Raises ImageError for names that are devices there, lose their end, or are streams and patterns."""
+    for part in path.parts[1 if path.anchor else 0 :]:
+        device = part.partition(".")[0].rstrip(" ").upper() in DEVICES
+        if device or (part not in (".", "..") and part[-1] in ". ") or set(part) & set('<>:"|?*'):
+            raise ImageError(f"Windows cannot write the name {part!r} ({path}); give another")
 
 
 def is_picture_name(path: str | os.PathLike[str]) -> bool:

@@ -81,6 +81,7 @@ def _named(word: str, scratch: Path) -> Iterator[Source]:
     if is_url(word):
         yield _download(word, scratch)
         return
+    word = _unquoted(word)
     path = Path(word).expanduser()
     if path.is_dir():
         yield from _in_folder(path)
@@ -91,6 +92,15 @@ def _named(word: str, scratch: Path) -> Iterator[Source]:
         yield from (Source(Path(name).name, name) for name in found)
     else:
         yield Source(path.name, str(path))
+
+
+def _unquoted(word: str) -> str:
+    """Without the quotes that Windows' shell hands on: 'a pattern', and a folder"  that ended with a backslash."""
+    if os.path.lexists(word):
+        return word
+    if len(word) > 2 and word[0] == word[-1] == "'":
+        return word[1:-1]
+    return word.removesuffix('"')
 
 
 def _in_folder(folder: Path) -> Iterator[Source]:
