@@ -348,6 +348,7 @@ def near(picture: Image.Image, expected: Image.Image, off: int) -> bool:
     return all(abs(a - b) <= off for one, other in pairs for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", GIVEN, ids=lambda row: row.what)
 def test_what_goes_in(row, run, tmp_path):
     """By an empty instruction, which gives the picture back as it was read, and by one that edits it."""
@@ -366,6 +367,7 @@ def test_what_goes_in(row, run, tmp_path):
     assert all(near(picture, row.becomes or PICTURE, row.off) for picture in back)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", OUT, ids=lambda row: row.what)
 def test_what_comes_out(row, run, tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "WINDOWS", row.windows)
