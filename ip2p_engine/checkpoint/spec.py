@@ -60,7 +60,7 @@ LIMITS = {
     "sigma_max": (1e-12, 1e6),
 }
 NAME_LENGTH = 200
-SINCE_0_1 = ("sampler", "levels", "guidance", "guidance_low", "guidance_high", "suffix")
+SINCE_0_1 = ("sampler", "levels", "guidance", "guidance_low", "guidance_high", "suffix", "zero_snr")
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),

@@ -105,7 +105,8 @@ def read_pickle(path: Path, *, own: bool = False) -> dict[str, Any]:
 
 def _bare(content: dict[Any, Any]) -> dict[Any, Any]:
     """The same without the attributes that a pickle may set on its dictionaries and tensors, over their own methods."""
-    seen, waiting = set(), [content]
+    seen: set[int] = set()
+    waiting: list[Any] = [content]
     while waiting:
         place = waiting.pop()
         if id(place) in seen:

@@ -97,8 +97,8 @@ def open_world(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
         samples, judge = scene_samples(count, seed=options.seed)
         return samples, judge.truths
     if options.data == PHOTOS:
-        from ..photos.crops import PhotoPool
         from ..photos.exam import photo_samples
+        from ..photos.pictures import PhotoPool
         from ..photos.world import VIEW, sample_edits
 
         pool = PhotoPool(options.pictures or Path("runs/photos/pictures"), ("held-out",), smallest=VIEW)

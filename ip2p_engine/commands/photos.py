@@ -90,15 +90,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ..photos.recipe import export_embedded_photos
+    from ..photos.recipe import export_photos
 
-    export_embedded_photos(options.runs, options.out)
+    export_photos(options.runs, options.out)
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from ..photos.crops import PhotoPool
-    from ..photos.exam import examine, judge_colour_tables, judge_round_trips
-    from ..photos.report import exam_sheet, exam_table
+    from ..photos.exam import exam_sheet, exam_table, examine, judge_colour_tables, judge_round_trips
+    from ..photos.pictures import PhotoPool
     from ..photos.world import VIEW, sample_edits
 
     count = check_positive("--n", options.n)
@@ -119,7 +118,7 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from ..photos.crops import PhotoPool
+    from ..photos.pictures import PhotoPool
     from ..photos.study import Study, run_study, study_table
     from ..photos.world import VIEW, sample_edits
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .objects import COLOURS, LARGE, REGULAR, SHAPES, Thing, draw_things
-from .tints import HUES, colour_share, tint
-from .tones import TONES
+from .tones import HUES, TONES, colour_share, tint
 
 __all__ = [
     "WAYS",

@@ -1,10 +1,11 @@
-"""An examination on held-out photographs and held-out phrasings, where every true result is known."""
+"""An examination on held-out photographs and held-out phrasings, whose true results are known; tables and sheets."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,26 @@ from torch import Tensor
 from ..edit import EditConfig, InstructPix2Pix
 from ..evaluate.samples import Sample
 from ..hooks import Hooks
-from ..images import to_images, to_tensor
+from ..images import save_image, strip, to_images, to_tensor
 from ..networks.conditioning import decode_latents, encode_image
 from .baseline import fit_colour_table
 from .judge import Verdict, judge_edit
 from .tones import TONES
 from .world import KINDS, LOCAL_KINDS, PhotoEdit, Pool
 
-__all__ = ["Examination", "PhotoJudge", "Score", "examine", "judge_colour_tables", "judge_round_trips", "photo_samples"]
+__all__ = [
+    "Examination",
+    "PhotoJudge",
+    "Score",
+    "exam_sheet",
+    "exam_table",
+    "examine",
+    "judge_colour_tables",
+    "judge_round_trips",
+    "photo_samples",
+]
 
+SHOWN, HEIGHT = 40, 144
 BATCH = 8
 
 
@@ -186,3 +198,37 @@ def _pixels(image) -> Tensor:
 
 def _mean(values: Sequence[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).mean()) if values else float("nan")
+
+
+def exam_table(examination: Examination) -> str:
+    """A row a kind; every kind counts alike in the last ones."""
+    lines = ["| kind | edits | done % | nearest dB | kept dB |", "|---|---|---|---|---|"]
+    for kind, score in examination.by_kind.items():
+        kept = "" if score.kept is None else f"{score.kept:.1f}"
+        lines.append(f"| {kind} | {score.count} | {100 * score.done:.1f} | {score.nearest:.1f} | {kept} |")
+    figures = examination.figures()
+    count, kept = len(examination.edits), figures["kept"]
+    lines.append(f"| **all** | {count} | **{100 * figures['done']:.1f}** | | {'' if kept is None else f'{kept:.1f}'} |")
+    for name, kinds in (("whole picture", tuple(TONES)), ("local", LOCAL_KINDS)):
+        lines.append(f"| {name} | | {100 * examination.share_done(kinds):.1f} | | |")
+    lines.append(f"\n{figures['seconds_per_edit']:.2f} s an edit; {figures['settings']}")
+    return "\n".join(lines)
+
+
+def exam_sheet(examination: Examination, path: Path) -> None:
+    """The first 40 results, unselected: source, result and a right answer of each."""
+    shown = list(zip(examination.edits, examination.pictures, strict=True))[:SHOWN]
+    trios = []
+    for edit, picture in shown:
+        images = to_images(torch.stack([edit.source, picture, edit.target]) * 2 - 1)
+        trios.append(strip(images, ["", edit.instruction, "(truth)"], height=HEIGHT))
+    save_image(_grid(trios), path)
+
+
+def _grid(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    rows = -(-len(pictures) // columns)
+    grid = Image.new("RGB", (columns * width, rows * height), "white")
+    for n, picture in enumerate(pictures):
+        grid.paste(picture, (n % columns * width, n // columns * height))
+    return grid

@@ -5,16 +5,16 @@ A chunk depends on its size and number alone, so chunks can be made at any time,
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..checkpoint.write import write_safetensors
 from ..hooks import Hooks
-from .crops import PhotoPool
+from .pictures import PhotoPool
 from .texts import compact_tokens, facts_of
 from .world import KINDS, sample_edit, say
 
@@ -43,9 +43,7 @@ def make_chunks(autoencoder, pictures: Path, folder: Path, *, hooks: Hooks | Non
         path = folder / f"{side}-{number:04d}.safetensors"
         if not path.exists():
             chunk = make_chunk(autoencoder, pool, side, number)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file(chunk, temporary)
-            temporary.replace(path)
+            write_safetensors(chunk, path, {"format": "pt"})
         hooks.progress(done + 1, len(todo))
 
 

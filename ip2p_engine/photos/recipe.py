@@ -8,21 +8,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checkpoint.keys import with_prefix
+from ..checkpoint.write import NETWORK_FILE, TEXT_FILE, write_safetensors
 from ..errors import ConfigError
 from ..hooks import Hooks
+from ..networks.model import ModelSpec
+from ..train.miniature import (
+    LATENT_SCALE,
+    export_miniature,
+    finished_weights,
+    fold_latent_scale,
+    make_text_encoder,
+    with_vocabulary,
+)
 from ..train.stage import run_stage
-from .networks import make_autoencoder
+from .latents import make_chunks
+from .stages import AutoencoderStage, EditStage, TextStage, make_autoencoder, make_unet
+from .texts import words_in_use
 
-__all__ = ["STAGES", "export_embedded_photos", "train_stage"]
+__all__ = [
+    "PHOTOS_SPEC",
+    "STAGES",
+    "export_photos",
+    "train_stage",
+]
 
-logger = logging.getLogger(__name__)
-
+PHOTOS_SPEC = ModelSpec(
+    name="photos",
+    family="sd1",
+    in_channels=8,
+    prediction="v",
+    scaled_condition=False,
+    latent_scale=LATENT_SCALE,
+    text_cfg=2.0,
+    image_cfg=1.2,
+    resolution=256,
+    steps=10,
+)
 STAGES = ("autoencoder", "text", "latents", "edit")
 FOLDED_OVER = 128
 """Views over which the latents' mean and variance are taken."""
+
+log = logging.getLogger(__name__)
 
 
 def train_stage(name: str, runs: Path, pictures: Path, *, steps: int | None = None, device: str = "cpu") -> None:
@@ -39,77 +68,50 @@ def train_stage(name: str, runs: Path, pictures: Path, *, steps: int | None = No
     if name == "latents":
         _make_latents(runs, pictures)
         return
-    stage = {"autoencoder": _autoencoder, "text": _text, "edit": _edit}[name](runs, pictures)
+    stage = _stage(name, runs, pictures)
     if steps is not None:
         stage.config = replace(stage.config, steps=steps)
     weights = run_stage(stage, runs / name, device=device)
-    _save(_folded(stage, weights) if name == "autoencoder" else weights, runs / f"{name}.safetensors")
-
-
-def export_embedded_photos(runs: Path, folder: Path) -> None:
-    """Write the shipped files from the stages' weights."""
-    from .export import export_photos
-
-    edit = finished(runs, "edit")
-    export_photos(finished(runs, "autoencoder"), part(edit, "text."), part(edit, "unet."), folder)
-
-
-def finished(runs: Path, name: str) -> dict[str, Tensor]:
-    """The weights of a finished stage. Raises ConfigError if there are none."""
     path = runs / f"{name}.safetensors"
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; train the stage {name!r} first (ip2p photos train {name})")
-    return load_file(path)
+    write_safetensors(_folded(stage, weights) if name == "autoencoder" else weights, path, {"format": "pt"})
+    log.info("wrote %s", path)
 
 
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def export_photos(runs: Path, folder: Path) -> None:
+    """Write the shipped files from the stages' weights; words that the grammar lacks get a row of zeros."""
+    edit = finished_weights(runs, "edit", "photos")
+    text = with_vocabulary(with_prefix(edit, "text."), words_in_use())
+    networks = (
+        ("vae", make_autoencoder().config, finished_weights(runs, "autoencoder", "photos"), NETWORK_FILE),
+        ("text_encoder", make_text_encoder().config.to_dict(), text, TEXT_FILE),
+        ("unet", make_unet().config, with_prefix(edit, "unet."), NETWORK_FILE),
+    )
+    export_miniature(folder, PHOTOS_SPEC, networks)
 
 
-def _autoencoder(runs: Path, pictures: Path) -> Any:
-    from .autoencoder_stage import AutoencoderStage
-
-    return AutoencoderStage(pictures)
+def _stage(name: str, runs: Path, pictures: Path) -> Any:
+    if name == "autoencoder":
+        return AutoencoderStage(pictures)
+    if name == "text":
+        return TextStage()
+    text = with_prefix(finished_weights(runs, "text", "photos"), "text.")
+    return EditStage(runs / "latents", text)
 
 
 def _folded(stage: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The autoencoder's weights with latents of mean 0, variance 1 a channel."""
-    from .autoencoder_stage import fold_latent_scale
-
     stage.trained.load_state_dict(weights)
     stage.trained.cpu().eval()
-    fold_latent_scale(stage.trained, stage.examples(FOLDED_OVER, size=128))
+    fold_latent_scale(stage.trained, stage.examples(FOLDED_OVER, size=128), at_once=16)
     return stage.trained.state_dict()
 
 
-def _text(runs: Path, pictures: Path) -> Any:
-    from .text_stage import TextStage
-
-    return TextStage()
-
-
-def _edit(runs: Path, pictures: Path) -> Any:
-    from .edit_stage import EditStage
-
-    return EditStage(runs / "latents", part(finished(runs, "text"), "text."))
-
-
 def _make_latents(runs: Path, pictures: Path) -> None:
-    from .latents import make_chunks
-
     autoencoder = make_autoencoder()
-    autoencoder.load_state_dict(finished(runs, "autoencoder"))
+    autoencoder.load_state_dict(finished_weights(runs, "autoencoder", "photos"))
     make_chunks(
         autoencoder.eval(),
         pictures,
         runs / "latents",
-        hooks=Hooks(on_progress=lambda done, count, _: logger.info("latents %d of %d", done, count)),
+        hooks=Hooks(on_progress=lambda done, count, _: log.info("latents %d of %d", done, count)),
     )
-
-
-def _save(weights: dict[str, Tensor], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, temporary)
-    temporary.replace(path)
-    logger.info("wrote %s", path)

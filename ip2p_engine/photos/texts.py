@@ -1,4 +1,4 @@
-"""The photo world's texts as tensors: the words in use, a text encoder that has only these, and what a text says."""
+"""The photo world's texts as tensors: the words in use, and what a text says."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import CLIPTextModel
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..tokenizer import END_OF_TEXT, MAX_TOKENS, START_OF_TEXT, tokenize
 from .edits import WAYS, Add, Move, Operation, Recolour, Reshape, Resize, Tint, Tone
 from .grammar import all_words
-from .networks import make_text_encoder
 from .objects import COLOURS, LARGE, SHAPES
-from .tints import HUES
-from .tones import TONES
+from .tones import HUES, TONES
 
 __all__ = [
     "FACTS",
     "any_wording",
-    "compact_text_encoder",
     "compact_tokens",
     "facts_of",
     "padded",
-    "scatter_vocabulary",
     "words_in_use",
 ]
 
-VOCABULARY = 49408
 
 FACTS = (
     *(f"is {name}" for name in ("Tone", "Tint", "Add", "Remove", "Recolour", "Reshape", "Resize", "Move", "Swap")),
@@ -64,22 +58,6 @@ def compact_tokens(texts: Sequence[str]) -> Tensor:
             f"{texts[int(wrong)]!r} has a word that the photo world's grammar lacks; all_words() lists them"
         )
     return compact
-
-
-def compact_text_encoder() -> CLIPTextModel:
-    """The miniature's text encoder with a table of the words in use only."""
-    encoder = make_text_encoder()
-    table = nn.Embedding(len(words_in_use()), encoder.config.hidden_size)
-    nn.init.normal_(table.weight, std=0.02)
-    encoder.embeddings.token_embedding = table
-    return encoder
-
-
-def scatter_vocabulary(rows: Tensor) -> Tensor:
-    """The 49,408-row table with the rows in use at their standard ids."""
-    table = torch.zeros(VOCABULARY, rows.shape[1])
-    table[words_in_use()] = rows.float()
-    return table
 
 
 def facts_of(operations: Sequence[Operation]) -> Tensor:

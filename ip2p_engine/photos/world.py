@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .crops import jitter
 from .edits import (
     WAYS,
     Add,
@@ -29,8 +28,8 @@ from .edits import (
 )
 from .grammar import JOINTS, wordings
 from .objects import COLOURS, GRID, LARGE, REGULAR, SHAPES, Thing
-from .tints import HUES, colour_share
-from .tones import TONES
+from .pictures import jitter
+from .tones import HUES, TONES, colour_share
 
 __all__ = ["KINDS", "LOCAL_KINDS", "VIEW", "PhotoEdit", "sample_edit", "sample_edits"]
 

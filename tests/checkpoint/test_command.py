@@ -149,7 +149,7 @@ BAD = {
     "a file in the folder's way": (["{file}", "{file}/out", "--to", "diffusers"], "cannot be written"),
     "another folder in the way": (["{file}", "{here}", "--to", "diffusers"], "holds notes.txt"),
     "a missing base": (["{unet}", "out.safetensors", "--to", "ldm", "--base", "no.ckpt"], "no.ckpt does not exist"),
-    "no base": (["{unet}", "out.safetensors", "--to", "ldm"], "or --base"),
+    "no base": (["{unet}", "out.safetensors", "--to", "ldm"], "as the --base"),
     "a merge without words": (
         ["out.safetensors", "--to", "ldm", "--add-difference", "a", "b", "c"],
         "expected 5 arguments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from ip2p_engine.diffusion.sampling import euler
 from ip2p_engine.errors import CheckpointError, ConfigError, ImageError, Interrupted
 from ip2p_engine.images import fit, to_images
 from ip2p_engine.networks.conditioning import Conditioning, decode_latents, decode_pictures, encode_text
-from ip2p_engine.networks.denoiser import BranchDenoiser, denoised_from, input_scale
+from ip2p_engine.networks.denoiser import BranchDenoiser, _activation_bytes, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator
 from ip2p_engine.scenes.world import Scene, render
@@ -182,9 +183,11 @@ def test_branches_together_or_one_after_another_are_the_same(editor):
 
 
 @pytest.mark.skipif("SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", ()), reason="memory is not asked for here")
-@pytest.mark.parametrize(("pages", "rows"), [(0, [1, 1, 1]), (2**40, [3])])
-def test_branches_are_computed_together_only_where_memory_allows(untrained, monkeypatch, pages, rows):
+@pytest.mark.parametrize(("fitting", "rows"), [(0, [1, 1, 1]), (2.5, [1, 1, 1]), (3.5, [3])])
+def test_branches_are_computed_together_only_where_memory_allows(untrained, monkeypatch, fitting, rows):
     ask, calls = os.sysconf, []
+    branch = _activation_bytes(untrained.model, torch.empty(1, 4, 8, 8))
+    pages = math.ceil(fitting * branch / 0.6 / ask("SC_PAGE_SIZE"))  # of free memory a share is used
     monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_AVPHYS_PAGES" else ask(name))
     hook = untrained.model.unet.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
     try:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ip2p_engine import InstructPix2Pix
 from ip2p_engine.errors import ConfigError
 from ip2p_engine.photos import latents
-from ip2p_engine.photos.edit_stage import EditStage
-from ip2p_engine.photos.exam import examine, judge_round_trips
-from ip2p_engine.photos.export import export_photos
-from ip2p_engine.photos.networks import make_autoencoder, make_unet
-from ip2p_engine.photos.recipe import train_stage
-from ip2p_engine.photos.report import exam_sheet, exam_table
+from ip2p_engine.photos.exam import exam_sheet, exam_table, examine, judge_round_trips
+from ip2p_engine.photos.recipe import export_photos, train_stage
+from ip2p_engine.photos.stages import EditStage, TextStage, make_autoencoder, make_unet
 from ip2p_engine.photos.study import Study, run_study, study_table
-from ip2p_engine.photos.text_stage import TextStage
-from ip2p_engine.photos.texts import compact_text_encoder
+from ip2p_engine.photos.texts import words_in_use
 from ip2p_engine.photos.world import sample_edits
+from ip2p_engine.train.miniature import compact_text_encoder
 
 from .test_photos import DemoPool
 
@@ -28,7 +26,7 @@ def test_stages_follow_one_another(tmp_path):
     with pytest.raises(ConfigError, match="train the stage 'autoencoder' first"):
         train_stage("latents", tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="photos train latents"):
-        EditStage(tmp_path, compact_text_encoder().state_dict())
+        EditStage(tmp_path, compact_text_encoder(words_in_use()).state_dict())
 
 
 def test_the_edit_stage_learns_from_chunks(tmp_path, monkeypatch):
@@ -38,7 +36,7 @@ def test_the_edit_stage_learns_from_chunks(tmp_path, monkeypatch):
     latents.make_chunks(make_autoencoder().eval(), tmp_path, tmp_path)
     table = latents.Chunks(tmp_path, 128)
     assert table.refresh() == 6 and table.table["source"].shape == (6, 4, 16, 16)
-    stage = EditStage(tmp_path, compact_text_encoder().state_dict())
+    stage = EditStage(tmp_path, compact_text_encoder(words_in_use()).state_dict())
     batch = stage.draw(0, torch.Generator().manual_seed(1))
     again = stage.draw(0, torch.Generator().manual_seed(1))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
@@ -49,7 +47,7 @@ def test_the_edit_stage_learns_from_chunks(tmp_path, monkeypatch):
 
 
 def test_the_text_stage_reads_facts(monkeypatch):
-    monkeypatch.setattr("ip2p_engine.photos.text_stage.EDITS", 22)
+    monkeypatch.setattr("ip2p_engine.photos.stages.EDITS", 22)
     stage = TextStage()
     loss, figures = stage.loss(stage.draw(0, torch.Generator().manual_seed(0)), 0)
     assert loss.isfinite() and 0 <= figures["right"] <= 1
@@ -57,10 +55,12 @@ def test_the_text_stage_reads_facts(monkeypatch):
 
 def test_exported_files_load_edit_and_are_judged(tmp_path):
     torch.manual_seed(0)
-    parts = [net.state_dict() for net in (make_autoencoder(), compact_text_encoder(), make_unet())]
-    export_photos(*parts, tmp_path)
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 24e6
-    editor = InstructPix2Pix.load(tmp_path, device="cpu")
+    edit = {"text": compact_text_encoder(words_in_use()), "unet": make_unet()}
+    save_file(make_autoencoder().state_dict(), tmp_path / "autoencoder.safetensors")
+    save_file(torch.nn.ModuleDict(edit).state_dict(), tmp_path / "edit.safetensors")
+    export_photos(tmp_path, tmp_path / "model")
+    assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*")) < 24e6
+    editor = InstructPix2Pix.load(tmp_path / "model", device="cpu")
     assert editor.model.spec.name == "photos" and editor.model.spec.prediction == "v"
     edits = sample_edits(DemoPool(), 1, seed=1, held_out=True)
     for examination in (examine(editor, edits, config=None), judge_round_trips(editor, edits)):

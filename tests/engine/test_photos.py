@@ -11,16 +11,22 @@ import torch
 
 from ip2p_engine.errors import DatasetError
 from ip2p_engine.photos.baseline import ColourTable
-from ip2p_engine.photos.crops import dead_leaves, jitter
 from ip2p_engine.photos.edits import Add, Canvas, Move, Recolour, Remove, Swap, Tone, possible_operations
 from ip2p_engine.photos.gather import read_qt_resources
 from ip2p_engine.photos.grammar import JOINTS, TONE_WORDS, all_words, wordings
 from ip2p_engine.photos.judge import distances, judge_edit
 from ip2p_engine.photos.objects import COLOURS, LARGE, SHAPES, Thing, opacity
-from ip2p_engine.photos.pictures import FREE_LICENCES, catalogue, demo_picture, find_picture, load_pixels
+from ip2p_engine.photos.pictures import (
+    FREE_LICENCES,
+    catalogue,
+    dead_leaves,
+    demo_picture,
+    find_picture,
+    jitter,
+    load_pixels,
+)
 from ip2p_engine.photos.texts import FACTS, compact_tokens, facts_of
-from ip2p_engine.photos.tints import HUES, colour_share, tint
-from ip2p_engine.photos.tones import TONES
+from ip2p_engine.photos.tones import HUES, TONES, colour_share, tint
 from ip2p_engine.photos.world import KINDS, PhotoEdit, sample_edits
 
 DEMO = [photo.key for photo in catalogue() if photo.split == "demo"]

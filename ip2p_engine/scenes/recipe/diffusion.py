@@ -10,30 +10,26 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
+from ...checkpoint.keys import with_prefix
 from ...diffusion.guidance import conditioning_dropout
 from ...diffusion.schedule import DiscreteSchedule
 from ...train.config import preset
+from ...train.miniature import LATENT_SCALE, TEXT_WIDTH, compact_text_encoder
 from ..grammar import scenes_of
 from ..world import WORLD_SIZE
 from .tables import as_input, caption_rows, edit_table, text_table, training_pixels, words_in_use
 
 __all__ = [
-    "LATENT_SCALE",
     "AutoencoderStage",
     "DecoderStage",
     "EditStage",
     "TextToImageStage",
-    "fold_latent_scale",
     "make_autoencoder",
-    "make_text_encoder",
     "make_unet",
-    "part_of",
 ]
 
-LATENT_SCALE = 0.18215
-TEXT_WIDTH = 96
 CROP = 32
 CROPPED_SHARE = 0.65
 CELL = 8
@@ -54,31 +50,6 @@ def make_autoencoder() -> AutoencoderKL:
         sample_size=64,
         scaling_factor=LATENT_SCALE,
     )
-
-
-def make_text_encoder() -> CLIPTextModel:
-    """CLIP's text encoder with the standard vocabulary and 77 positions."""
-    config = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-        hidden_act="quick_gelu",
-        bos_token_id=49406,
-        eos_token_id=49407,
-        pad_token_id=49407,
-    )
-    return CLIPTextModel(config)
-
-
-def _compact_text_encoder() -> CLIPTextModel:
-    """The same with a table of the words in use only."""
-    encoder = make_text_encoder()
-    encoder.embeddings.token_embedding = nn.Embedding(len(words_in_use()), TEXT_WIDTH)
-    nn.init.normal_(encoder.embeddings.token_embedding.weight, std=0.02)
-    return encoder
 
 
 def make_unet(in_channels: int) -> UNet2DConditionModel:
@@ -131,19 +102,6 @@ class AutoencoderStage:
         return loss, figures
 
 
-@torch.no_grad()
-def fold_latent_scale(autoencoder: Any, pictures: Tensor) -> None:
-    """Shift and scale each latent channel through the 1 x 1 convolutions, so that 0.18215 z has mean 0, variance 1."""
-    latents = torch.cat([autoencoder.encode(part).latent_dist.mean for part in pictures.split(64)])
-    centre, scale = latents.mean((0, 2, 3)), LATENT_SCALE * latents.std((0, 2, 3))
-    encode, decode = autoencoder.quant_conv, autoencoder.post_quant_conv
-    decode.bias += decode.weight[:, :, 0, 0] @ centre
-    decode.weight *= scale[None, :, None, None]
-    encode.weight[:4] /= scale[:, None, None, None]
-    encode.bias[:4] = (encode.bias[:4] - centre) / scale
-    encode.bias[4:] -= 2 * torch.log(scale)
-
-
 class DecoderStage:
     """The decoder alone, on whole pictures and fixed latents: flakes and stars, which L1 leaves out.
 
@@ -186,7 +144,7 @@ class TextToImageStage:
     def __init__(self, latents: dict[str, Tensor]) -> None:
         torch.manual_seed(self.config.seed + 1)
         self._latents = latents
-        self.trained = nn.ModuleDict({"unet": make_unet(4), "text": _compact_text_encoder()})
+        self.trained = nn.ModuleDict({"unet": make_unet(4), "text": compact_text_encoder(words_in_use())})
         captions, self._captions = caption_rows()
         self._edits, self._offset = edit_table(), len(captions)
         self._tokens = text_table([*captions, *self._edits.texts, ""])
@@ -214,9 +172,9 @@ class EditStage:
     def __init__(self, latents: dict[str, Tensor], text_to_image: dict[str, Tensor]) -> None:
         self._latents = latents
         self.trained = make_unet(8)
-        self.trained.load_state_dict(_widened(part_of(text_to_image, "unet.")))
-        text = _compact_text_encoder()
-        text.load_state_dict(part_of(text_to_image, "text."))
+        self.trained.load_state_dict(_widened(with_prefix(text_to_image, "unet.")))
+        text = compact_text_encoder(words_in_use())
+        text.load_state_dict(with_prefix(text_to_image, "text."))
         self._edits = edit_table()
         self._contexts = _encode(text, text_table([*self._edits.texts, ""]).long())
 
@@ -254,11 +212,6 @@ def velocity_loss(unet: nn.Module, batch: dict[str, Tensor], context: Tensor) ->
     inputs = torch.cat([noisy, batch["condition"]], dim=1) if "condition" in batch else noisy
     target = alpha * batch["noise"] - sigma * batch["z"]
     return (unet(inputs, batch["t"], context).sample - target).square().mean()
-
-
-def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights below a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _widened(state: dict[str, Tensor]) -> dict[str, Tensor]:

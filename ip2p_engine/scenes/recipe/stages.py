@@ -9,40 +9,35 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ...checkpoint.write import (
-    NETWORK_FILE,
-    TEXT_FILE,
-    model_index,
-    scheduler_config,
-    write_network,
-    write_safetensors,
-)
+from ...checkpoint.keys import with_prefix
+from ...checkpoint.write import NETWORK_FILE, TEXT_FILE, write_safetensors
 from ...errors import ConfigError, Interrupted
-from ...files import write_json
 from ...hooks import Hooks
 from ...networks.model import ModelSpec
 from ...train.config import preset
+from ...train.miniature import (
+    LATENT_SCALE,
+    export_miniature,
+    finished_weights,
+    fold_latent_scale,
+    make_text_encoder,
+    with_vocabulary,
+)
 from ...train.sources import open_source
 from ...train.stage import Stage, run_stage
 from .clip_stage import ClipStage, ClipTextStage, clip_config_json, with_text_tower
 from .diffusion import (
-    LATENT_SCALE,
     AutoencoderStage,
     DecoderStage,
     EditStage,
     TextToImageStage,
-    fold_latent_scale,
     make_autoencoder,
-    make_text_encoder,
     make_unet,
-    part_of,
 )
 from .tables import as_input, latent_table, training_pixels, words_in_use
 
@@ -51,11 +46,11 @@ __all__ = ["EMBEDDED_SPEC", "STAGES", "export_embedded", "train_in_processes", "
 ASKED_EVERY = 0.2
 STAGES: dict[str, Callable[[Path], Stage]] = {
     "autoencoder": lambda runs: AutoencoderStage(),
-    "decoder": lambda runs: DecoderStage(_finished(runs, "autoencoder"), _latents(runs)),
+    "decoder": lambda runs: DecoderStage(finished_weights(runs, "autoencoder", "scenes"), _latents(runs)),
     "clip": lambda runs: ClipStage(),
-    "clip-text": lambda runs: ClipTextStage(_finished(runs, "clip")),
+    "clip-text": lambda runs: ClipTextStage(finished_weights(runs, "clip", "scenes")),
     "text-to-image": lambda runs: TextToImageStage(_latents(runs)),
-    "edit": lambda runs: EditStage(_latents(runs), _finished(runs, "text-to-image")),
+    "edit": lambda runs: EditStage(_latents(runs), finished_weights(runs, "text-to-image", "scenes")),
 }
 EMBEDDED_SPEC = ModelSpec(
     name="scenes",
@@ -158,31 +153,25 @@ def train_stage(
 
 def export_embedded(runs: Path, folder: Path) -> None:
     """Write the shipped files from the stages' weights, in half precision: a diffusers folder, the CLIP beside it."""
-    painter = _finished(runs, "text-to-image")
-    clip = with_text_tower(_finished(runs, "clip"), _finished(runs, "clip-text"))
+    painter = finished_weights(runs, "text-to-image", "scenes")
+    clip = with_text_tower(finished_weights(runs, "clip", "scenes"), finished_weights(runs, "clip-text", "scenes"))
     text_config = make_text_encoder().config.to_dict()
-    text = _with_vocabulary(part_of(painter, "text."), "embeddings.token_embedding.weight")
-    autoencoder = _finished(runs, "autoencoder") | _finished(runs, "decoder")
-    for name, config, weights, file in (
+    text = with_vocabulary(with_prefix(painter, "text."), words_in_use())
+    autoencoder = finished_weights(runs, "autoencoder", "scenes") | finished_weights(runs, "decoder", "scenes")
+    networks = (
         ("text_encoder", text_config, text, TEXT_FILE),
-        ("unet_text_to_image", make_unet(4).config, part_of(painter, "unet."), NETWORK_FILE),
-        ("unet", make_unet(8).config, _finished(runs, "edit"), NETWORK_FILE),
+        ("unet_text_to_image", make_unet(4).config, with_prefix(painter, "unet."), NETWORK_FILE),
+        ("unet", make_unet(8).config, finished_weights(runs, "edit", "scenes"), NETWORK_FILE),
         ("vae", make_autoencoder().config, autoencoder, NETWORK_FILE),
-        ("clip", clip_config_json(), _with_vocabulary(clip, "token_embedding.weight"), TEXT_FILE),
-    ):
-        write_network(folder / name, config, weights, torch.float16, file)
-    index = model_index(EMBEDDED_SPEC)
-    del index["tokenizer"]  # the engine carries CLIP's vocabulary
-    (folder / "scheduler").mkdir(exist_ok=True)
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(EMBEDDED_SPEC))
-    write_json(folder / "ip2p_config.json", asdict(EMBEDDED_SPEC))
-    write_json(folder / "model_index.json", index)
+        ("clip", clip_config_json(), with_vocabulary(clip, words_in_use(), "token_embedding.weight"), TEXT_FILE),
+    )
+    export_miniature(folder, EMBEDDED_SPEC, networks)
 
 
 def _latents(runs: Path) -> dict[str, Tensor]:
     """Latents of the training scenes under the finished autoencoder."""
     autoencoder = make_autoencoder()
-    autoencoder.load_state_dict(_finished(runs, "autoencoder"))
+    autoencoder.load_state_dict(finished_weights(runs, "autoencoder", "scenes"))
     return latent_table(autoencoder.eval(), runs / "latents.safetensors")
 
 
@@ -193,19 +182,5 @@ def _folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return autoencoder.state_dict()
 
 
-def _with_vocabulary(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The rows in use at their ids in the table of 49,408, whose other rows are zero."""
-    table = torch.zeros(49408, state[name].shape[1])
-    table[words_in_use()] = state[name].float()
-    return {**state, name: table}
-
-
 def _weights_of(runs: Path, name: str) -> Path:
     return runs / f"{name}.safetensors"
-
-
-def _finished(runs: Path, name: str) -> dict[str, Tensor]:
-    path = _weights_of(runs, name)
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; train the stage {name!r} first (ip2p scenes train {name})")
-    return load_file(path)
