@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["PUBLISHED", "Published", "published"]
 
-PAPERS = "SD1.5, 512 px, --text-cfg 7.5 --image-cfg 1.5"
+PAPERS = "SD1.5, 512 px, text_cfg 7.5, image_cfg 1.5"
 QUALITY = ", image quality is five out of five"
 HIVE = "https://storage.googleapis.com/sfr-hive-data-research/checkpoints"
 INSTRUCT_DIFFUSION = (
@@ -53,7 +53,7 @@ def _hive(file: str, base: str, *, conditional: bool) -> Published:
         addresses=(f"{HIVE}/{file}",),
         page="https://github.com/salesforce/HIVE",
         licence="not said of the weights; the code is Apache-2.0",
-        settings=f"{base}, 512 px, --text-cfg 7.5 --image-cfg 1.5{', with a suffix' if conditional else ''}",
+        settings=f"{base}, 512 px, text_cfg 7.5, image_cfg 1.5{', with a suffix' if conditional else ''}",
         recommends=recommends,
     )
 
@@ -64,7 +64,7 @@ def _instruct_diffusion(name: str, ending: str) -> Published:
         addresses=tuple(f"{INSTRUCT_DIFFUSION}{ending}_a{piece}" for piece in "abcdef"),
         page="https://github.com/cientgu/InstructDiffusion",
         licence="MIT, and Stable Diffusion's CreativeML OpenRAIL-M",
-        settings="SD1.5, 512 px, --guidance instruct-diffusion --text-cfg 5 --image-cfg 1.25",
+        settings="SD1.5, 512 px, guidance instruct-diffusion, text_cfg 5, image_cfg 1.25",
         recommends={"guidance": "instruct-diffusion", "text_cfg": 5.0, "image_cfg": 1.25},
     )
 
@@ -84,7 +84,7 @@ PUBLISHED = (
         "diffusers/sdxl-instructpix2pix-768",
         licence="CreativeML OpenRAIL++-M",
         size="12.3 GB",
-        settings="SDXL, 768 px, --text-cfg 3 --image-cfg 1.5",
+        settings="SDXL, 768 px, text_cfg 3, image_cfg 1.5",
     ),
     _hub(
         "cosxl",
@@ -93,7 +93,7 @@ PUBLISHED = (
         licence="Stability AI's for CosXL, non-commercial",
         gated=True,
         size="6.9 GB",
-        settings="CosXL, 1024 px, --text-cfg 5 --image-cfg 1.5",
+        settings="CosXL, 1024 px, text_cfg 5, image_cfg 1.5",
     ),
     _hub(
         "hive-magicbrush",

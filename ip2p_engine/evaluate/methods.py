@@ -117,7 +117,9 @@ class InstructionEdit:
         return Made(edited=to_images(decode_latents(self.model, z)))
 
 
-def common_settings(model: Model, name: str, steps: int | None, sampler: str | None, schedule: str) -> dict[str, Any]:
+def common_settings(
+    model: Model, name: str, steps: int | None, sampler: str | None, schedule: str | None
+) -> dict[str, Any]:
     """What every row of a method says about its network and its walk. Raises ConfigError for what cannot be walked."""
     EditConfig(steps=steps, sampler=sampler, schedule=schedule)
     return {
