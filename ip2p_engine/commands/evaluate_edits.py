@@ -32,7 +32,8 @@ CLIP = "ViT-B-32/openai"
 
 def add_edits(actions: Any) -> None:
     edits = add_command(actions, "edits", _edits, "edit a test set by checkpoints: MagicBrush's and Emu Edit's tables")
-    edits.add_argument("data", metavar="DATA", help="pairs in any layout: ip2p dataset layouts")
+    edits.add_argument("data", metavar="DATA", help="pairs in any layout, GEdit-Bench's table or ImgEdit's JSON")
+    edits.add_argument("--sources", type=Path, metavar="FOLDER", help="where ImgEdit's pictures lie")
     edits.add_argument(
         "--checkpoint",
         action=Several,
@@ -61,6 +62,7 @@ def _edits(options: argparse.Namespace) -> None:
     from ..clip.similarity import ClipSimilarity
     from ..data.reading import open_pairs
     from ..edit import usable_device
+    from ..evaluate.benchmarks import is_bare, write_bare
     from ..evaluate.edits import benchmark_tables, examples, write_truth
     from ..evaluate.metrics import DINO, Dino
     from ..evaluate.run_folder import check_run, claim_run, save_run, text_of
@@ -70,12 +72,16 @@ def _edits(options: argparse.Namespace) -> None:
     named = named_checkpoints(options.checkpoint)
     check_positive("--batch", options.batch)
     check_run(options.out, "edits")
-    pairs = open_pairs(options.data, reading_of(options))
+    bare = is_bare(Path(options.data))
+    pairs = None if bare else open_pairs(options.data, reading_of(options))
     device = usable_device(options.device)
     clip = ClipSimilarity.load(options.clip, device=device)
     dino = None if options.dino is None else Dino.load(options.dino or DINO, device=device)
     claim_run(options.out, "edits")
-    edits, broken = write_truth(pairs, options.out)
+    if pairs is None:
+        edits, broken = write_bare(Path(options.data), options.out, options.sources, options.limit)
+    else:
+        edits, broken = write_truth(pairs, options.out)
     made: dict[str, Any] = {}
     with stop_signals() as should_stop:
         for name, path in named:

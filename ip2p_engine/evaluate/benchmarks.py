@@ -16,19 +16,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..data.layouts import NAMES
+from ..data.tables import ParquetTable
 from ..errors import DatasetError
 from ..files import csv_rows, disk_errors, json_lines, read_json, whole_file, write_json
-from .edits import load_edits
+from .edits import TestEdit, keep_picture, load_edits, save_edits
 from .judge import JudgedEdit, Judgement, Verdict
 from .rubrics import Rubric
 from .run_folder import Row
 
-__all__ = ["edits_of", "read_scores", "write_scores"]
+__all__ = ["edits_of", "is_bare", "read_scores", "write_bare", "write_scores"]
 
 OWN = ", own turns"
 GEDIT_COLUMNS = ["source_image", "edited_image", "instruction", "sementics_score", "quality_score"]
 GEDIT_COLUMNS += ["intersection_exist", "instruction_language"]
 """As the benchmark spells them."""
+GEDIT_PICTURES = ("input_image_raw", "input_image", "source_image")
 IMGEDIT_NAMES = {"done": "Prompt Compliance", "done well": "Visual Naturalness", "kept": "Detail Preservation"}
 
 
@@ -50,17 +53,93 @@ def edits_of(
     return there, missing
 
 
+def is_bare(path: Path) -> bool:
+    """Whether a file is GEdit-Bench's table or ImgEdit's JSON: edits without a true result."""
+    if not path.is_file() or path.suffix.lower() not in (".json", ".jsonl", ".csv", ".parquet"):
+        return False
+    try:
+        names = set(_names(path))
+    except DatasetError:
+        return False  # whoever reads it as pairs says what is wrong with it
+    known = {"id", "prompt", "edit_type"} <= names or {"key", "task_type", "instruction"} <= names
+    return known and not names & set(NAMES["after"].split())
+
+
+def _names(path: Path) -> Sequence[str]:
+    """Of the columns."""
+    if path.suffix.lower() == ".parquet":
+        return ParquetTable(path.parent, [path]).names
+    return list(next(iter(_descriptions(path)), {}))
+
+
+def write_bare(
+    described: Path, folder: Path, sources: Path | None = None, limit: int | None = None
+) -> tuple[list[TestEdit], list[str]]:
+    """(a benchmark's edits, whose pictures are now in ``folder``; what is missing), as ``write_truth`` for data sets.
+
+    Pictures lie in the table, or under the names that it gives below ``sources``. Raises DatasetError.
+    """
+    found: list[TestEdit] = []
+    broken: list[str] = []
+    for number, row in enumerate(_descriptions(described)):
+        if limit is not None and len(found) >= limit:
+            break
+        try:
+            source = keep_picture(folder / "source", number, _picture(row, sources or described.parent))
+            found.append(_bare_edit(number, row, source))
+        except DatasetError as error:
+            broken.append(f"row {number + 1}: {error}")
+    if not found:
+        raise DatasetError(f"no row of {described} can be edited; the first: {broken[:1]}")
+    save_edits(found, folder)
+    return found, broken
+
+
+def _picture(row: Mapping[str, Any], home: Path) -> bytes:
+    value = row.get("id") if "edit_type" in row else next((row[n] for n in GEDIT_PICTURES if row.get(n)), None)
+    value = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+    if isinstance(value, bytes):
+        return value
+    path = (home / str(value)).resolve()
+    if not isinstance(value, str) or not path.is_relative_to(home.resolve()):
+        raise DatasetError(f"its picture is {str(value)[:60]!r}; give one, or a file's name below {home}")
+    with disk_errors(path, "read", DatasetError):
+        return path.read_bytes()
+
+
+def _bare_edit(number: int, row: Mapping[str, Any], source: Path) -> TestEdit:
+    about = {"key": _text(row, "key")}
+    if "edit_type" not in row:
+        about |= _gedit_about(row)
+    return TestEdit(
+        number=number,
+        source=source,
+        target=None,
+        mask=None,
+        instruction=_text(row, "instruction", "prompt"),
+        caption="",
+        edited_caption="",
+        kind=_text(row, "task_type", "edit_type"),
+        session=f"row {number}",
+        turn=0,
+        about=about,
+    )
+
+
 def _run_edits(folder: Path) -> list[JudgedEdit]:
     """With the true picture before, or where a turn started from an own result, with that."""
     edits = load_edits(folder)
     found = []
     for made in sorted(path for path in (folder / "edits").glob("*") if path.is_dir()):
+        languages = {one.about["instruction_language"] for one in edits if "instruction_language" in one.about}
         before = {(one.session, one.turn): made / one.name for one in edits} if made.name.endswith(OWN) else {}
         for one in edits:
             source = before.get((one.session, one.turn - 1), one.source)
             if (made / one.name).exists():
-                told: dict[str, Any] = {"name": one.name, "source": source, "kind": one.kind}
-                found.append(JudgedEdit(label=made.name, edited=made / one.name, instruction=one.instruction, **told))
+                key, language = one.about.get("key", one.name), one.about.get("instruction_language", "")
+                told: dict[str, Any] = {"name": key, "source": source, "kind": one.kind, "about": one.about}
+                label = f"{made.name} {language}" if len(languages) > 1 else made.name
+                found.append(JudgedEdit(label=label, edited=made / one.name, instruction=one.instruction, **told))
     if not found:
         raise DatasetError(f"{folder} holds no edits; make them with ip2p evaluate edits")
     return found
@@ -84,9 +163,7 @@ def _descriptions(path: Path) -> Iterator[dict[str, Any]]:
         yield from json_lines(path, DatasetError)
         return
     if path.suffix.lower() == ".parquet":
-        from ..data.tables import ParquetTable
-
-        columns = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist")
+        columns = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist", *GEDIT_PICTURES)
         table = ParquetTable(path.parent, [path])
         yield from (
             row for row in table.rows([name for name in columns if name in table.names]) if isinstance(row, dict)
@@ -116,11 +193,13 @@ def _gedit_edit(folder: Path, row: Mapping[str, Any], *, several: bool) -> Judge
         edited=place / f"{key}.png",
         instruction=_text(row, "instruction"),
         kind=kind,
-        about={
-            "instruction_language": language,
-            "intersection_exist": str(row.get("Intersection_exist", row.get("intersection_exist", ""))),
-        },
+        about=_gedit_about(row),
     )
+
+
+def _gedit_about(row: Mapping[str, Any]) -> dict[str, str]:
+    known = str(row.get("Intersection_exist", row.get("intersection_exist", "")))
+    return {"instruction_language": str(row.get("instruction_language", "en")), "intersection_exist": known}
 
 
 def _imgedit_edit(folder: Path, row: Mapping[str, Any], sources: Path) -> JudgedEdit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,9 +33,11 @@ __all__ = [
     "benchmark_tables",
     "edited_pictures",
     "examples",
+    "keep_picture",
     "last_turns",
     "load_edits",
     "make_edits",
+    "save_edits",
     "write_truth",
 ]
 
@@ -57,7 +59,7 @@ class TestEdit:
 
     number: int
     source: Path
-    target: Path
+    target: Path | None
     mask: Path | None
     instruction: str
     caption: str
@@ -66,6 +68,8 @@ class TestEdit:
     session: str
     turn: int
     """From 0, within the session."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """What a benchmark's own files say of it, its "key" among that."""
 
     @property
     def name(self) -> str:
@@ -86,7 +90,7 @@ def write_truth(pairs: Pairs, folder: Path, limit: int | None = None) -> tuple[l
         session = pair.session or f"row {number}"
         turns[session] = turns.get(session, -1) + 1
         pictures = {"source": pair.original_image, "target": pair.edited_image, "mask": pair.mask}
-        files = {name: _kept(folder / name, number, data) for name, data in pictures.items() if data is not None}
+        files = {name: keep_picture(folder / name, number, data) for name, data in pictures.items() if data is not None}
         found.append(
             TestEdit(
                 number=number,
@@ -103,11 +107,11 @@ def write_truth(pairs: Pairs, folder: Path, limit: int | None = None) -> tuple[l
         )
     if not found:
         raise DatasetError(f"no row can be edited; the first: {broken[0] if broken else 'there is none'}")
-    _save_edits(found, folder)
+    save_edits(found, folder)
     return found, broken
 
 
-def _save_edits(edits: Sequence[TestEdit], folder: Path) -> None:
+def save_edits(edits: Sequence[TestEdit], folder: Path) -> None:
     """Beside the pictures, for who judges them later; paths are relative to the folder."""
     rows = [{name: _relative(value, folder) for name, value in vars(one).items()} for one in edits]
     with disk_errors(folder, "written", DatasetError), whole_file(folder / EDITS) as stream:
@@ -139,7 +143,8 @@ def _outcomes(pairs: Any) -> Iterator[PairRecord | DatasetError]:
     return pairs.outcomes() if hasattr(pairs, "outcomes") else iter(pairs)
 
 
-def _kept(folder: Path, number: int, data: bytes) -> Path:
+def keep_picture(folder: Path, number: int, data: bytes) -> Path:
+    """Write an encoded picture of a row, if it is not there; returns its path. Raises DatasetError."""
     path = folder / f"{number:06d}{SUFFIXES.get(format_of(data), '.png')}"
     with disk_errors(path, "written", DatasetError):
         if not path.exists() or path.read_bytes() != data:
@@ -254,8 +259,9 @@ def examples(made: Mapping[str, tuple[Sequence[TestEdit], Path]], count: int = 6
     shown = [one for one in next(iter(made.values()))[0] if one.number in numbers][:count]
     rows = []
     for one in shown:
-        paths = [one.source, *(folder / one.name for _, folder in made.values()), one.target]
-        rows.append(strip([open_image(path) for path in paths], [one.instruction, *made, "target"], height=height))
+        paths = [one.source, *(folder / one.name for _, folder in made.values())]
+        paths, words = (paths, []) if one.target is None else ([*paths, one.target], ["target"])
+        rows.append(strip([open_image(path) for path in paths], [one.instruction, *made, *words], height=height))
     return tiled(rows)
 
 
@@ -266,6 +272,8 @@ def benchmark_tables(measured: Mapping[str, tuple[Sequence[TestEdit], Sequence[R
         ("MagicBrush: edited against target", MAGICBRUSH, PUBLISHED),
         ("Emu Edit: edited against source", EMU, {}),
     ):
+        if all(one.target is None for edits, _ in measured.values() for one in edits) and names is MAGICBRUSH:
+            continue
         there = {key for _, rows in measured.values() for row in rows for key in row if row[key] is not None}
         names = {
             name: key for name, key in names.items() if key in there or any(key in one for one in published.values())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTModel
 
 from ip2p_engine import cli
 from ip2p_engine.checkpoint.write import save_ldm
@@ -28,7 +31,8 @@ from ip2p_engine.evaluate.edits import (
     make_edits,
     write_truth,
 )
-from ip2p_engine.evaluate.pairs import measure_picture, open_mask
+from ip2p_engine.evaluate.metrics import Dino
+from ip2p_engine.evaluate.pairs import EMU, MAGICBRUSH, measure_picture, open_mask
 from ip2p_engine.evaluate.seen import seen_table
 from ip2p_engine.files import digest_of_text
 from ip2p_engine.hooks import Hooks
@@ -199,6 +203,125 @@ def test_every_number_is_the_one_by_hand_and_equal_captions_give_none(edits, tmp
     assert [(kind, n) for _, kind, n, *_ in kinds] == [("colour", 3), ("style", 1)]
 
 
+def middle(picture, shorter, crop):
+    """The shorter side to ``shorter``, the middle ``crop`` pixels, by Pillow alone: (3, crop, crop) in [0, 1]."""
+    w, h = picture.size
+    size = (shorter, int(shorter * h / w)) if w <= h else (int(shorter * w / h), shorter)
+    shrunk = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    left, top = (round((length - crop) / 2) for length in size)
+    cut = np.asarray(shrunk.crop((left, top, left + crop, top + crop)))
+    return torch.tensor(cut).permute(2, 0, 1).float() / 255
+
+
+def plain_vit(state, picture, *, heads):
+    """The class token of a ViT (Dosovitskiy et al. 2021, pre-norm, as DINO's) in plain torch, unit length."""
+
+    def linear(x, name):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+        return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    patches, stem = state["embeddings.patch_embeddings.projection.weight"], "embeddings.patch_embeddings.projection"
+    side = patches.shape[-1]
+    tiles = picture.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).reshape(-1, 3 * side * side)
+    x = tiles @ patches.reshape(len(patches), -1).T + state[f"{stem}.bias"]
+    x = torch.cat([state["embeddings.cls_token"][0], x]) + state["embeddings.position_embeddings"][0]
+    for n in range(1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layer."))):
+        layer = f"encoder.layer.{n}"
+        y = norm(x, f"{layer}.layernorm_before")
+        query, key, value = (
+            linear(y, f"{layer}.attention.attention.{name}").reshape(len(y), heads, -1).transpose(0, 1)
+            for name in ("query", "key", "value")
+        )
+        weights = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).exp()
+        mixed = (weights / weights.sum(-1, keepdim=True)) @ value
+        x = x + linear(mixed.transpose(0, 1).reshape(len(y), -1), f"{layer}.attention.output.dense")
+        y = linear(norm(x, f"{layer}.layernorm_after"), f"{layer}.intermediate.dense")
+        x = x + linear(y * (1 + torch.erf(y / 2**0.5)) / 2, f"{layer}.output.dense")
+    token = norm(x, "layernorm")[0]
+    return token / token.norm()
+
+
+@pytest.fixture(scope="module")
+def dino_folder(tmp_path_factory):
+    """DINO ViT-S/16's shape but for its depth, untrained: its published weights cannot be part of a test."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 1536}
+    network = ViTModel(ViTConfig(**shape, patch_size=16), add_pooling_layer=False)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.normal_(0, 0.05).add_(float("norm" in name and name.endswith("weight")))
+    folder = tmp_path_factory.mktemp("dino")
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_number_of_both_tables_by_an_independent_implementation(tmp_path, dino_folder):
+    """Pictures of other sizes than any network's, through Pillow and plain torch alone, DINO's too: <= 1e-5."""
+    state, clip = load_file(dino_folder / "model.safetensors"), ClipSimilarity.load("embedded")
+    rows = []
+    for n, record in enumerate(records()):
+        sizes = {"original_image": (100, 84), "edited_image": (84, 100 + n)}
+        resized = {
+            name: png(Image.open(io.BytesIO(getattr(record, name))).resize(size)) for name, size in sizes.items()
+        }
+        rows.append(replace(record, **resized))
+    edits, _ = write_truth(rows, tmp_path)
+    (tmp_path / "made").mkdir()
+    generator = np.random.default_rng(0)
+    for one in edits:
+        noise = generator.integers(0, 256, (64, 72, 3), dtype=np.uint8)
+        Image.blend(Image.open(one.source).convert("RGB").resize((72, 64)), Image.fromarray(noise), 0.3).save(
+            tmp_path / "made" / one.name
+        )
+    dino = Dino.load(dino_folder)
+    found = [measure_picture(one, clip, dino) for one in edited_pictures(edits, tmp_path / "made")]
+    network, tokens = clip.network, open_clip.SimpleTokenizer(context_length=clip.network.context_length)
+    clip_norm = [torch.tensor(values).view(3, 1, 1) for values in (clip._mean, clip._std)]
+    dino_norm = [torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+
+    def cosine(a, b):
+        return float(a.double() @ b.double() / a.double().norm() / b.double().norm())
+
+    hand = []
+    for one in edits:
+        opened = [Image.open(path).convert("RGB") for path in (one.source, tmp_path / "made" / one.name, one.target)]
+        with torch.no_grad():
+            seen = torch.stack([(middle(p, clip.size, clip.size) - clip_norm[0]) / clip_norm[1] for p in opened])
+            s, r, t = (f / f.norm() for f in network.encode_image(seen))
+            before, after = (f / f.norm() for f in network.encode_text(tokens([one.caption, one.edited_caption])))
+            ds, dr, dt = (
+                plain_vit(state, (middle(p, 256, 224) - dino_norm[0]) / dino_norm[1], heads=6) for p in opened
+            )
+        at_target, at_source = (
+            np.asarray(opened[1].resize(other.size, Image.Resampling.BICUBIC)) / 255 - np.asarray(other) / 255
+            for other in (opened[2], opened[0])
+        )
+        numbers = {"l1": np.abs(at_target).mean(), "l2": (at_target**2).mean(), "source_l1": np.abs(at_source).mean()}
+        numbers |= {"clip_i": cosine(r, t), "clip_t": cosine(r, after), "clip_out": cosine(r, after)}
+        numbers |= {"clip_im": cosine(r, s), "dino": cosine(dr, dt), "source_dino": cosine(dr, ds)}
+        numbers |= {"clip_dir": cosine(r - s, after - before)} if one.caption != one.edited_caption else {}
+        hand.append(numbers)
+    for row, wanted in zip(found, hand, strict=True):
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
+        assert "clip_dir" in wanted or "clip_dir" not in row
+    names = {"MagicBrush": MAGICBRUSH, "Emu Edit": EMU}
+    for table in benchmark_tables({"mine": (edits, found)}):
+        keys = names[table.title.partition(":")[0]]
+        for line in table.rows:
+            cells = dict(zip(table.columns, line, strict=True))
+            chosen = [h for one, h in zip(edits, hand, strict=True) if "kind" not in cells or one.kind == cells["kind"]]
+            for name, key in keys.items():
+                values = [one[key] for one in chosen if key in one]
+                assert (cells[name] == "") == (not values)
+                assert not values or float(cells[name]) == pytest.approx(sum(values) / len(values), abs=6e-5)
+            assert cells["n"] == len(chosen)
+
+
 def test_a_transparent_place_is_where_the_edit_was_wanted(tmp_path):
     picture = Image.new("RGBA", (8, 8), (255, 255, 255, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 4, 8))
@@ -292,7 +415,7 @@ def test_the_command(store, tmp_path, capsys):
     assert cli.main([str(word) for word in words]) == 0
     first = capsys.readouterr().out
     assert "a, last turn on own results" in first and "-- Published by" in first
-    assert Image.open(tmp_path / "run" / "examples.png").height > 4 * 192
+    assert Image.open(tmp_path / "run" / "examples.png").height > 3 * 192
     rows = (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == 2 * (4 + 3)
     assert cli.main([str(word) for word in words]) == 0

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -30,7 +32,7 @@ from ip2p_engine.data.record import PairRecord
 from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.data.tools import verify
 from ip2p_engine.errors import CaptionError, ConfigError, DatasetError, Interrupted
-from ip2p_engine.evaluate.benchmarks import edits_of, read_scores
+from ip2p_engine.evaluate.benchmarks import edits_of, is_bare, read_scores
 from ip2p_engine.evaluate.edits import write_truth
 from ip2p_engine.evaluate.judge import cost_of, judge
 from ip2p_engine.evaluate.judge_pairs import judge_pairs
@@ -478,6 +480,51 @@ def test_imgedits_files_are_read_and_written_and_stand_below_a_line(tmp_path, ca
     # A second judge's rows are above the line now, and the first one's below it.
     above, _, below = capsys.readouterr().out.partition("-- By other prompts or another judge")
     assert "ImgEdit by another" in above and "mine, by eye, prompts 1" in below
+
+
+@pytest.mark.slow
+def test_a_benchmarks_edits_are_made_and_judged(tmp_path, capsys):
+    """ImgEdit's JSON beside its pictures, GEdit-Bench's table with pictures inside; one picture is missing."""
+    (tmp_path / "pictures" / "animal").mkdir(parents=True)
+    for n in range(2):
+        (tmp_path / "pictures" / "animal" / f"{n}.png").write_bytes(png((60 * n, 9, 9), (64, 64)))
+    described = {f"k{n}": {"id": f"animal/{n}.png", "prompt": "make it red", "edit_type": "style"} for n in range(3)}
+    (tmp_path / "basic_edit.json").write_text(json.dumps({**described, "out": {**described["k0"], "id": "../x.png"}}))
+    rows = [
+        {"key": f"g{n}", "task_type": "color_alter", "instruction": "make it red", "instruction_language": language}
+        | {"input_image_raw": {"bytes": png((60 * n, 99, 9), (64, 64)), "path": None}, "Intersection_exist": True}
+        for n, language in enumerate(("en", "cn"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "gedit.parquet")
+    common = ["--clip", "embedded", "--steps", "1", "--device", "cpu", "--checkpoint", "mine=embedded"]
+    for name, more in (("basic_edit.json", ["--sources", tmp_path / "pictures"]), ("gedit.parquet", [])):
+        words = ["evaluate", "edits", tmp_path / name, *common, *more, "--out", tmp_path / f"run-{name}"]
+        assert cli.main([str(word) for word in words]) == 0
+        said = capsys.readouterr()
+        assert "MagicBrush: " not in said.out and "CLIP-im" in said.out
+        assert ("2 rows were left out" in said.err) == (name == "basic_edit.json")
+        with Judge() as server:
+            how = "imgedit" if name == "basic_edit.json" else "viescore"
+            words = [
+                "evaluate",
+                "judge",
+                tmp_path / f"run-{name}",
+                "--as",
+                how,
+                "--model",
+                "eye",
+                "--server",
+                server.url,
+            ]
+            assert cli.main([str(word) for word in words]) == 0
+    result = json.loads((tmp_path / "run-basic_edit.json" / "judged-imgedit" / "mine" / "result.json").read_text())
+    assert list(result) == ["k0", "k1"]
+    home = tmp_path / "run-gedit.parquet" / "judged-viescore"
+    (line,) = csv.DictReader((home / "mine_cn_color_alter_gpt_score.csv").open())
+    assert (line["instruction_language"], line["intersection_exist"]) == ("cn", "True")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({**dict.fromkeys(("key", "task_type", "instruction"), "x"), "edited_image": "y.png"}))
+    assert is_bare(tmp_path / "gedit.parquet") and not is_bare(pairs) and not is_bare(tmp_path)
 
 
 # Pairs of a data set
