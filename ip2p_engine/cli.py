@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from .commands import average, captions, checkpoint, dataset, edit, evaluate, pairs, photos, scenes, train
+from .commands import average, captions, checkpoint, dataset, edit, evaluate, pairs, photos, scenes, session, train
 from .commands.options import check_limits, in_options
 from .errors import Interrupted, IP2PError, printable
 from .version import __version__
@@ -111,6 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(unused=())
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for family in (edit, captions, pairs, dataset, train, average, evaluate, checkpoint, scenes, photos):
+    for family in (edit, session, captions, pairs, dataset, train, average, evaluate, checkpoint, scenes, photos):
         family.add(commands)
     return parser

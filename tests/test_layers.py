@@ -21,7 +21,7 @@ LAYERS = [
     "checkpoint clip captions",
     "networks data",
     "edit",
-    "p2p train",
+    "p2p train session",
     "factory",
     "evaluate",
     "scenes photos",

@@ -24,7 +24,7 @@ from .evaluate_data import (
 )
 from .evaluate_edits import add_edits
 from .evaluate_judge import add_judge
-from .evaluate_recommend import add_areas, add_recommend
+from .evaluate_recommend import add_areas, add_recommend, add_sessions
 from .options import (
     Several,
     add_command,
@@ -59,6 +59,7 @@ def add(commands: Any) -> None:
     add_edits(actions)
     add_recommend(actions)
     add_areas(actions)
+    add_sessions(actions)
     add_judge(actions)
     add_ablation(actions)
     report = add_command(actions, "report", _report, "one HTML file of a run, with all its plots and tables")

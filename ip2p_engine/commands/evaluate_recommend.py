@@ -1,4 +1,4 @@
-"""``ip2p evaluate recommend`` and ``areas``: what settings and found areas are worth, where the truth is known."""
+"""``ip2p evaluate recommend``, ``areas`` and ``session``: measured where the truth is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .options import (
     stop_signals,
 )
 
-__all__ = ["add_areas", "add_recommend", "open_world"]
+__all__ = ["add_areas", "add_recommend", "add_sessions", "open_world"]
 
 SCENES, PHOTOS = "scenes", "photos"
 EVERYWHERE = "all"
@@ -59,6 +59,43 @@ def add_areas(actions: Any) -> None:
     _add_world(parser)
     add_guidance_options(parser)
     add_model_options(parser)
+
+
+def add_sessions(actions: Any) -> None:
+    parser = add_command(actions, "session", _sessions, "several turns on scenes: SR@k, all turns so far right")
+    parser.add_argument("--n", type=int, default=200, help="sessions (default: 200)")
+    parser.add_argument("--turns", type=int, default=5, help="of each (default: 5)")
+    parser.add_argument("--seed", type=int, default=7, help="chooses the sessions and their noise")
+    parser.add_argument(
+        "--handed-on",
+        choices=("pictures", "latents", "held"),
+        action=Several,
+        nargs="+",
+        default=["pictures", "held"],
+        help="8-bit pictures, latents, or latents with what has not changed set back (default: pictures held)",
+    )
+    parser.add_argument("--phrasings", choices=("held-out", "train"), default="held-out", help="default: held-out")
+    parser.add_argument("--out", type=local_path, required=True, help="the run's folder, made anew")
+    add_guidance_options(parser)
+    add_model_options(parser)
+
+
+def _sessions(options: argparse.Namespace) -> None:
+    from ..evaluate.run_folder import check_run, save_run, text_of, write_rows
+    from ..scenes.sessions import sample_sessions, session_rows, session_table
+    from .evaluate_data import told
+
+    check_run(options.out, "session")
+    count, turns = check_positive("--n", options.n), check_positive("--turns", options.turns)
+    walks = sample_sessions(count, turns, seed=options.seed, held_out=options.phrasings == "held-out")
+    editor, rows, config = load_editor(options), list[dict[str, Any]](), edit_config(options)
+    with stop_signals() as should_stop, progress_bar(0, "sessions") as bar:
+        for way in dict.fromkeys(options.handed_on):
+            rows += session_rows(editor, walks, way, config, Hooks(on_progress=bar, should_stop=should_stop))
+    write_rows(options.out, rows)
+    table = session_table(rows)
+    save_run(options.out, "session", settings=told(options), tables=[table])
+    sys.stdout.write(text_of(table) + "\n")
 
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
