@@ -76,7 +76,7 @@ def session_rows(
     hooks, rows = hooks or Hooks(), []
     for start in range(0, len(walks), BATCH):
         group = walks[start : start + BATCH]
-        verdicts = _verdicts(editor, group, way, config, hooks)
+        verdicts = _verdicts(editor, group, way, config, Hooks(should_stop=hooks.should_stop))
         for n, walk in enumerate(group):
             told = {"way": way, "seed": walk.seed, "instructions": [edit.instruction for edit in walk.edits]}
             right = [verdict[n].success for verdict in verdicts]
