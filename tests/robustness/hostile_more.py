@@ -663,7 +663,7 @@ def several_sets(case: Case) -> list[Any]:
         case,
         ["dataset", "doctor", store, "--out", out],
         ["dataset", "merge", store, case.seeds / "store", "--out", out],
-                [
+        [
             "evaluate",
             "edits",
             store,

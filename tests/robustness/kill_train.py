@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python tests/robustness/kill_train.py [--kills 20] [--steps 60] [--seed 0]
 
 A run that is killed is started again with the same arguments, as a user would, until it has finished. At the end the
-loss of every step, the last checkpoint and both exported files must equal the undisturbed run's bit for bit. Prints one
-JSON line, with the number of kills that hit a file while it was being written; exit code 1 if a promise was broken.
+loss of every step, the last checkpoint, exported files, averages, validation losses and pictures must equal the
+undisturbed run's bit for bit, and nothing hidden may lie there but locks. Prints one JSON line, with the number of kills
+that hit a file while it was being written; exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def live(home: Path, out: Path, steps: int, kill_after: float | None) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            settings = config(steps=steps, save_every=2, cache=True, learning_rate=1e-3, outputs=("ema", "raw"))
+            more = {"validate_every": 6, "validation_count": 1, "validation_pairs": 2, "posthoc_every": 6}
+            more |= {"export_every": 8, "outputs": ("ema", "raw"), "train_text_encoder": True}
+            settings = config(steps=steps, save_every=2, cache=True, learning_rate=1e-3, **more)
             train(settings, data=true_pairs(10), base=home / "base.safetensors", out=out, device="cpu")
             os._exit(0)
         finally:
@@ -70,8 +73,16 @@ def differences(out: Path, truth: Path) -> list[str]:
     for part in ("trained", "ema"):
         equal = all(torch.equal(mine[part][name], value) for name, value in whole[part].items())
         found += [] if equal else [f"{part} weights differ"]
-    for name in ("ema.safetensors", "raw.safetensors"):
-        found += [] if content(out / name) == content(truth / name) else [f"{name} differs"]
+    for part in ("trained", "ema"):
+        found += [] if set(mine[part]) == set(whole[part]) else [f"{part} holds others"]
+    names = [sorted(path.relative_to(f).as_posix() for path in f.rglob("*") if path.is_file()) for f in (out, truth)]
+    found += [f"only one has {name}" for name in sorted(set(names[0]) ^ set(names[1]))]
+    for name in (name for name in names[1] if name in names[0]):
+        if name.endswith(".safetensors"):
+            found += [] if content(out / name) == content(truth / name) else [f"{name} differs"]
+        if name.endswith(".png") and name.startswith("validation/") or name == "validation.jsonl":
+            found += [] if (out / name).read_bytes() == (truth / name).read_bytes() else [f"{name} differs"]
+    found += [f"{path.name} is left" for path in out.rglob(".*") if path.suffix != ".lock" and path.name != ".lock"]
     return found
 
 
