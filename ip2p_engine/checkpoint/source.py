@@ -18,7 +18,7 @@ from .published import PUBLISHED, Published, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
-from .training_run import RunStep, base_of, bundle_of_step, find_step
+from .training_run import RUN, RunStep, base_of, bundle_of_step, find_step
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -184,6 +184,9 @@ def _listing(repository: str) -> tuple[list[str], Path | None]:
 
 
 def _only_file(repository: str, names: list[str]) -> str:
+    """The only file of weights; of a training run that was pushed its average, beside what it goes on from."""
+    if RUN in names and (averaged := next((n for n in ("ema.safetensors", "raw.safetensors") if n in names), None)):
+        return averaged
     files = sorted(name for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
     if len(files) != 1:
         holds = f"the files {', '.join(files[:4])}" if files else "no weights"

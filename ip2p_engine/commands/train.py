@@ -91,6 +91,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--set", action=Several, nargs="+", default=[], metavar="NAME=VALUE", help="any other field, as JSON"
     )
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="push the run to the hub, with a model card")
+    parser.add_argument("--push-every", type=int, metavar="N", help="also every N steps")
+    parser.add_argument("--resume-from-hub", metavar="OWNER/NAME", help="a new folder goes on with a pushed run")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: what Accelerate finds")
     parser.add_argument(
         "--validate-with", metavar="FILE", help=".csv or .jsonl: source, instruction; edited as it learns"
@@ -161,6 +164,9 @@ def _config(options: argparse.Namespace) -> Any:
         "lora_rank",
         "distill",
         "lora_from",
+        "push_to_hub",
+        "push_every",
+        "resume_from_hub",
         *FLAGS,
     )
     values = PRESETS[options.preset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,17 @@ from ..diffusion.guidance import check_scale
 from ..errors import ConfigError
 from ..files import read_json
 
-__all__ = ["ADJUSTABLE", "FREE", "PRESETS", "TrainConfig", "changed_fields", "preset", "read_config", "with_outputs"]
+__all__ = [
+    "ADJUSTABLE",
+    "FREE",
+    "HUB_ID",
+    "PRESETS",
+    "TrainConfig",
+    "changed_fields",
+    "preset",
+    "read_config",
+    "with_outputs",
+]
 
 CHOICES = {
     "optimizer": ("adamw", "adamw8bit", "muon", "adafactor", "lion", "prodigy"),
@@ -37,6 +48,7 @@ AT_LEAST: dict[str, float] = {
     "save_every": 1,
     "keep": 0,
     "export_every": 0,
+    "push_every": 0,
     "posthoc_every": 0,
     "validate_every": 0,
     "validation_count": 1,
@@ -96,6 +108,7 @@ FLAGS = (
     "train_text_encoder",
 )
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 NUMBERS_OR_NONE = ("lora_alpha", "lora_conv_alpha", "text_learning_rate")
 
 # A config's field is never None: what is not given is filled in when it is made.
@@ -234,6 +247,12 @@ class TrainConfig:
     """A .csv or .jsonl file with columns source and instruction: pictures of one's own that are edited too."""
     validation_clip: str | None = None
     """A CLIP that scores these edits, such as ViT-L-14/openai; None scores nothing and loads nothing."""
+    push_to_hub: str | None = None
+    """owner/name on the hub, where the run is pushed at its end, with a model card; a new repository is private."""
+    push_every: int = 0
+    """Steps between earlier pushes, of the last checkpoint too; 0 for none."""
+    resume_from_hub: str | None = None
+    """owner/name of a run that was pushed: a folder without a run goes on with it."""
     tracker: str | None = None
     """tensorboard or wandb."""
     seed: int = 0
@@ -312,6 +331,12 @@ class TrainConfig:
             raise ConfigError(
                 "text_learning_rate is beside a learning_rate above 0, with train_text_encoder; give both"
             )
+        for name in ("push_to_hub", "resume_from_hub"):
+            repository = getattr(self, name)
+            if repository is not None and not (isinstance(repository, str) and HUB_ID.fullmatch(repository)):
+                raise ConfigError(f"{name} is {repository!r}; give owner/name")
+        if self.push_every and not self.push_to_hub:
+            raise ConfigError("push_every is of pushes to the hub; give `push_to_hub` owner/name too")
         if self.zero_snr and self.prediction == "eps":
             raise ConfigError("zero_snr predicts v, since noise says nothing of pure noise; leave prediction out")
         self._check_distill()
@@ -360,6 +385,9 @@ FREE = frozenset(
         "validate_with",
         "validation_clip",
         "tracker",
+        "push_to_hub",
+        "push_every",
+        "resume_from_hub",
     }
 )
 """What may differ between a run and its continuation."""

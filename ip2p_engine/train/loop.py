@@ -94,6 +94,8 @@ def train(
                 run.export(step)
             if config.validate_every and step % config.validate_every == 0:
                 run.validate(step)
+            if config.push_every and step % config.push_every == 0 and step < config.steps:
+                run.push(step)
             hooks.result(step, progress)
             hooks.progress(step, config.steps, progress.note)
         return run.result(step)

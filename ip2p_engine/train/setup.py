@@ -16,6 +16,7 @@ from ..files import digest_of_text, disk_errors, link_or_copy, public_name
 from ..images import save_image
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
+from . import hub
 from .adapters import begin_from
 from .batches import Batch, PictureReader, Reader, Share, batches
 from .checkpoints import State, keep_last, latest, step_of
@@ -107,6 +108,17 @@ class Run:
         self.folder.save(step, self.state, self.config.keep, list(self.broken))
         self.accelerator.wait_for_everyone()
 
+    def push(self, step: int, *, last: bool = False) -> None:
+        """To the hub, by the first process; a push that fails on the way is said, the last one raises ConfigError."""
+        if not self.accelerator.is_main_process or self.config.push_to_hub is None:
+            return
+        try:
+            hub.push(self.folder.path, self.config.push_to_hub, step)
+        except ConfigError as error:
+            if last:
+                raise
+            log.warning("%s", error)
+
     def validate(self, step: int) -> None:
         """A strip of edits by the averaged weights, and the loss on pairs that stay the same."""
         if self.validation is None:
@@ -167,6 +179,7 @@ class Run:
             files = self._leave_outputs(step)
             if self.accelerator.is_main_process:
                 keep_last(self.folder.checkpoints, min(1, self.config.keep))
+            self.push(step, last=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return TrainResult(
@@ -197,6 +210,7 @@ def begin(
     ``held`` keeps the folder from other runs until it closes. Raises Interrupted if it is to stop while it caches.
     """
     folder = RunFolder(out, writes=accelerator.is_main_process)
+    _meet_hub(config, folder, accelerator)
     share, config, source, model, origin = _opened(config, accelerator, folder, data, base)
     teacher = None if config.distill is None else frozen_copy(model.unet)  # before the run's weights are taken up
     test = _measured(source, data, folder)
@@ -241,6 +255,15 @@ def _objective(model: Model, null_text: Any, config: TrainConfig, teacher: Any) 
     if teacher is None:
         return Objective(model, null_text, config)
     return Distillation(model, null_text, config, teacher)
+
+
+def _meet_hub(config: TrainConfig, folder: RunFolder, accelerator: Any) -> None:
+    """Bring a run that is to go on from the hub, and see that this one can be pushed; by the first process."""
+    if folder.writes and config.resume_from_hub:
+        hub.pull(config.resume_from_hub, folder.path)
+    if folder.writes and config.push_to_hub:
+        hub.ready(config.push_to_hub)
+    accelerator.wait_for_everyone()
 
 
 def _due(step: int, every: int) -> bool:

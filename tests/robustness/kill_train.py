@@ -4,8 +4,8 @@
 
 A run that is killed is started again with the same arguments, as a user would, until it has finished. At the end the
 loss of every step, the last checkpoint, exported files, averages, validation losses and pictures must equal the
-undisturbed run's bit for bit, and nothing hidden may lie there but locks. Prints one JSON line, with the number of kills
-that hit a file while it was being written; exit code 1 if a promise was broken.
+undisturbed run's bit for bit, and nothing hidden may lie there but locks. Prints one JSON line, with the number of
+kills that hit a file while it was being written; exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
