@@ -58,7 +58,7 @@ def push(folder: Path, repository: str, step: int) -> None:
         there = set(api.list_repo_files(repository))
         gone = [name for name in there if name.startswith(f"{CHECKPOINTS}/") and name not in names]
         operations: list[Any] = [CommitOperationDelete(path_in_repo=name) for name in gone]
-        sent = {**{name: str(path) for name, path in names.items()}, **made}
+        sent: dict[str, Any] = {**{name: str(path) for name, path in names.items()}, **made}
         operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=value) for name, value in sent.items()]
         api.create_commit(repository, operations=operations, commit_message=f"After step {step}")
     log.info("%s was pushed to %s after step %d", folder, repository, step)
