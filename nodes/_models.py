@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ip2p_engine.checkpoint.published import PUBLISHED, published
-from ..ip2p_engine.errors import CheckpointError
+from ..ip2p_engine.errors import CheckpointError, IP2PError, first_line
 
 __all__ = [
     "EMBEDDED",
@@ -172,11 +174,26 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
         )
     standard = (bundle.spec.family, bundle.unet.config["block_out_channels"][0]) in STANDARD
     plain = bundle.layout == "ldm" and bundle.complete and not bundle.ema_parameters
-    if standard and plain and bundle.path.suffix.lower() in SAFE_SUFFIXES:
-        parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path))[:3]
-    else:
-        parts = _through_the_engine(source, weights, base, standard)
-    return _native(parts, bundle.spec)
+    with _structure_known(bundle.path.name):
+        if standard and plain and bundle.path.suffix.lower() in SAFE_SUFFIXES:
+            parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path))[:3]
+        else:
+            parts = _through_the_engine(source, weights, base, standard)
+        return _native(parts, bundle.spec)
+
+
+@contextmanager
+def _structure_known(name: str) -> Iterator[None]:
+    """Whatever core's networks raise for a structure that they do not know, as one sentence."""
+    try:
+        yield
+    except (IP2PError, comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{name} is built in a way that ComfyUI's networks do not know ({first_line(error)}); "
+            "use it headless with ip2p edit"
+        ) from error
 
 
 def _native(parts: tuple, spec: Any) -> Native:

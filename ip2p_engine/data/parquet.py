@@ -19,8 +19,8 @@ __all__ = ["ParquetFiles", "pyarrow_modules", "read_columns", "schema_of"]
 
 AT_ONCE, BUFFER = 100, 2**20
 MOST_BYTES = 2**28  # of the columns without pictures that are kept, and of a batch
-# A small file may ask for much: rows that take no byte each, columns that unfold to more than so many times its size.
-MOST_ROWS, MOST_COLUMNS, UNFOLDS = 2**20, 2000, 20
+# A small file may ask for much: rows that take no byte each, columns that unfold to so many times its size.
+MOST_ROWS, MOST_COLUMNS, UNFOLDS, UNFOLDED = 2**20, 2000, 20, 2**26
 
 
 class ParquetFiles:
@@ -213,7 +213,7 @@ def _table(file: Any, path: Path, **choice: Any) -> Any:
 
 
 def _most_bytes(size: int) -> int:
-    return max(MOST_BYTES, UNFOLDS * size)
+    return max(UNFOLDED, UNFOLDS * size)
 
 
 def _too_much(path: Path, what: str) -> DatasetError:

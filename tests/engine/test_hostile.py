@@ -219,7 +219,7 @@ def rows(folder, **columns):
 
 
 def test_a_text_that_is_written_once_and_repeated_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "UNFOLDED", 2**20)
     rows(tmp_path, edit_prompt=["a" * 300_000] * 4)
     with pytest.raises(DatasetError, match="repeats without end"):
         PairStore(tmp_path).columns("edit_prompt", "original_prompt")
@@ -227,7 +227,7 @@ def test_a_text_that_is_written_once_and_repeated_without_end(tmp_path, monkeypa
 
 
 def test_columns_that_unfold(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "UNFOLDED", 2**20)
     path = rows(tmp_path, edit_prompt=pa.array([str(n) * 300_000 for n in range(4)]))
     with pytest.raises(
         DatasetError, match=f"promises 1,2.* bytes, which no data set of {path.stat().st_size:,} bytes has"
