@@ -9,7 +9,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
@@ -56,6 +56,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Picture = str | os.PathLike | bytes | Image.Image
 """A path, the bytes of a file, or a Pillow image."""
 Size = tuple[int, int]
+BAND = 512  # rows
 MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", "HEIF")
@@ -237,23 +238,35 @@ def _smaller(picture: Image.Image) -> bool:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """A copy with the EXIF orientation applied; unreadable EXIF leaves it as stored, as viewers do."""
+    """With the EXIF orientation applied; unreadable EXIF leaves it as stored, as viewers do."""
     picture.load()
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION, 1) != 1 else picture
     except Exception:  # Pillow raises SyntaxError, struct.error and others on broken EXIF
-        return picture.copy()
+        return picture
+
+
+def _in_bands(picture: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """RGB, made of some rows at a time: the steps between would take several times the memory of a large picture."""
+    made = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, BAND):
+        made.paste(change(picture.crop((0, top, picture.width, min(top + BAND, picture.height)))), (0, top))
+    return made
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode == "F":
         raise ImageError(f"{name} has floating-point pixels, of unknown range; convert it to 8 or 16 bit first")
     if picture.mode.startswith("I"):
-        return _eight_bit(picture, name).convert("RGB")
+        return _in_bands(picture, lambda band: _eight_bit(band, name).convert("RGB"))
     if picture.mode == "CMYK":
         return _cmyk_to_rgb(picture)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
+    return _in_bands(picture, _on_white)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
     clear_colour = picture.info.get("transparency")
     if picture.mode == "RGB" and isinstance(clear_colour, tuple) and max(clear_colour) > 255:
         # A PNG of 16 bits a channel, of which Pillow keeps the upper 8.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -128,7 +127,10 @@ def _download(address: str, scratch: Path) -> Source:
         name = unquote(Path(urlsplit(address).path).name) or "picture"
         target = scratch / f"{len(list(scratch.iterdir()))}{Path(name).suffix[:10]}"
         with _remote(address) as stream, target.open("wb") as copy:
-            shutil.copyfileobj(stream, copy)
+            while block := stream.read(1 << 20):
+                copy.write(block)
+                if copy.tell() > MAX_BYTES:  # a server may never end
+                    raise ImageError(f"{shown} gives more than 1 GiB; give the address of one picture")
     except (OSError, ValueError, ImportError, urllib.error.URLError) as error:
         raise ImageError(f"{shown} cannot be read ({reason_of(error, address)}); check the address") from error
     return Source(name, str(target))

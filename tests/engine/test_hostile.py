@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import struct
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 from PIL import Image
 
 from ip2p_engine.cli import main
+from ip2p_engine.commands import edit_sources
+from ip2p_engine.commands.edit_files import output_paths
+from ip2p_engine.commands.edit_sources import Row, Source
 from ip2p_engine.commands.options import MOST, stop_signals
 from ip2p_engine.data import parquet
 from ip2p_engine.data.pages import NoPlainValues, _levels, places_of
@@ -259,3 +263,26 @@ def test_page_headers_that_lie():
         places_of(io.BytesIO(b"\x15" + b"\xff" * 2**20), chunk, most_levels=1)
     run = b"\xff\xff\xff\xff\x7f"  # 2^34 groups of eight
     assert _levels(io.BytesIO(struct.pack("<I", len(run) + 1) + run + b"\x05"), 0, 3, 1)[0] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["CON.png", "nul", "com1.", "aux .png", "a:b?.png", "a<b>|*.png", "..", ". .png", "x\n\x1b[2J.png"]
+)
+def test_results_have_names_that_windows_takes(name):
+    """Devices are devices with any ending there; some signs, and dots and spaces at the end, are in no name."""
+    row = Row(source=Source(name, "a.png"), instruction="snow", seed=0, number=None)
+    (path,) = output_paths([row], Path("out"))
+    assert re.fullmatch(r"[^<>:\"/\\|?*\x00-\x1f]+\.png", path.name)
+    assert not re.fullmatch(r"(con|prn|aux|nul|(com|lpt)\d)\s*(\..*)?", path.name, re.IGNORECASE)
+    assert path.parent == Path("out")
+
+
+def test_an_address_that_never_ends(monkeypatch, capsys, tmp_path):
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            return bytes(size)
+
+    monkeypatch.setattr(edit_sources, "_remote", lambda address: Endless())
+    monkeypatch.setattr(edit_sources, "MAX_BYTES", 10 << 20)
+    text = refused(capsys, "edit", "https://a.b/c.png", "--instruction", "x", "--out", tmp_path)
+    assert "more than 1 GiB" in text

@@ -822,3 +822,21 @@ def test_heic_is_read_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("ip2p_engine.images._readable", lambda: ("PNG", "JPEG"))
     with pytest.raises(ImageError, match="is HEIC, as phones write it; pip install pillow-heif"):
         open_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "P"])
+def test_bands_are_the_picture(mode, monkeypatch):
+    """Large pictures are converted some rows at a time."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
+    picture = (
+        Image.fromarray(noise[..., :2].copy().view(np.uint16)[..., 0])
+        if mode == "I;16"
+        else Image.fromarray(noise).convert(mode)
+    )
+    if mode == "P":
+        picture.info["transparency"] = 3
+    before = dict(picture.info)
+    whole = open_image(picture)
+    monkeypatch.setattr(images, "BAND", 7)
+    assert np.array_equal(np.asarray(open_image(picture)), np.asarray(whole))
+    assert picture.info == before

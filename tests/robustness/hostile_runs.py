@@ -281,3 +281,59 @@ def clip_folder(case: Case) -> list[Any]:
         as_json(said if case.rng.random() < 0.5 else spoiled(said, case.rng), case.rng), errors="surrogatepass"
     )
     return ["filter", case.seeds / "store", "--clip", place]
+
+
+@generator
+def newer_options(case: Case) -> list[Any]:
+    """Of edit and area, each with a number or a text that it does not expect."""
+    flag = picked(
+        case,
+        "--suffix",
+        "--feature-cache",
+        "--guidance",
+        "--guidance-interval",
+        "--guidance-rescale",
+        "--mask",
+        "--lora",
+    )
+    value = picked(case, *NUMBERS, CONTROL, SCRIPT, "auto", "instruct-diffusion", "../../escaped", "x" * 5000)
+    edit = editing(case, case.seeds / "tiny")
+    area = ["area", case.seeds / "picture.png", *edit[2:-1], case.place / "area.png"]
+    return [*picked_list(case, edit, area), flag, value, *([value] if flag == "--guidance-interval" else [])]
+
+
+@generator
+def averages(case: Case) -> list[Any]:
+    """ip2p average of a stranger's run."""
+    place = case.copied("run")
+    path = picked_list(case, sorted(place.glob("*.json")), sorted((place / "checkpoints").glob("step-*.pt")))[0]
+    (spoil_json if path.suffix == ".json" else spoil_bytes)(path, case.rng)
+    return [
+        "average",
+        place,
+        "--sigma-rel",
+        picked(case, "0.1", "0", "nan", "1e9"),
+        "--out",
+        case.place / "a.safetensors",
+    ]
+
+
+@generator
+def judged(case: Case) -> list[Any]:
+    """evaluate judge reads a run and a benchmark's list; the server is never there."""
+    place = case.copied("evaluation")
+    row = {"instruction": "snow", "source": "curve.png", "edited": "curve.png", "key": "a", "task": "x"}
+    row[case.rng.choice(sorted(row))] = case.rng.choice((odd(case.rng), *ESCAPES, CONTROL))
+    (place / "edits.jsonl").write_text(json.dumps(row) + "\n", errors="surrogatepass")
+    more = picked_list(
+        case, [], ["--edits", place / "edits.jsonl"], ["--edits", place / "edits.jsonl", "--sources", "/etc"]
+    )
+    server = ["--server", "http://127.0.0.1:9/v1", "--model", "x", "--retries", "0"]
+    return [
+        "evaluate",
+        "judge",
+        place,
+        *more,
+        *server,
+        *picked_list(case, [], ["--plan"], ["--request", str(odd(case.rng))]),
+    ]
