@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..data.formats import open_table
 from ..data.layouts import NAMES
-from ..data.tables import ParquetTable
 from ..errors import DatasetError
-from ..files import csv_rows, disk_errors, json_lines, read_json, whole_file, write_json
+from ..files import csv_rows, disk_errors, read_json, whole_file, write_json
 from .edits import TestEdit, keep_picture, load_edits, save_edits
 from .judge import JudgedEdit, Judgement, Verdict
 from .rubrics import Rubric
@@ -31,6 +31,7 @@ OWN = ", own turns"
 GEDIT_COLUMNS = ["source_image", "edited_image", "instruction", "sementics_score", "quality_score"]
 GEDIT_COLUMNS += ["intersection_exist", "instruction_language"]
 """As the benchmark spells them."""
+GEDIT_TEXTS = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist", "intersection_exist")
 GEDIT_PICTURES = ("input_image_raw", "input_image", "source_image")
 IMGEDIT_NAMES = {"done": "Prompt Compliance", "done well": "Visual Naturalness", "kept": "Detail Preservation"}
 
@@ -54,22 +55,15 @@ def edits_of(
 
 
 def is_bare(path: Path) -> bool:
-    """Whether a file is GEdit-Bench's table or ImgEdit's JSON: edits without a true result."""
-    if not path.is_file() or path.suffix.lower() not in (".json", ".jsonl", ".csv", ".parquet"):
+    """Whether these are GEdit-Bench's table or ImgEdit's JSON: edits without a true result."""
+    if not path.exists():
         return False
     try:
-        names = set(_names(path))
-    except DatasetError:
+        names = set(_by_key(path)[0] if _is_by_key(path) else open_table(path, None, None)[0].names)
+    except (DatasetError, IndexError):
         return False  # whoever reads it as pairs says what is wrong with it
     known = {"id", "prompt", "edit_type"} <= names or {"key", "task_type", "instruction"} <= names
     return known and not names & set(NAMES["after"].split())
-
-
-def _names(path: Path) -> Sequence[str]:
-    """Of the columns."""
-    if path.suffix.lower() == ".parquet":
-        return ParquetTable(path.parent, [path]).names
-    return list(next(iter(_descriptions(path)), {}))
 
 
 def write_bare(
@@ -156,24 +150,33 @@ def _described(folder: Path, described: Path, sources: Path | None) -> Iterator[
 
 def _descriptions(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of ImgEdit's JSON by key, or of a table of GEdit-Bench's columns."""
-    if path.suffix.lower() == ".csv":
-        yield from csv_rows(path, DatasetError)
+    if _is_by_key(path):
+        yield from _by_key(path)
         return
-    if path.suffix.lower() == ".jsonl":
-        yield from json_lines(path, DatasetError)
-        return
-    if path.suffix.lower() == ".parquet":
-        columns = ("key", "task_type", "instruction", "instruction_language", "Intersection_exist", *GEDIT_PICTURES)
-        table = ParquetTable(path.parent, [path])
-        yield from (
-            row for row in table.rows([name for name in columns if name in table.names]) if isinstance(row, dict)
-        )
-        return
+    table, _ = open_table(path, None, None)
+    picture = next((name for name in GEDIT_PICTURES if name in table.names), "")
+    for row in table.rows(
+        [name for name in (*GEDIT_TEXTS, "id", "prompt", "edit_type", picture) if name in table.names]
+    ):
+        if isinstance(row, DatasetError):
+            raise row
+        yield dict(row)
+
+
+def _is_by_key(path: Path) -> bool:
+    """Whether a file is one JSON object, as ImgEdit's."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
+        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
+def _by_key(path: Path) -> list[dict[str, Any]]:
     content = read_json(path, DatasetError)
-    rows = [{"key": key, **row} for key, row in content.items()] if isinstance(content, dict) else content
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    rows = content.items() if isinstance(content, dict) else ()
+    if not rows or not all(isinstance(row, dict) for _, row in rows):
         raise DatasetError(f"{path} is no list of edits; give ImgEdit's JSON, or GEdit-Bench's table")
-    yield from rows
+    return [{"key": key, **row} for key, row in rows]
 
 
 def _text(row: Mapping[str, Any], *names: str) -> str:

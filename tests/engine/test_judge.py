@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import fmean
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ from ip2p_engine.data.record import PairRecord
 from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.data.tools import verify
 from ip2p_engine.errors import CaptionError, ConfigError, DatasetError, Interrupted
-from ip2p_engine.evaluate.benchmarks import edits_of, is_bare, read_scores
+from ip2p_engine.evaluate.benchmarks import edits_of, is_bare, read_scores, write_bare
 from ip2p_engine.evaluate.edits import write_truth
 from ip2p_engine.evaluate.judge import cost_of, judge
 from ip2p_engine.evaluate.judge_pairs import judge_pairs
@@ -525,6 +526,12 @@ def test_a_benchmarks_edits_are_made_and_judged(tmp_path, capsys):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({**dict.fromkeys(("key", "task_type", "instruction"), "x"), "edited_image": "y.png"}))
     assert is_bare(tmp_path / "gedit.parquet") and not is_bare(pairs) and not is_bare(tmp_path)
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
+    saved["train"] = saved["train"].cast_column("input_image_raw", datasets.Image())
+    saved.save_to_disk(tmp_path / "gedit")  # as the hub has it
+    found, broken = write_bare(tmp_path / "gedit", tmp_path / "copy")
+    assert is_bare(tmp_path / "gedit") and not broken and [one.about["key"] for one in found] == ["g0", "g1"]
+    assert found[1].source.read_bytes() == rows[1]["input_image_raw"]["bytes"]
 
 
 # Pairs of a data set
