@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checkpoint.added import Word
 from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
@@ -27,15 +28,18 @@ from .diffusion.schedule import SCHEDULES, make_sigmas
 from .errors import ConfigError, ImageError
 from .files import base_name, public_name
 from .hooks import Hooks
-from .images import Picture, fit, open_image, open_mask, plan_size, to_tensor, upright_size
+from .images import Picture, fit, open_image, open_mask, pixels_digest, plan_size, to_tensor
+from .jobs import Job, Work, batches_of, by_row
+from .networks.added import with_autoencoder, with_words
 from .networks.compiled import compile_unet
 from .networks.conditioning import Conditioning, clean_latents, decode_pictures, encode_image, encode_text, size_ids
+from .networks.control import Control, ControlNet, hint_of, load_control
 from .networks.denoiser import BranchDenoiser
-from .networks.digest import digest_of_weights
+from .networks.digest import digest_of_values, digest_of_weights
 from .networks.model import Model, load_model
 from .networks.walk import walk
-from .pictures import EditResult, Fitted, Opener, whole_area
-from .tokenizer import check_length, token_chunks
+from .pictures import EditResult, Fitted, Opener, opened, whole_area
+from .tokenizer import check_length
 from .version import __version__
 
 __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
@@ -84,6 +88,8 @@ class EditConfig:
     """Keep the deep features for so many evaluations: faster, and a little off (``networks/feature_cache.py``)."""
     auto_mask: bool = False
     """Change only where the instruction may act (``find_area``); the rest is the source's, to the bit."""
+    control_weight: float = 1.0
+    """How strongly a ControlNet acts, where one is loaded and has a picture."""
     detail: bool = False
     """Take the source's detail where a local colour transform explains the edit (``detail.with_detail``)."""
 
@@ -98,6 +104,7 @@ class EditConfig:
             ("feature_cache", 1, 100),
         ):
             _check_whole(name, getattr(self, name), floor, most)
+        check_scale("control_weight", self.control_weight)
         if self.sampler is not None:
             sampler_of(self.sampler)
         name = "dual" if self.guidance is None or callable(self.guidance) else self.guidance
@@ -121,27 +128,6 @@ class _Settled(EditConfig):
     resolution: int
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One picture to make: its place among the results, rows of the picture and the instruction, and the seed."""
-
-    place: int
-    picture: int
-    instruction: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Jobs, and the pictures and texts that they point to; pictures that are no Image yet are opened batch by batch."""
-
-    jobs: Sequence[_Job]
-    pictures: Sequence[Picture]
-    texts: Sequence[str]
-    masks: Mapping[int, Picture] = field(default_factory=dict)
-    """By the row of their picture."""
-
-
 class InstructPix2Pix:
     """A loaded checkpoint that edits pictures."""
 
@@ -151,6 +137,9 @@ class InstructPix2Pix:
         model.require_edit()
         self.model, self.name, self.base = model, name, base
         self.loras: tuple[Lora, ...] = ()
+        self.words: tuple[Word, ...] = ()
+        self.control: ControlNet | None = None
+        self._vae: dict[str, Any] | None = None
         self._plain = model
 
     @classmethod
@@ -164,18 +153,28 @@ class InstructPix2Pix:
         compile_mode: str = "repeated",
         base: str | Path | None = None,
         loras: Sequence[Lora] = (),
+        vae: str | Path | None = None,
+        embeddings: Sequence[str | Path] = (),
+        control: str | Path | None = None,
         **options: Any,
     ) -> InstructPix2Pix:
         """Load "embedded", a file, a diffusers folder, a Hugging Face id or a URL.
 
         The device defaults to a GPU if there is one, the type to half precision there and float32 elsewhere.
+        ``vae``, ``embeddings``, ``loras`` and ``control`` are as for ``load_vae`` and the others.
         ``compile`` compiles the UNet as ``compile_mode`` says, repeated or max (``InstructPix2Pix.compile``).
         """
         device = usable_device(device)
         model = load_model(source, base=base, device=device, dtype=dtype, **options)
         editor = cls(model, name=public_name(source), base=None if base is None else public_name(base))
+        if vae is not None:
+            editor.load_vae(vae)
+        if embeddings:
+            editor.load_embeddings(*embeddings)
         for lora in loras:
             editor.load_lora(lora.path, lora.weight)
+        if control is not None:
+            editor.load_control(control)
         if compile:
             editor.compile(compile_mode)
         return editor
@@ -192,6 +191,32 @@ class InstructPix2Pix:
         """Take all LoRAs away: ``model`` is the one that was loaded, to the bit."""
         self.model, self.loras = self._plain, ()
 
+    def load_vae(self, source: str | Path) -> None:
+        """Use another autoencoder: a file, a folder, a hub id or a URL. Raises CheckpointError."""
+        self._replace_plain(with_autoencoder(self._plain, source))
+        digest = digest_of_values(self.model.autoencoder)
+        self._vae = {"name": base_name(public_name(source)), "digest": digest}
+
+    def load_embeddings(self, *paths: str | Path) -> None:
+        """Know more words (textual inversion): ``embedding:NAME`` in an instruction, or the word that the file says.
+
+        Files of A1111 (.pt, .safetensors) and of diffusers, for both text encoders of SDXL. Raises CheckpointError.
+        """
+        model, words = with_words(self._plain, [Path(path).expanduser() for path in paths])
+        self._replace_plain(model)
+        self.words += words
+
+    def load_control(self, source: str | Path) -> None:
+        """Let edits be controlled by a ControlNet, which acts where ``control_images`` are given.
+
+        A file, a diffusers folder, a hub id or a URL, of SD1.5, SD2 or SDXL. Raises CheckpointError.
+        """
+        self.control = load_control(source, self.model)
+
+    def _replace_plain(self, model: Model) -> None:
+        _ = self._digest  # of the checkpoint, before anything is added to it
+        self.model, self._plain = with_loras(model, self.loras) if self.loras else model, model
+
     def compile(self, mode: str = "repeated", *, backend: str = "inductor") -> None:
         """Compile the UNet's repeated blocks, or with "max" all of it, on CUDA with graphs: for many edits of one size.
 
@@ -207,6 +232,7 @@ class InstructPix2Pix:
         *,
         seeds: int | Sequence[int] = 0,
         masks: Picture | Sequence[Picture | None] | None = None,
+        control_images: Picture | Sequence[Picture] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
@@ -215,11 +241,13 @@ class InstructPix2Pix:
 
         Sizes may differ. Each result depends on its picture, instruction, seed and settings alone. An empty
         instruction gives the picture back, as the paper's code does. ``masks``, one or one a picture, are white where
-        something may change; elsewhere the source's pixels come back. ``overrides`` are fields of EditConfig.
-        Raises ImageError, ConfigError, or Interrupted once ``hooks.should_stop()``.
+        something may change; elsewhere the source's pixels come back. ``control_images``, one or one a picture, are
+        what the loaded ControlNet looks at. ``overrides`` are fields of EditConfig. Raises ImageError, ConfigError, or
+        Interrupted once ``hooks.should_stop()``.
         """
         pictures = [open_image(image) for image in as_list(images, Picture)]
-        made = self.edits(pictures, instructions, seeds=seeds, masks=masks, config=config, hooks=hooks, **overrides)
+        given: dict[str, Any] = {"masks": masks, "control_images": control_images, "config": config, "hooks": hooks}
+        made = self.edits(pictures, instructions, seeds=seeds, **given, **overrides)
         return sorted(made, key=lambda result: result.index)
 
     def edits(
@@ -229,6 +257,7 @@ class InstructPix2Pix:
         *,
         seeds: int | Sequence[int] = 0,
         masks: Picture | Sequence[Picture | None] | None = None,
+        control_images: Picture | Sequence[Picture] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
@@ -241,8 +270,9 @@ class InstructPix2Pix:
         """
         pictures, texts = as_list(images, Picture), as_list(instructions, str)
         combinations = product(range(len(pictures)), range(len(texts)), as_list(seeds, int))
-        jobs = [_Job(place, *combination) for place, combination in enumerate(combinations)]
-        work = _Work(jobs, pictures, texts, _masks_of(masks, len(pictures)))
+        jobs = [Job(place, *combination) for place, combination in enumerate(combinations)]
+        beside = self._beside(masks, control_images, len(pictures))
+        work = Work(jobs, pictures, texts, *beside)
         return self._run(work, self._settle(config, overrides), hooks or Hooks())
 
     def edits_each(
@@ -252,6 +282,7 @@ class InstructPix2Pix:
         *,
         seeds: Sequence[int],
         masks: Picture | Sequence[Picture | None] | None = None,
+        control_images: Picture | Sequence[Picture] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
@@ -262,11 +293,11 @@ class InstructPix2Pix:
                 f"{len(images)} pictures, {len(instructions)} instructions and {len(seeds)} seeds do not pair up; "
                 "give as many of each, or use edit() for every combination"
             )
-        given = _masks_of(masks, len(images))
+        given = self._beside(masks, control_images, len(images))
         first: dict[Any, int] = {}  # a picture that is given again is opened once
-        rows = [first.setdefault((id(image), id(given.get(n))), n) for n, image in enumerate(images)]
-        jobs = [_Job(n, rows[n], n, seed) for n, seed in enumerate(seeds)]
-        return self._run(_Work(jobs, images, instructions, given), self._settle(config, overrides), hooks or Hooks())
+        rows = [first.setdefault((id(image), *(id(one.get(n)) for one in given)), n) for n, image in enumerate(images)]
+        jobs = [Job(n, rows[n], n, seed) for n, seed in enumerate(seeds)]
+        return self._run(Work(jobs, images, instructions, *given), self._settle(config, overrides), hooks or Hooks())
 
     def edit_each(
         self,
@@ -275,15 +306,15 @@ class InstructPix2Pix:
         *,
         seeds: Sequence[int],
         masks: Picture | Sequence[Picture | None] | None = None,
+        control_images: Picture | Sequence[Picture] | None = None,
         config: EditConfig | None = None,
         hooks: Hooks | None = None,
         **overrides: Any,
     ) -> list[EditResult]:
         """Edit the n-th picture by the n-th instruction with the n-th seed; otherwise as ``edit``."""
         pictures = [open_image(image) for image in images]
-        made = self.edits_each(
-            pictures, instructions, seeds=seeds, masks=masks, config=config, hooks=hooks, **overrides
-        )
+        given: dict[str, Any] = {"masks": masks, "control_images": control_images, "config": config, "hooks": hooks}
+        made = self.edits_each(pictures, instructions, seeds=seeds, **given, **overrides)
         return sorted(made, key=lambda result: result.index)
 
     def condition(
@@ -292,6 +323,7 @@ class InstructPix2Pix:
         instructions: str | Sequence[str],
         *,
         masks: Picture | Sequence[Picture | None] | None = None,
+        control_images: Picture | Sequence[Picture] | None = None,
         config: EditConfig | None = None,
         **overrides: Any,
     ) -> Conditioning:
@@ -310,7 +342,7 @@ class InstructPix2Pix:
         sizes = sorted({plan_size(settled.size, *picture.size, settled.resolution) for picture in pictures})
         if len(sizes) > 1:
             raise ConfigError(f"the pictures come to {sizes[0]} and {sizes[1]}; give one size, or one at a time")
-        given = _masks_of(masks, len(pictures))
+        given = by_row(masks, len(pictures), "masks")
         white = {row: open_mask(mask, pictures[row].size) for row, mask in given.items()}
         small = [fit(picture, sizes[0]) for picture in pictures]
         told = [fit(white[row], sizes[0]) if row in white else None for row in range(len(small))]
@@ -368,7 +400,7 @@ class InstructPix2Pix:
         most = 1 if latents.device.type == "cpu" else DECODED_AT_ONCE
         return decode_pictures(self.model, latents, most)
 
-    def _run(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
+    def _run(self, work: Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
         """Make every job's picture, batch by batch, and tell the hooks."""
         if not work.jobs:
             raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
@@ -378,10 +410,10 @@ class InstructPix2Pix:
             check_length(text)
         return self._made(work, config, hooks)
 
-    def _made(self, work: _Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
+    def _made(self, work: Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
         finished, broken = 0, set[int]()
         with Opener(work.pictures, work.masks) as opener:
-            batches = list(_batches(work, config, hooks))
+            batches = list(batches_of(work, config, self.model.words, hooks))
             for (size, jobs), following in zip(batches, [*batches[1:], None], strict=True):
                 fitted: dict[int, Fitted] = {}
                 later = {(job.picture, following[0]) for job in following[1]} if following else set()
@@ -393,7 +425,7 @@ class InstructPix2Pix:
                             hooks.error(row, error)
                         broken.add(row)
                 usable = [job for job in jobs if job.picture in fitted]
-                for result in self._edit_batch(usable, fitted, work.texts, size, config, hooks):
+                for result in self._edit_batch(usable, fitted, work, size, config, hooks):
                     finished += 1
                     hooks.result(result.index, result)
                     yield result
@@ -415,23 +447,25 @@ class InstructPix2Pix:
 
     def _edit_batch(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[Job],
         fitted: dict[int, Fitted],
-        texts: Sequence[str],
+        work: Work,
         size: tuple[int, int] | None,
         config: _Settled,
         hooks: Hooks,
     ) -> Iterator[EditResult]:
         """The results of a batch of one size; size None: empty instructions, which give their pictures back."""
-        sources, words = [fitted[job.picture] for job in jobs], [texts[job.instruction] for job in jobs]
+        sources, words = [fitted[job.picture] for job in jobs], [work.texts[job.instruction] for job in jobs]
         said = [f"{text}{config.suffix}" for text in words]
         edited: Any = [(None, None, None)] * len(jobs)
         areas: Sequence[Image.Image | None] = [None] * len(jobs)
+        seen: Sequence[dict[str, Any] | None] = [None] * len(jobs)
         evaluations = 0
         if jobs and size is not None:
             with enough_memory(len(jobs), size), torch.inference_mode():
                 small: Any = [source.small for source in sources]
                 condition = self._condition(small, said, [source.small_mask for source in sources])
+                condition, seen = self._controlled(condition, [work.controls.get(job.picture) for job in jobs], config)
                 kept = clean_latents(self.model, condition.image)
                 free, found = self._free(sources, condition, kept, config)
                 seeds = [job.seed for job in jobs]
@@ -440,9 +474,8 @@ class InstructPix2Pix:
                     areas, evaluations = _area_pictures(found, size), evaluations + LOOKS
                 round_trips = self.pictures(kept) if config.detail else [None] * len(jobs)
                 edited = list(zip(self.pictures(z), z.cpu(), round_trips, strict=True))
-        for job, source, text, area, (picture, latent, round_trip) in zip(
-            jobs, sources, words, areas, edited, strict=True
-        ):
+        rows = zip(jobs, sources, words, areas, edited, seen, strict=True)
+        for job, source, text, area, (picture, latent, round_trip), control in rows:
             yield EditResult(
                 edited=picture,
                 picture=source.picture,
@@ -456,7 +489,7 @@ class InstructPix2Pix:
                 seed=job.seed,
                 latent=latent,
                 evaluations=evaluations,
-                settings=self._settings(text, job.seed, source, size or source.size, config),
+                settings=self._settings(text, job.seed, source, size or source.size, config, control),
                 index=job.place,
             )
 
@@ -505,12 +538,47 @@ class InstructPix2Pix:
             size_ids=size_ids(self.model, [picture.size for picture in pictures]),
         )
 
+    def _beside(
+        self, masks: Any, controls: Picture | Sequence[Picture] | None, pictures: int
+    ) -> tuple[dict[int, Picture], dict[int, Picture]]:
+        """Masks and control pictures by the row of their picture. Raises ConfigError for another number of them."""
+        if controls is not None and self.control is None:
+            raise ConfigError("control_images are for a ControlNet, and none is loaded; give control= or load_control")
+        return by_row(masks, pictures, "masks"), by_row(controls, pictures, "control pictures", every=True)
+
+    def _controlled(
+        self, condition: Conditioning, pictures: Sequence[Picture | None], config: _Settled
+    ) -> tuple[Conditioning, list[dict[str, Any] | None]]:
+        """The condition with the ControlNet's pictures, and what settings say of each."""
+        net, given = self.control, [picture for picture in pictures if picture is not None]
+        if net is None or not given:
+            return condition, [None] * len(pictures)
+        if config.feature_cache > 1:
+            raise ConfigError("features are kept without what a ControlNet adds to them; leave one of the two out")
+        size = (8 * condition.image.shape[-1], 8 * condition.image.shape[-2])
+        hints: dict[int, Tensor] = {}
+        told: dict[int, dict[str, Any]] = {}
+        for picture in {id(one): one for one in given}.values():
+            whole = opened(picture)
+            hints[id(picture)] = hint_of(whole, size)
+            said = {"image": _name_of(picture), "image_sha256": pixels_digest(whole)}
+            told[id(picture)] = {"name": net.name, "digest": net.digest, **said}
+        hint = torch.cat([hints[id(one)] for one in given]).to(condition.image.device)
+        control = Control(net=net, hint=hint, weight=config.control_weight)
+        return replace(condition, control=control), [told[id(one)] for one in given]
+
     @cached_property
     def _digest(self) -> str:
         return digest_of_weights(self._plain)
 
     def _settings(
-        self, instruction: str, seed: int, source: Fitted, size: tuple[int, int], config: _Settled
+        self,
+        instruction: str,
+        seed: int,
+        source: Fitted,
+        size: tuple[int, int],
+        config: _Settled,
+        control: dict[str, Any] | None,
     ) -> dict[str, Any]:
         values = asdict(config)
         return {
@@ -518,13 +586,16 @@ class InstructPix2Pix:
             "seed": seed,
             **{name: named(value) for name, value in values.items() if name not in HOW_FAST},
             "edited_at": list(size),
-            "source": base_name(source.picture) if isinstance(source.picture, str | os.PathLike) else None,
+            "source": _name_of(source.picture),
             "source_sha256": source.digest,
-            "mask": base_name(source.mask) if isinstance(source.mask, str | os.PathLike) else source.mask is not None,
+            "mask": _name_of(source.mask) or source.mask is not None,
             "checkpoint": base_name(self.name),
             "checkpoint_digest": self._digest,
             "base": self.base and base_name(self.base),
             "loras": [lora.settings for lora in self.loras],
+            "vae": self._vae,
+            "embeddings": [word.settings for word in self.words],
+            "control": control,
             "weights": self.model.spec.weights,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
@@ -546,14 +617,6 @@ def _guidance_of(config: _Settled) -> Guidance:
     )
 
 
-def _masks_of(masks: Picture | Sequence[Picture | None] | None, pictures: int) -> dict[int, Picture]:
-    """Masks by the row of their picture: one for all, or one a picture. Raises ConfigError for another number."""
-    given = [masks] * pictures if masks is None or isinstance(masks, Picture) else list(masks)
-    if len(given) != pictures:
-        raise ConfigError(f"there are {len(given)} masks and {pictures} pictures; give one mask, or one a picture")
-    return {row: mask for row, mask in enumerate(given) if mask is not None}
-
-
 def _free(sources: Sequence[Fitted], like: Tensor) -> Tensor | None:
     """Where the latents of a batch may change; None: everywhere."""
     if all(source.small_mask is None for source in sources):
@@ -568,26 +631,9 @@ def _area_pictures(area: Tensor, size: tuple[int, int]) -> list[Image.Image]:
     return [Image.fromarray(one).resize(size, Image.Resampling.BILINEAR) for one in levels]
 
 
-def _batches(work: _Work, config: _Settled, hooks: Hooks) -> Iterator[tuple[tuple[int, int] | None, list[_Job]]]:
-    """Jobs of one size and length of text together, at most config.batch; size None: there is nothing to do."""
-    sizes: dict[int, tuple[int, int]] = {}
-    for row in sorted({job.picture for job in work.jobs}):
-        picture = work.pictures[row]
-        try:
-            sizes[row] = picture.size if isinstance(picture, Image.Image) else upright_size(picture)
-        except ImageError as error:
-            hooks.error(row, error)
-    rows = sorted({job.instruction for job in work.jobs})
-    chunks = {row: len(token_chunks(f"{work.texts[row]}{config.suffix}")) for row in rows}
-    groups: dict[tuple[tuple[int, int] | None, int], list[_Job]] = {(None, 1): []}
-    for job in work.jobs:
-        if job.picture in sizes:
-            busy = work.texts[job.instruction].strip()
-            size = plan_size(config.size, *sizes[job.picture], config.resolution) if busy else None
-            groups.setdefault((size, chunks[job.instruction]), []).append(job)
-    for (size, _), members in groups.items():
-        for start in range(0, len(members), config.batch):
-            yield size, members[start : start + config.batch]
+def _name_of(picture: Picture | None) -> str | None:
+    """The base name of a file; None for what came without one."""
+    return base_name(picture) if isinstance(picture, str | os.PathLike) else None
 
 
 def _check_whole(name: str, value: Any, floor: int, most: int) -> None:

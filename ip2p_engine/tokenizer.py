@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
@@ -29,12 +31,16 @@ __all__ = [
 ]
 
 START_OF_TEXT, END_OF_TEXT, MAX_TOKENS = 49406, 49407, 77
-CHUNK = MAX_TOKENS - 2
+CHUNK, LONG_WORD = MAX_TOKENS - 2, 8
 LONGEST = 32 * CHUNK
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 MERGE_COUNT = 49152 - 256 - 2
 START_SYMBOL, END_SYMBOL = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+Words = Mapping[str, Sequence[int]]
+"""Words that stand for tokens of their own (textual inversion), e.g. "embedding:style"."""
 
 
 def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
@@ -46,17 +52,38 @@ def tokenize(texts: Sequence[str], *, pad: int = END_OF_TEXT) -> Tensor:
     return torch.cat([torch.empty((0, MAX_TOKENS), dtype=torch.int64), *rows])
 
 
-def token_chunks(text: str, *, pad: int = END_OF_TEXT) -> Tensor:
+def token_chunks(text: str, *, pad: int = END_OF_TEXT, words: Words = MappingProxyType({})) -> Tensor:
     """A whole text as ComfyUI reads it: 75 tokens a row between a start and an end, the last row filled with ``pad``.
 
-    Returns int64, shape (chunks, 77); a text of up to 75 tokens is one chunk, as ``tokenize`` has it.
+    A word of ``words`` that is short is not torn apart. Returns int64, shape (chunks, 77); a text of up to 75 tokens is
+    one chunk, as ``tokenize`` has it.
     """
-    ids = clip_tokenizer().encode(clean(text), add_special_tokens=False).ids
-    parts = [ids[start : start + CHUNK] for start in range(0, max(1, len(ids)), CHUNK)]
+    parts: list[list[int]] = [[]]
+    for group in _groups(text, words):
+        if len(parts[-1]) + len(group) > CHUNK and len(group) < LONG_WORD:
+            parts.append([])
+        while group:
+            room = CHUNK - len(parts[-1])
+            parts[-1] += group[:room]
+            if group := group[room:]:
+                parts.append([])
     rows = torch.full((len(parts), MAX_TOKENS), pad, dtype=torch.int64)
     for row, part in zip(rows, parts, strict=True):
         row[: len(part) + 2] = torch.tensor([START_OF_TEXT, *part, END_OF_TEXT])
     return rows
+
+
+def _groups(text: str, words: Words) -> list[list[int]]:
+    """A text's tokens without start and end: those of each of ``words``, and of what is between them."""
+    encoder, text = clip_tokenizer(), clean(text)
+    known = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    # A word ends at a space or a comma; as in ComfyUI the suffix of its file may stand there too.
+    cut = rf"(?<!\S)({known})(?:\.(?:safetensors|pt|bin))?(?![^\s,])"
+    parts = re.split(cut, text) if words else [text]
+    return [
+        list(words[part] if n % 2 else encoder.encode(part, add_special_tokens=False).ids)
+        for n, part in enumerate(parts)
+    ]
 
 
 def check_length(text: str) -> None:

@@ -176,7 +176,7 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
     plain = bundle.layout == "ldm" and bundle.complete and not bundle.ema_parameters
     with _structure_known(bundle.path.name):
         if standard and plain and bundle.path.suffix.lower() in SAFE_SUFFIXES:
-            parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path))[:3]
+            parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path), embedding_directory=_embeddings())[:3]
         else:
             parts = _through_the_engine(source, weights, base, standard)
         return _native(parts, bundle.spec)
@@ -215,7 +215,7 @@ def _through_the_engine(source: str | Path, weights: str, base: str | Path | Non
     loaded = load_model(source, weights=weights, base=base, device="cpu", dtype="file" if standard else torch.float32)
     state = {name: value.detach() for name, value in ldm_state(loaded).items()}
     if standard:
-        return comfy.sd.load_state_dict_guess_config(state)[:3]
+        return comfy.sd.load_state_dict_guess_config(state, embedding_directory=_embeddings())[:3]
     if loaded.spec.family != "sd1":
         raise CheckpointError(
             f"{source} is a {loaded.spec.family} of unusual width, and ComfyUI knows the usual ones; "
@@ -223,6 +223,11 @@ def _through_the_engine(source: str | Path, weights: str, base: str | Path | Non
         )
     vae = _narrow_autoencoder(loaded, state)
     return _narrow_model(loaded, state, vae.first_stage_model), _narrow_clip(loaded, state), vae
+
+
+def _embeddings() -> list[str]:
+    """Where ``embedding:NAME`` of a text is looked for, as core's own loader says it."""
+    return list(folder_paths.get_folder_paths("embeddings"))
 
 
 class _SmallLatents(comfy.latent_formats.SD15):
@@ -280,7 +285,7 @@ def _narrow_clip(loaded: Any, state: dict[str, Tensor]) -> comfy.sd.CLIP:
     options = {"clip_l_model_config": {name: getattr(config, name) for name in names}}
     target = comfy.supported_models.SD15({}).clip_target()
     given = comfy.supported_models.SD15({}).process_clip_state_dict(dict(state))
-    clip = comfy.sd.CLIP(target, tokenizer_data=given, model_options=options)
+    clip = comfy.sd.CLIP(target, embedding_directory=_embeddings(), tokenizer_data=given, model_options=options)
     clip.load_sd(given, full_model=True)
     return clip
 

@@ -7,18 +7,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import CheckpointError, first_line
 from .keys import few
-from .limits import checked_config
+from .limits import TEXTS, checked_config, diffusers_class
 from .spec import Bundle, Part
 
 __all__ = ["all_finite", "build", "check_bundle", "check_widths", "module_state", "overflow", "skeleton"]
 
-WORDS = {"unet": "UNet", "autoencoder": "autoencoder", "text": "text encoder", "projected_text": "second text encoder"}
+WORDS = {
+    "unet": "UNet",
+    "autoencoder": "autoencoder",
+    "control": "ControlNet",
+    "text": "text encoder",
+    "projected_text": "second text encoder",
+}
 IGNORED = ("position_ids",)
 INSIDE = "text_model."
 
@@ -90,10 +95,8 @@ def module_state(part: Part, expected: Mapping[str, Tensor], *, name: str) -> di
 
 
 def _empty(kind: str, config: dict[str, Any]) -> nn.Module:
-    if kind == "unet":
-        return UNet2DConditionModel.from_config(config)
-    if kind == "autoencoder":
-        return AutoencoderKL.from_config(config)
+    if kind not in TEXTS:
+        return diffusers_class(kind).from_config(config)
     settings = CLIPTextConfig(**config)
     return CLIPTextModel(settings) if kind == "text" else CLIPTextModelWithProjection(settings)
 

@@ -21,10 +21,12 @@ __all__ = [
     "few",
     "from_open_clip",
     "infer_autoencoder",
+    "infer_control",
     "infer_text",
     "infer_unet",
     "is_open_clip",
     "ldm_autoencoder_name",
+    "ldm_control_name",
     "ldm_unet_name",
     "modern_attention_name",
     "replace_parts",
@@ -62,8 +64,8 @@ OPEN_CLIP_LAYER = {
 PACKED = ("q_proj", "k_proj", "v_proj")
 SD2_LAYERS = 23  # some converters write SD2's text encoder without the layer that is never used
 LAYER, BLOCKS = "encoder.layers.", "transformer.resblocks."
-UNET = "UNet"
-HEADS, HEAD_WIDTH, SDXL_ID_WIDTH = 8, 64, 256
+UNET, CONTROL = "UNet", "ControlNet"
+HEADS, HEAD_WIDTH, SDXL_ID_WIDTH, SD1_CONTEXT = 8, 64, 256, 768
 MAX_BLOCKS = 100  # of a UNet; SD1.5 has 12 on the way down
 UNET_MARKS = {"ldm": "input_blocks.0.0.weight", "diffusers": "conv_in.weight"}
 TOP = {
@@ -114,19 +116,42 @@ def infer_unet(tensors: Mapping[str, Tensor], layout: str, *, pooled_width: int 
     heads of 64 channels. ``pooled_width`` is that of SDXL's pooled text.
     """
     shape = _ldm_shape(tensors) if layout == "ldm" else _diffusers_shape(tensors)
-    first, last = UNET_MARKS[layout], "out.2.weight" if layout == "ldm" else "conv_out.weight"
+    last = "out.2.weight" if layout == "ldm" else "conv_out.weight"
+    up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(shape.depths))
+    config = _way_down(tensors, layout, shape, pooled_width)
+    return {**config, "out_channels": shape_of(tensors, last, UNET)[0], "up_block_types": up}
+
+
+def infer_control(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
+    """ControlNetModel's configuration from names and shapes; its middle may have no attention."""
+    shape = _ldm_shape(tensors, control=True) if layout == "ldm" else _diffusers_shape(tensors, control=True)
+    hint = "input_hint_block." if layout == "ldm" else "controlnet_cond_embedding."
+    first = f"{hint}0.weight" if layout == "ldm" else f"{hint}conv_in.weight"
+    inner = f"{hint}{{}}.weight" if layout == "ldm" else f"{hint}blocks.{{}}.weight"
+    blocks = count(tensors, re.escape(hint) + r"(?:blocks\.)?(\d+)\.")
+    places = range(2, blocks - 1, 2) if layout == "ldm" else range(blocks)
+    widths = [shape_of(tensors, inner.format(place), CONTROL)[0] for place in places]
+    config = _way_down(tensors, layout, shape, None)
+    if config["cross_attention_dim"] != SD1_CONTEXT:  # as ComfyUI reads what it does not know
+        config["attention_head_dim"] = _heads(shape.channels)
+    return {
+        **config,
+        "conditioning_channels": shape_of(tensors, first, CONTROL)[1],
+        "conditioning_embedding_out_channels": (*widths[::2], *widths[-1:]),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if shape.mid_depth else "UNetMidBlock2D",
+    }
+
+
+def _way_down(tensors: Mapping[str, Tensor], layout: str, shape: _Shape, pooled_width: int | None) -> dict[str, Any]:
+    """What UNets and ControlNets share."""
     attention = shape.first_attention
     linear = len(shape_of(tensors, f"{attention}proj_in.weight", UNET)) == 2
     context = shape_of(tensors, f"{attention}transformer_blocks.0.attn2.to_k.weight", UNET)[1]
-    down = tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in shape.depths)
-    up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(shape.depths))
     return {
-        "in_channels": shape_of(tensors, first, UNET)[1],
-        "out_channels": shape_of(tensors, last, UNET)[0],
+        "in_channels": shape_of(tensors, UNET_MARKS[layout], UNET)[1],
         "block_out_channels": shape.channels,
         "layers_per_block": shape.layers,
-        "down_block_types": down,
-        "up_block_types": up,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in shape.depths),
         "transformer_layers_per_block": _depth_config(shape),
         "cross_attention_dim": context,
         "use_linear_projection": linear,
@@ -153,6 +178,24 @@ def ldm_unet_name(name: str, config: Mapping[str, Any]) -> str:
     return f"{home}.0.{replace_parts(tail, RESNET)}" if kind == "resnets" else f"{home}.1.{tail}"
 
 
+def ldm_control_name(name: str, config: Mapping[str, Any]) -> str:
+    """The name of a diffusers ControlNet tensor in its authors' files."""
+    head, _, tail = name.partition(".")
+    if head == "controlnet_mid_block":
+        return f"middle_block_out.0.{tail}"
+    if head == "controlnet_down_blocks":
+        place, _, leaf = tail.partition(".")
+        return f"zero_convs.{place}.0.{leaf}"
+    if head != "controlnet_cond_embedding":
+        return ldm_unet_name(name, config)
+    kind, _, leaf = tail.partition(".")
+    last = 4 * len(config["conditioning_embedding_out_channels"]) - 2
+    if kind != "blocks":
+        return f"input_hint_block.{0 if kind == 'conv_in' else last}.{leaf}"
+    place, _, leaf = leaf.partition(".")
+    return f"input_hint_block.{2 * int(place) + 2}.{leaf}"
+
+
 def _split_top(name: str) -> tuple[str, str]:
     module = next((top for top in TOP if name.startswith(f"{top}.")), None)
     if module is None:
@@ -160,7 +203,7 @@ def _split_top(name: str) -> tuple[str, str]:
     return module, name[len(module) + 1 :]
 
 
-def _ldm_shape(tensors: Mapping[str, Tensor]) -> _Shape:
+def _ldm_shape(tensors: Mapping[str, Tensor], *, control: bool = False) -> _Shape:
     blocks = _block_count(tensors, r"input_blocks\.(\d+)\.")
     levels: list[list[tuple[int, int]]] = [[]]
     attention = ""
@@ -172,10 +215,11 @@ def _ldm_shape(tensors: Mapping[str, Tensor]) -> _Shape:
         depth = count(tensors, re.escape(f"{prefix}1.transformer_blocks.") + r"(\d+)\.")
         attention = attention or (f"{prefix}1." if depth else "")
         levels[-1].append((shape_of(tensors, f"{prefix}0.in_layers.2.weight", UNET)[0], depth))
-    return _checked(levels, count(tensors, r"middle_block\.1\.transformer_blocks\.(\d+)\."), attention)
+    mid = count(tensors, r"middle_block\.1\.transformer_blocks\.(\d+)\.")
+    return _checked(levels, mid, attention, control=control)
 
 
-def _diffusers_shape(tensors: Mapping[str, Tensor]) -> _Shape:
+def _diffusers_shape(tensors: Mapping[str, Tensor], *, control: bool = False) -> _Shape:
     levels: list[list[tuple[int, int]]] = []
     attention = ""
     for block in range(_block_count(tensors, r"down_blocks\.(\d+)\.")):
@@ -186,7 +230,7 @@ def _diffusers_shape(tensors: Mapping[str, Tensor]) -> _Shape:
         width = shape_of(tensors, f"{prefix}resnets.0.conv1.weight", UNET)[0]
         levels.append([(width, depth)] * layers)
     mid = count(tensors, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
-    return _checked(levels, mid, attention)
+    return _checked(levels, mid, attention, control=control)
 
 
 def _block_count(tensors: Mapping[str, Tensor], pattern: str) -> int:
@@ -196,12 +240,12 @@ def _block_count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return found
 
 
-def _checked(levels: list[list[tuple[int, int]]], mid_depth: int, attention: str) -> _Shape:
+def _checked(levels: list[list[tuple[int, int]]], mid_depth: int, attention: str, *, control: bool = False) -> _Shape:
     uniform = all(level and level == [level[0]] * len(levels[0]) for level in levels)
-    if not uniform or not attention or not mid_depth:
+    if not uniform or not attention or not (mid_depth or control):
         raise CheckpointError(
-            f"the UNet's levels are {str(levels)[:200]} (channels, transformer depth) with {mid_depth} in the middle, "
-            "not those of Stable Diffusion 1, 2 or XL; give a checkpoint of that family"
+            f"the {CONTROL if control else UNET}'s levels are {str(levels)[:200]} (channels, transformer depth) with "
+            f"{mid_depth} in the middle, not those of Stable Diffusion 1, 2 or XL; give a checkpoint of that family"
         )
     return _Shape(
         channels=tuple(level[0][0] for level in levels),
@@ -215,8 +259,8 @@ def _checked(levels: list[list[tuple[int, int]]], mid_depth: int, attention: str
 def _depth_config(shape: _Shape) -> int | tuple[int, ...]:
     """Diffusers takes the middle's depth from the last level; a level without attention may say anything."""
     depths = tuple(depth or 1 for depth in shape.depths)
-    if shape.depths[-1] in (0, shape.mid_depth):
-        depths = (*depths[:-1], shape.mid_depth)
+    if shape.depths[-1] in (0, shape.mid_depth) or not shape.mid_depth:
+        depths = (*depths[:-1], shape.mid_depth or depths[-1])
         return 1 if set(depths) == {1} else depths
     raise CheckpointError(
         f"the UNet's last level has {shape.depths[-1]} transformer blocks and its middle {shape.mid_depth}; "

@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from .read import MAX_TENSORS
 from .spec import Part
 
-__all__ = ["checked_config"]
+__all__ = ["TEXTS", "checked_config", "diffusers_class"]
 
 TENSORS_A_BLOCK = 4  # at least: residual blocks have 8 and more, transformer blocks 16 and more
 SHOWN = 60
@@ -87,6 +87,15 @@ UNET = {
     "addition_time_embed_dim": MAYBE_WIDTH,
     "projection_class_embeddings_input_dim": MAYBE_WIDTH,
 }
+CONTROL = {
+    **{name: rule for name, rule in UNET.items() if name not in ("out_channels", "up_block_types", "upcast_attention")},
+    "in_channels": _one_of(4),
+    "conditioning_channels": _whole(1, 64),
+    "conditioning_embedding_out_channels": _all(WIDTH),
+    "mid_block_type": _one_of("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
+    "global_pool_conditions": _flag,
+    "only_cross_attention": _one_of(False),
+}
 AUTOENCODER = {
     **NETWORK,
     "in_channels": _one_of(3),
@@ -118,8 +127,14 @@ TEXT = {
     "eos_token_id": TOKEN,
     "pad_token_id": TOKEN,
 }
-RULES: dict[str, dict[str, Rule]] = {"unet": UNET, "autoencoder": AUTOENCODER, "text": TEXT, "projected_text": TEXT}
-CLASSES = {"unet": UNet2DConditionModel, "autoencoder": AutoencoderKL}
+RULES: dict[str, dict[str, Rule]] = {
+    "unet": UNET,
+    "autoencoder": AUTOENCODER,
+    "control": CONTROL,
+    "text": TEXT,
+    "projected_text": TEXT,
+}
+TEXTS = ("text", "projected_text")
 
 
 def checked_config(part: Part, word: str, name: str) -> dict[str, Any]:
@@ -145,6 +160,16 @@ def checked_config(part: Part, word: str, name: str) -> dict[str, Any]:
     return {field: value for field, value in config.items() if field in rules}
 
 
+def diffusers_class(kind: str) -> Any:
+    """The class of a network that is no text encoder."""
+    if kind == "control":
+        # Not above: all of diffusers' ControlNets come with it, and few edits use one.
+        from diffusers import ControlNetModel
+
+        return ControlNetModel
+    return {"unet": UNet2DConditionModel, "autoencoder": AutoencoderKL}[kind]
+
+
 def _refusal(field: str, value: Any, word: str, name: str) -> CheckpointError:
     shown = f"{str(field)[:SHOWN]} = {_short(value)}"
     return CheckpointError(
@@ -159,12 +184,12 @@ def _short(value: Any) -> str:
     return f"a {type(value).__name__} of {len(value):,}" if hasattr(value, "__len__") else type(value).__name__
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _defaults(kind: str) -> Mapping[str, Any]:
     """Of the fields of diffusers' classes; transformers' text encoders take a hundred, and get those with rules."""
-    if kind not in CLASSES:
+    if kind in TEXTS:
         return {}
-    parameters = inspect.signature(CLASSES[kind].__init__).parameters.values()
+    parameters = inspect.signature(diffusers_class(kind).__init__).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
 
@@ -176,7 +201,7 @@ def _same(value: Any, default: Any) -> bool:
 def _blocks(part: Part) -> int:
     """How many residual and transformer blocks, at least as many as will be built; every value has its rule by now."""
     config = part.config
-    if part.kind not in CLASSES:
+    if part.kind in TEXTS:
         return int(config.get("num_hidden_layers", 12))
     said = {**_defaults(part.kind), **config}
     levels = len(said["block_out_channels"])
@@ -185,6 +210,8 @@ def _blocks(part: Part) -> int:
         return sum(2 * one + 1 for one in layers)
     depths = _by_level(said["transformer_layers_per_block"], levels)
     down = _attended(layers, depths, said["down_block_types"])
+    if part.kind == "control":
+        return max(levels, down + depths[-1])
     up = _attended([one + 1 for one in reversed(layers)], depths[::-1], said["up_block_types"])
     return max(levels, down + up + depths[-1])
 

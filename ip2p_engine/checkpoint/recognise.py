@@ -44,6 +44,8 @@ __all__ = [
     "bundle_of_folder",
     "choose_files",
     "ema_name",
+    "json_object",
+    "network_tensors",
     "predicts_v",
 ]
 
@@ -253,10 +255,10 @@ def _miniature(unet: Mapping[str, Tensor], layout: str, lone: bool) -> tuple[Mod
     """(spec, architecture) of the embedded model, or of its text-to-image twin."""
     channels = unet[UNET_MARKS[layout]].shape[1]
     home = EMBEDDED_FOLDER / ("unet" if channels == 8 else "unet_text_to_image")
-    config = _read_json(home / "config.json")
+    config = json_object(home / "config.json")
     spec = _folder_spec(EMBEDDED_FOLDER, config, "only", None)
-    others = {} if lone else {"autoencoder": _read_json(EMBEDDED_FOLDER / "vae" / "config.json")}
-    texts = [] if lone else [_read_json(EMBEDDED_FOLDER / "text_encoder" / "config.json")]
+    others = {} if lone else {"autoencoder": json_object(EMBEDDED_FOLDER / "vae" / "config.json")}
+    texts = [] if lone else [json_object(EMBEDDED_FOLDER / "text_encoder" / "config.json")]
     return spec, {"unet": config, "text_encoders": texts, **others}
 
 
@@ -312,10 +314,10 @@ def bundle_of_folder(
             f"{folder} is a folder without {unet_folder}/ and without a UNet's config.json; "
             "give a diffusers pipeline folder, or a file in it"
         )
-    loaded = _load(home, read, raw=choice == "raw")
+    loaded = network_tensors(home, read, raw=choice == "raw")
     texts = () if lone else tuple(_text_part(folder / name, read, text_heads) for name in _text_folders(folder))
     pooled = next((part.config["projection_dim"] for part in texts if part.kind == "projected_text"), None)
-    config = _read_json(home / "config.json") or infer_unet(loaded.tensors, "diffusers", pooled_width=pooled)
+    config = json_object(home / "config.json") or infer_unet(loaded.tensors, "diffusers", pooled_width=pooled)
     spec = _folder_spec(folder, config, choice, prediction)
     check_channels(spec.in_channels, folder.name, spec.family)
     _check_spec(spec, config, texts, folder.name)
@@ -391,7 +393,7 @@ class _Loaded(NamedTuple):
     release: Callable[[Tensor], None]
 
 
-def _load(folder: Path, read: Reader, *, raw: bool = False) -> _Loaded:
+def network_tensors(folder: Path, read: Reader, *, raw: bool = False) -> _Loaded:
     """A network's tensors, of one file or of shards."""
     paths = _preferred(folder.iterdir(), raw=raw) if folder.is_dir() else []
     if not paths:
@@ -416,12 +418,12 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
 
 
 def _text_part(folder: Path, read: Reader, heads: int | None) -> Part:
-    loaded = _load(folder, read)
+    loaded = network_tensors(folder, read)
     state = strip_text_prefix(loaded.tensors)
     projected = "text_projection.weight" in state and folder.name.endswith("_2")
     if not projected:
         state.pop("text_projection.weight", None)
-    config = _read_json(folder / "config.json") or infer_text(state, heads=heads)
+    config = json_object(folder / "config.json") or infer_text(state, heads=heads)
     kind = "projected_text" if projected else "text"
     return Part(kind=kind, config=config, **loaded._replace(tensors=state)._asdict())
 
@@ -429,9 +431,11 @@ def _text_part(folder: Path, read: Reader, heads: int | None) -> Part:
 def _folder_autoencoder(folder: Path, read: Reader, spec: ModelSpec) -> Part | None:
     if not folder.is_dir():
         return None
-    loaded = _load(folder, read)
+    loaded = network_tensors(folder, read)
     state = {modern_attention_name(name): value for name, value in loaded.tensors.items()}
-    config = _read_json(folder / "config.json") or infer_autoencoder(state, "diffusers", latent_scale=spec.latent_scale)
+    config = json_object(folder / "config.json") or infer_autoencoder(
+        state, "diffusers", latent_scale=spec.latent_scale
+    )
     return Part(kind="autoencoder", config=config, **loaded._replace(tensors=state)._asdict())
 
 
@@ -442,12 +446,12 @@ def _folder_spec(folder: Path, unet: Mapping[str, Any], choice: str, prediction:
     if saved is not None:
         spec = replace(saved, in_channels=unet["in_channels"], prediction=prediction or saved.prediction)
         return spec if choice == "only" else replace(spec, weights=choice)
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    index = _read_json(folder / "model_index.json")
+    scheduler = json_object(folder / "scheduler" / "scheduler_config.json")
+    index = json_object(folder / "model_index.json")
     edm = "EDM" in scheduler.get("_class_name", "") or bool(index.get("is_cosxl_edit"))
     family = family_of(unet, edm=edm)
     values = {**recommended(family, unet["in_channels"]), **_schedule(folder, scheduler, edm=edm)}
-    scale = _read_json(folder / "vae" / "config.json").get("scaling_factor")
+    scale = json_object(folder / "vae" / "config.json").get("scaling_factor")
     if scale:
         values["latent_scale"] = scale
     if prediction:
@@ -477,7 +481,7 @@ def _schedule(folder: Path, scheduler: Mapping[str, Any], *, edm: bool) -> dict[
     return {"prediction": PREDICTIONS[said], "beta_start": start, "beta_end": end, "zero_snr": zero_snr}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is missing."""
     if not path.is_file():
         return {}

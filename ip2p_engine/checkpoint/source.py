@@ -25,6 +25,7 @@ __all__ = [
     "EMBEDDED",
     "fetch",
     "fetch_published",
+    "local_copy",
     "open_bundle",
     "readable",
 ]
@@ -62,7 +63,7 @@ def open_bundle(
             return _bundle_of_run(step, base, weights, header_only=header_only)
         source = step.file if step is not None else source
         known = None if Path(source).expanduser().exists() else published(str(source))
-        path = EMBEDDED_FOLDER if source in EMBEDDED else _local_path(str(source), weights)
+        path = EMBEDDED_FOLDER if source in EMBEDDED else local_copy(str(source), weights)
         if path.is_dir():
             unet_folder = EMBEDDED.get(str(source), "unet")
             bundle = bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)
@@ -120,7 +121,7 @@ def readable(source: str) -> Iterator[None]:
         raise CheckpointError(f"{name} is damaged or no checkpoint that we know ({reason}); get it again") from error
 
 
-def _local_path(source: str, weights: str) -> Path:
+def local_copy(source: str, weights: str) -> Path:
     """An existing path, a URL's copy, or what the hub gives: owner/name, or with hf:// also one file of it."""
     path = Path(source).expanduser()
     if not source.strip():

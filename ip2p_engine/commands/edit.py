@@ -81,6 +81,9 @@ def _add_edit(commands: Any) -> None:
         metavar="FILE",
         help="white where the pictures may change, the rest stays; auto: where the instruction may act (ip2p area)",
     )
+    parser.add_argument("--control", metavar="FILE", help="a ControlNet: a file, a diffusers folder, a hub id or a URL")
+    parser.add_argument("--control-image", type=Path, metavar="FILE", help="what it looks at, for all pictures")
+    parser.add_argument("--control-weight", type=float, default=1.0, help="how strongly it acts (default: 1)")
     parser.add_argument("--detail", action="store_true", help="take the source's detail where the edit only tones it")
     add_model_options(parser)
     add_guidance_options(parser)
@@ -118,9 +121,11 @@ def _edit(options: argparse.Namespace) -> None:
 
     if options.resolution and options.size != "paper":
         raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
+    if bool(options.control) != bool(options.control_image):
+        raise ConfigError("a ControlNet and what it looks at go together; give both --control and --control-image")
     auto = options.mask == AUTO and not AUTO.exists()
-    sizes = {"size": options.size, "resolution": options.resolution, "batch": options.batch}
-    config = edit_config(options, **sizes, detail=options.detail, auto_mask=auto)
+    own = ("size", "resolution", "batch", "detail", "control_weight")
+    config = edit_config(options, **{name: getattr(options, name) for name in own}, auto_mask=auto)
     if not 0 <= options.png_level <= 9:
         raise ConfigError(f"--png-level is {options.png_level}; give a whole number from 0 to 9")
     if options.json and options.out == STDOUT:
@@ -140,6 +145,7 @@ def _edit(options: argparse.Namespace) -> None:
             ),
             show=show,
             mask=None if auto or options.mask is None else options.mask.expanduser(),
+            control=options.control_image and options.control_image.expanduser(),
         )
 
 

@@ -63,6 +63,7 @@ def edit_files(
     writing: Writing,
     show: Callable[[dict[str, Any]], None],
     mask: Path | None = None,
+    control: Path | None = None,
 ) -> None:
     """Make every row's picture; each is written, and its settings with its file shown, while the network goes on.
 
@@ -78,6 +79,8 @@ def edit_files(
         check_output(paths[0], {"instruction": max((row.instruction for row in rows), key=len)})
     if mask is not None:
         open_mask(mask, (MIN_SIDE, MIN_SIDE))
+    if control is not None:
+        open_image(control)
     left_out = _LeftOut(len({id(row.source) for row in rows}))
     _check_sources(rows, config, writing.strict, left_out)
     groups = _groups(rows, config, left_out)
@@ -97,6 +100,7 @@ def edit_files(
                     [row.instruction for row in chosen],
                     seeds=[row.seed for row in chosen],
                     masks=mask,
+                    control_images=control,
                     config=group_config,
                     hooks=Hooks(
                         should_stop=should_stop,

@@ -136,6 +136,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="repeated: its repeated blocks, soon done; max: all of it, on CUDA with graphs (default: repeated)",
     )
     add_lora_option(parser)
+    parser.add_argument("--vae", help="another autoencoder: a file, a folder, a hub id or a URL")
+    parser.add_argument(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a word of textual inversion, embedding:NAME in the instruction; may be given again",
+    )
 
 
 def add_lora_option(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +245,9 @@ def load_editor(options: argparse.Namespace) -> Any:
         weights=options.weights,
         base=options.base,
         loras=loras_of(options),
+        vae=options.vae,
+        embeddings=options.embedding,
+        control=getattr(options, "control", None),
     )
 
 

@@ -15,6 +15,7 @@ from ..devices import free_memory
 from ..errors import CheckpointError
 from ..images import to_images
 from ..tokenizer import END_OF_TEXT, MAX_TOKENS, check_length, token_chunks
+from .control import Control
 from .model import Model
 
 __all__ = [
@@ -64,6 +65,7 @@ class Conditioning:
     null_text: TextEmbedding
     image: Tensor
     size_ids: Tensor | None = None
+    control: Control | None = None
 
 
 @torch.inference_mode()
@@ -91,7 +93,7 @@ def embed_text(model: Model, texts: Sequence[str], encoders: Sequence[Any]) -> T
     pads = (END_OF_TEXT, 0) if double else (0,) if model.spec.family == "sd2" else (END_OF_TEXT,)
     outputs = []
     for encoder, pad in zip(encoders, pads, strict=True):
-        chunks = [token_chunks(text, pad=pad) for text in texts]
+        chunks = [token_chunks(text, pad=pad, words=model.words) for text in texts]
         rows = torch.cat(chunks).to(model.text_encoders[0].device, non_blocking=True)
         outputs.append(encoder(rows, output_hidden_states=double))
     counts = [len(rows) for rows in chunks]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..devices import free_memory
 from .attention import AttentionCall, project_text
 from .conditioning import Conditioning, even
+from .control import Control
 from .feature_cache import FeatureCache
 from .model import Model
 
@@ -49,6 +50,7 @@ def predict(
     pooled: Tensor | None = None,
     size_ids: Tensor | None = None,
     cache: FeatureCache | None = None,
+    control: Controlled | None = None,
 ) -> Tensor:
     """The UNet's output for inputs (B, C, h, w) that are scaled already, at time t (1,); the one place of casts.
 
@@ -60,14 +62,25 @@ def predict(
         added = {"text_embeds": pooled.to(model.dtype), "time_ids": size_ids}
     told = {"call": call}
     rows = t.expand(len(inputs))
+    given = {} if control is None else control.by.residuals(inputs[:, :4].to(model.dtype), rows, control.text, added)
     with model.turn or nullcontext():
         if cache is not None:
             return cache(model.unet, inputs.to(model.dtype), rows, call, added).to(inputs.dtype)
         if model.turn is not None:
             torch.compiler.cudagraph_mark_step_begin()
-        output = model.unet(inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told)
+        output = model.unet(
+            inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told, **given
+        )
         # The next call of a CUDA graph writes where this one has written.
         return output.sample.to(inputs.dtype, copy=model.turn is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Controlled:
+    """What controls a call, and its texts (B, tokens, width), which a ControlNet reads too."""
+
+    by: Control
+    text: Tensor
 
 
 class Times:
@@ -96,6 +109,7 @@ class _Group:
     pooled: Tensor | None
     size_ids: Tensor | None
     cache: FeatureCache | None
+    control: Controlled | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +172,15 @@ class BranchDenoiser:
             torch.cat(pooled) if pooled else None,
             None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),
             FeatureCache(self._keep) if self._keep > 1 else None,
+            # ComfyUI's Apply ControlNet on both conditions: every branch sees it, whichever is made of them.
+            cond.control and Controlled(cond.control.repeated(len(names)), context),
         )
 
     def _evaluate(self, group: _Group, x: Tensor, sigma: float) -> tuple[Tensor, ...]:
         """The clean latents of some branches, stacked along the batch for the network."""
         noisy = (x * input_scale(sigma)).repeat(len(group.names), 1, 1, 1)
         inputs, t = torch.cat([noisy, group.image], dim=1), self._times.at(sigma, x.device)
-        output = predict(self._model, inputs, t, group.call, group.pooled, group.size_ids, group.cache)
+        output = predict(self._model, inputs, t, group.call, group.pooled, group.size_ids, group.cache, group.control)
         output = output.unflatten(0, (len(group.names), -1))
         return denoised_from(self._model.spec.prediction, x, sigma, output).unbind()
 

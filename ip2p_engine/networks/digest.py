@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .model import Model
 
-__all__ = ["digest_of_network", "digest_of_weights", "fingerprint"]
+__all__ = ["digest_of_network", "digest_of_values", "digest_of_weights", "fingerprint"]
 
 VALUES = 256
 
@@ -38,9 +38,14 @@ def digest_of_network(network: nn.Module) -> str:
 
 
 def digest_of_weights(model: Model) -> str:
-    """A digest of the first values of every tensor: training and merging change them all, and reading all is slow."""
+    """Of the first values of every tensor of a model's networks (``digest_of_values``)."""
+    return digest_of_values(model.unet, model.autoencoder, *model.text_encoders)
+
+
+def digest_of_values(*networks: nn.Module) -> str:
+    """Of the first values of every tensor: training and merging change them all, and reading all is slow."""
     content = blake2b(digest_size=16)
-    for network in (model.unet, model.autoencoder, *model.text_encoders):
+    for network in networks:
         for name, value in network.state_dict().items():
             content.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             content.update(_bytes(value.flatten()[:VALUES]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -44,6 +44,8 @@ class Model:
     autoencoder: AutoencoderKL
     text_encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]
     """One, or for sdxl and cosxl two: the second gives the pooled text."""
+    words: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Tokens of words that were added by textual inversion (networks/added.py)."""
     turn: Lock | None = None
     """A compiled UNet's (networks/compiled.py): held during a call, whose result the next call may overwrite."""
 

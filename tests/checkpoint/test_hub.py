@@ -188,7 +188,7 @@ def test_published_checkpoints_go_by_name(monkeypatch, tmp_path, capsys):
         ("osunlp/InstructPix2Pix-MagicBrush", "MagicBrush-epoch-52-step-4999.ckpt"),
         ("osunlp/HIVE-MagicBrush", "MagicBrush-epoch-000130.ckpt"),
     ]
-    source._local_path("instruct-pix2pix", "ema")  # what --checkpoint NAME opens
+    source.local_copy("instruct-pix2pix", "ema")  # what --checkpoint NAME opens
     assert asked[-1] == asked[0]
     capsys.readouterr()
     assert cli.main(["fetch"]) == 0

@@ -254,6 +254,7 @@ OTHER_SETTINGS = {
     "batch": 1,
     "together": False,
     "restore_size": False,
+    "control_weight": 0.5,
     "detail": True,
 }
 
