@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -20,11 +20,12 @@ from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import enough_memory, usable_device
 from .diffusion.area import NOISES, SIGMAS, area_of, relevance
-from .diffusion.guidance import FORMULAS, Denoiser, Guidance, check_scale, guidance_of
+from .diffusion.guidance import FORMULAS, Denoiser, Guidance, guidance_of
 from .diffusion.mask import latent_mask
 from .diffusion.noise import check_seed
-from .diffusion.sampling import Sampler, named, sampler_of
-from .diffusion.schedule import SCHEDULES, make_sigmas
+from .diffusion.sampling import named
+from .diffusion.schedule import make_sigmas
+from .edit_config import HOW_FAST, SCALES, EditConfig, Settled
 from .errors import ConfigError, ImageError
 from .files import base_name, public_name
 from .hooks import Hooks
@@ -46,86 +47,6 @@ __all__ = ["EditConfig", "EditResult", "InstructPix2Pix"]
 
 DECODED_AT_ONCE = 4
 LOOKS = 2 * NOISES * len(SIGMAS)  # evaluations of finding an area
-SCALES = ("text_cfg", "image_cfg")
-HOW_FAST = ("batch", "together")  # settings that no picture depends on
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditConfig:
-    """How to edit; None takes the checkpoint's recommendation."""
-
-    text_cfg: float | None = None
-    """s_T: how strongly to follow the instruction, 0 to about 15."""
-    image_cfg: float | None = None
-    """s_I: how strongly to stay close to the picture, 0 to about 3."""
-    steps: int | None = None
-    sampler: str | Sampler | None = None
-    """A name of SAMPLERS, or a function that takes a Step and returns x at its next sigma."""
-    schedule: str | None = None
-    """Of noise levels, a name of SCHEDULES."""
-    guidance: str | Guidance | None = None
-    """A name of FORMULAS, or a function that makes the denoiser over the branches c, i, u and t."""
-    guidance_interval: tuple[float, float] | None = None
-    """The noise levels, lowest and highest sigma, within which guidance acts; elsewhere c alone is computed. None: the
-    checkpoint's recommendation where both scales are, else everywhere."""
-    guidance_rescale: float = 0.0
-    """Rescaled guidance: the share, 0 to 1, in which results get the standard deviation of c again."""
-    apg: bool = False
-    """Leave out what is parallel to c, so that high scales do not burn (adaptive projected guidance)."""
-    suffix: str | None = None
-    """Said after each instruction."""
-    size: str | tuple[int, int] = "paper"
-    """paper: the 64 rule of the paper's code; keep: the picture's own size; or WxH."""
-    resolution: int | None = None
-    """The longer side that the paper's rule aims at."""
-    batch: int = 8
-    """Edits in one batch at most; a picture does not depend on it."""
-    together: bool | None = None
-    """The guidance branches in one batch (True), one after another (False), or as memory allows (None)."""
-    restore_size: bool = True
-    """Give the original width and height back."""
-    feature_cache: int = 1
-    """Keep the deep features for so many evaluations: faster, and a little off (``networks/feature_cache.py``)."""
-    auto_mask: bool = False
-    """Change only where the instruction may act (``find_area``); the rest is the source's, to the bit."""
-    control_weight: float = 1.0
-    """How strongly a ControlNet acts, where one is loaded and has a picture."""
-    detail: bool = False
-    """Take the source's detail where a local colour transform explains the edit (``detail.with_detail``)."""
-
-    def __post_init__(self) -> None:
-        for name in SCALES:
-            if getattr(self, name) is not None:
-                check_scale(name, getattr(self, name))
-        for name, floor, most in (
-            ("steps", 1, 1000),
-            ("resolution", 64, 4096),
-            ("batch", 1, 1024),
-            ("feature_cache", 1, 100),
-        ):
-            _check_whole(name, getattr(self, name), floor, most)
-        check_scale("control_weight", self.control_weight)
-        if self.sampler is not None:
-            sampler_of(self.sampler)
-        name = "dual" if self.guidance is None or callable(self.guidance) else self.guidance
-        how: Any = {"interval": self.guidance_interval, "rescale": self.guidance_rescale, "apg": self.apg}
-        guidance_of(1.0, 1.0, name=name, **how)
-        if self.schedule is not None and self.schedule not in SCHEDULES:
-            raise ConfigError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settled(EditConfig):
-    """A config in which nothing is left to the checkpoint."""
-
-    text_cfg: float
-    image_cfg: float
-    steps: int
-    sampler: str | Sampler
-    schedule: str
-    guidance: str | Guidance
-    suffix: str
-    resolution: int
 
 
 class InstructPix2Pix:
@@ -400,7 +321,7 @@ class InstructPix2Pix:
         most = 1 if latents.device.type == "cpu" else DECODED_AT_ONCE
         return decode_pictures(self.model, latents, most)
 
-    def _run(self, work: Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
+    def _run(self, work: Work, config: Settled, hooks: Hooks) -> Iterator[EditResult]:
         """Make every job's picture, batch by batch, and tell the hooks."""
         if not work.jobs:
             raise ConfigError("nothing to edit; give at least one picture, one instruction and one seed")
@@ -410,7 +331,7 @@ class InstructPix2Pix:
             check_length(text)
         return self._made(work, config, hooks)
 
-    def _made(self, work: Work, config: _Settled, hooks: Hooks) -> Iterator[EditResult]:
+    def _made(self, work: Work, config: Settled, hooks: Hooks) -> Iterator[EditResult]:
         finished, broken = 0, set[int]()
         with Opener(work.pictures, work.masks) as opener:
             batches = list(batches_of(work, config, self.model.words, hooks))
@@ -431,7 +352,7 @@ class InstructPix2Pix:
                     yield result
                 hooks.progress(finished, len(work.jobs))
 
-    def _settle(self, config: EditConfig | None, overrides: dict[str, Any]) -> _Settled:
+    def _settle(self, config: EditConfig | None, overrides: dict[str, Any]) -> Settled:
         """A config with its overrides, and what it leaves to the checkpoint's recommendation filled in."""
         given = with_overrides(config or EditConfig(), overrides)
         values = {field.name: getattr(given, field.name) for field in fields(given)}
@@ -443,7 +364,7 @@ class InstructPix2Pix:
         if isinstance(given.guidance, str) and given.guidance != spec.guidance:
             own |= zip(SCALES, FORMULAS[given.guidance].scales, strict=True)
         values |= {name: value for name, value in own.items() if values[name] is None}
-        return _Settled(**values)
+        return Settled(**values)
 
     def _edit_batch(
         self,
@@ -451,7 +372,7 @@ class InstructPix2Pix:
         fitted: dict[int, Fitted],
         work: Work,
         size: tuple[int, int] | None,
-        config: _Settled,
+        config: Settled,
         hooks: Hooks,
     ) -> Iterator[EditResult]:
         """The results of a batch of one size; size None: empty instructions, which give their pictures back."""
@@ -494,7 +415,7 @@ class InstructPix2Pix:
             )
 
     def _free(
-        self, sources: Sequence[Fitted], condition: Conditioning, kept: Tensor, config: _Settled
+        self, sources: Sequence[Fitted], condition: Conditioning, kept: Tensor, config: Settled
     ) -> tuple[Tensor | None, Tensor | None]:
         """(where the latents of a batch may change, None: everywhere; the part of it that was found, if one was)."""
         if self.model.spec.takes_mask:
@@ -505,12 +426,12 @@ class InstructPix2Pix:
         found = self._area(condition, kept, config)
         return (found if given is None else found * given), found
 
-    def _area(self, condition: Conditioning, kept: Tensor, config: _Settled) -> Tensor:
+    def _area(self, condition: Conditioning, kept: Tensor, config: Settled) -> Tensor:
         """Where each row's instruction may act, (B, 1, h, w)."""
         return area_of(relevance(BranchDenoiser(self.model, together=config.together), kept, condition))
 
     def _walk(
-        self, condition: Conditioning, seeds: Sequence[int], config: _Settled, hooks: Hooks, **mask: Tensor | None
+        self, condition: Conditioning, seeds: Sequence[int], config: Settled, hooks: Hooks, **mask: Tensor | None
     ) -> tuple[Tensor, int]:
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
         names = ("sampler", "together", "feature_cache")
@@ -547,7 +468,7 @@ class InstructPix2Pix:
         return by_row(masks, pictures, "masks"), by_row(controls, pictures, "control pictures", every=True)
 
     def _controlled(
-        self, condition: Conditioning, pictures: Sequence[Picture | None], config: _Settled
+        self, condition: Conditioning, pictures: Sequence[Picture | None], config: Settled
     ) -> tuple[Conditioning, list[dict[str, Any] | None]]:
         """The condition with the ControlNet's pictures, and what settings say of each."""
         net, given = self.control, [picture for picture in pictures if picture is not None]
@@ -577,7 +498,7 @@ class InstructPix2Pix:
         seed: int,
         source: Fitted,
         size: tuple[int, int],
-        config: _Settled,
+        config: Settled,
         control: dict[str, Any] | None,
     ) -> dict[str, Any]:
         values = asdict(config)
@@ -604,7 +525,7 @@ class InstructPix2Pix:
         }
 
 
-def _guidance_of(config: _Settled) -> Guidance:
+def _guidance_of(config: Settled) -> Guidance:
     if callable(config.guidance):
         return config.guidance
     return guidance_of(
@@ -634,8 +555,3 @@ def _area_pictures(area: Tensor, size: tuple[int, int]) -> list[Image.Image]:
 def _name_of(picture: Picture | None) -> str | None:
     """The base name of a file; None for what came without one."""
     return base_name(picture) if isinstance(picture, str | os.PathLike) else None
-
-
-def _check_whole(name: str, value: Any, floor: int, most: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not floor <= value <= most):
-        raise ConfigError(f"{name} is {value!r}; give a whole number from {floor} to {most}")

@@ -20,7 +20,7 @@ LAYERS = [
     "diffusion",
     "checkpoint clip captions",
     "networks data",
-    "edit",
+    "edit_config edit",
     "p2p train session",
     "factory",
     "evaluate",

@@ -173,7 +173,7 @@ class BranchDenoiser:
             None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),
             FeatureCache(self._keep) if self._keep > 1 else None,
             # ComfyUI's Apply ControlNet on both conditions: every branch sees it, whichever is made of them.
-            cond.control and Controlled(cond.control.repeated(len(names)), context),
+            None if cond.control is None else Controlled(cond.control.repeated(len(names)), context),
         )
 
     def _evaluate(self, group: _Group, x: Tensor, sigma: float) -> tuple[Tensor, ...]:

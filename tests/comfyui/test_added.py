@@ -74,7 +74,6 @@ def test_a_controlnet_is_the_same_headless(server, editor, strength):
         for hint in (WHERE, None)
     )
     mean, most = gap(ours, theirs)
-    print(f"ControlNet at {strength}: mean {mean:.4f}, largest {most}; without it {gap(plain, theirs)[0]:.1f}")
     assert mean <= 1 and most <= 4 and gap(plain, theirs)[0] > 5
 
 
@@ -96,7 +95,6 @@ def test_mask_and_controlnet_are_the_same_headless(server, editor):
     ours = editor.edit(picture, "make it night", masks=mask, control_images=hint, **how)[0].image
     inside = np.asarray(mask) > 0
     mean, most = gap(ours, theirs, inside)
-    print(f"mask and ControlNet, inside: mean {mean:.4f}, largest {most}")
     assert mean <= 1 and most <= 4 and gap(ours, picture, inside)[0] > 20
     assert np.array_equal(np.asarray(ours)[~inside], np.asarray(picture)[~inside])
 
@@ -115,5 +113,4 @@ def test_a_word_of_textual_inversion_is_the_same_headless(server, editor):
     knowing = InstructPix2Pix.load("embedded", device="cpu", embeddings=[folder / "rouge.safetensors"])
     how = {**HOW, "sampler": "euler_ancestral"}
     ours = knowing.edit(render(DEMO_SCENE), text, **how)[0].image
-    print(f"textual inversion: mean {difference(ours, theirs):.4f}; without it {difference(ours, plain):.1f}")
     assert difference(ours, theirs) <= 1 < difference(ours, plain)

@@ -236,7 +236,7 @@ def test_settings_name_no_place(photos, editor, tmp_path):
 
 def test_only_small_pictures_are_held(editor, monkeypatch):
     """Of many pictures in one batch, as many are open at full size as there are hands."""
-    from ip2p_engine import edit, pictures
+    from ip2p_engine import jobs, pictures
 
     open_now, most, lock = [], [], threading.Lock()
 
@@ -250,7 +250,7 @@ def test_only_small_pictures_are_held(editor, monkeypatch):
         return image
 
     monkeypatch.setattr(pictures, "opened", opening)
-    monkeypatch.setattr(edit, "upright_size", lambda picture: (512, 512))
+    monkeypatch.setattr(jobs, "upright_size", lambda picture: (512, 512))
     results = list(editor.edits([f"{n}.png" for n in range(9)], "make it snow", steps=1, size="64x64"))
     assert len(results) == len(most) == 9 and max(most) <= 2
     assert all(result.edited.size == (64, 64) and "image" not in vars(result) for result in results)
