@@ -30,7 +30,9 @@ SHOWN = 5
 
 def add_judge(actions: Any) -> None:
     judge = add_command(actions, "judge", _judge, "have edits scored by a vision-language model on a server")
-    judge.add_argument("folder", type=Path, metavar="RUN", help="of ip2p evaluate edits, or a benchmark's results")
+    judge.add_argument(
+        "folder", type=Path, metavar="RUN", help="of ip2p evaluate edits, a benchmark's results, or a table"
+    )
     judge.add_argument("--edits", type=Path, metavar="FILE", help="GEdit-Bench's table or ImgEdit's JSON, of results")
     judge.add_argument("--sources", type=Path, metavar="FOLDER", help="where ImgEdit's pictures lie")
     judge.add_argument(
@@ -88,7 +90,8 @@ def _judge(options: argparse.Namespace) -> None:
     from ..evaluate.run_folder import check_run
 
     rubric, server = RUBRICS[options.rubric], _server(options)
-    out = options.out or options.folder / f"judged-{rubric.name}"
+    home = options.folder if options.folder.is_dir() else options.folder.with_suffix("")
+    out = options.out or home / f"judged-{rubric.name}"
     beside = {name: read_scores(Path(file), rubric, options.edits) for name, file in map(_named, options.beside)}
     edits, missing = edits_of(options.folder, options.edits, options.sources)
     check_run(out, "judge")

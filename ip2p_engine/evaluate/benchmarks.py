@@ -19,7 +19,7 @@ from typing import Any
 from ..data.formats import open_table
 from ..data.layouts import NAMES
 from ..errors import DatasetError
-from ..files import csv_rows, disk_errors, read_json, whole_file, write_json
+from ..files import csv_rows, disk_errors, json_lines, read_json, whole_file, write_json
 from .edits import TestEdit, keep_picture, load_edits, save_edits
 from .judge import JudgedEdit, Judgement, Verdict
 from .rubrics import Rubric
@@ -41,17 +41,30 @@ def edits_of(
 ) -> tuple[list[JudgedEdit], list[str]]:
     """(the edits of a folder, what is missing): a run of ``ip2p evaluate edits``, or results for a benchmark.
 
-    ``described`` holds a benchmark's instructions by key, ``sources`` is where ImgEdit's pictures lie. Raises
-    DatasetError for a folder without edits.
+    A .csv or .jsonl file names its own: source, edited, instruction and maybe kind and checkpoint. ``described`` holds
+    a benchmark's instructions by key, ``sources`` is where ImgEdit's pictures lie. Raises DatasetError where there are
+    no edits.
     """
-    if described is None:
+    if described is None and folder.is_dir():
         return _run_edits(folder), []
-    found = list(_described(folder, described, sources))
+    found = list(_table_edits(folder) if described is None else _described(folder, described, sources))
     missing = [str(path) for one in found for path in (one.source, one.edited) if not Path(str(path)).exists()]
     there = [one for one in found if not {str(one.source), str(one.edited)} & set(missing)]
     if not there:
-        raise DatasetError(f"{folder} holds no edit of {described}; the first that is missing: {missing[:1]}")
+        first = f"the first that is missing: {missing[0]}" if missing else "it names none"
+        raise DatasetError(f"{folder} holds no edit of {described or 'its own'}; {first}")
     return there, missing
+
+
+def _table_edits(path: Path) -> Iterator[JudgedEdit]:
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise DatasetError(f"{path} is no folder and no .csv or .jsonl; give a run, a benchmark's results, or a table")
+    for row in (json_lines if path.suffix.lower() == ".jsonl" else csv_rows)(path, DatasetError):
+        source, edited, said = (_text(row, name) for name in ("source", "edited", "instruction"))
+        told: dict[str, Any] = {"label": str(row.get("checkpoint") or path.stem), "kind": row.get("kind") or None}
+        # The same edit by another checkpoint is told by what was asked.
+        name = f"{source}: {said}"
+        yield JudgedEdit(name=name, source=path.parent / source, edited=path.parent / edited, instruction=said, **told)
 
 
 def is_bare(path: Path) -> bool:

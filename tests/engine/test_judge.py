@@ -483,6 +483,29 @@ def test_imgedits_files_are_read_and_written_and_stand_below_a_line(tmp_path, ca
     assert "ImgEdit by another" in above and "mine, by eye, prompts 1" in below
 
 
+def test_a_table_of_ones_own_is_judged(tmp_path):
+    rows = ["source,edited,instruction,kind,checkpoint"]
+    for n, label in ((0, "a"), (0, "b"), (1, "a"), (1, "b")):
+        (tmp_path / f"{n}.png").write_bytes(png((n, n, n)))
+        (tmp_path / f"{n}{label}.png").write_bytes(png(colour_of(n, label)))
+        rows.append(f"{n}.png,{n}{label}.png,do {n},add,{label}")
+    (tmp_path / "mine.csv").write_text("\n".join([*rows, "0.png,gone.png,do 0,add,a"]) + "\n")
+    edits, missing = edits_of(tmp_path / "mine.csv")
+    assert missing == [str(tmp_path / "gone.png")]
+    with Judge() as server:
+        found = judge(edits, IMGEDIT, server.config(), tmp_path / "out")
+    wanted = [marks_by_hand(n, label, IMGEDIT)["overall"] for n in (0, 1) for label in "ab"]
+    assert [row["overall"] for row in judged_rows(found)] == pytest.approx(wanted)
+    (main,) = judgement_tables(found, judged_rows(found), {})
+    assert main.rows[0][-1].endswith("%")  # both are paired by what was asked of which picture
+    for text, said in (("source,edited,instruction\n", "names none"), ("source\nx\n", "and no edited")):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(DatasetError, match=said):
+            edits_of(tmp_path / "bad.csv")
+    with pytest.raises(DatasetError, match="no folder and no"):
+        edits_of(tmp_path / "0.png")
+
+
 @pytest.mark.slow
 def test_a_benchmarks_edits_are_made_and_judged(tmp_path, capsys):
     """ImgEdit's JSON beside its pictures, GEdit-Bench's table with pictures inside; one picture is missing."""
