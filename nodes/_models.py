@@ -28,6 +28,7 @@ from ..ip2p_engine.errors import CheckpointError, IP2PError, first_line
 __all__ = [
     "EMBEDDED",
     "Native",
+    "is_embedded",
     "load_native",
     "offer_embedded_control",
     "require_edit",
@@ -38,7 +39,7 @@ __all__ = [
 
 EMBEDDED = ("embedded", "embedded-sd")
 PUBLISHED_AS = "published/"  # before the names of ip2p fetch
-SPEC = "ip2p_spec"
+SPEC, OWN_WORLD = "ip2p_spec", "ip2p_embedded"
 CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 STANDARD = {("sd1", 320), ("sd2", 320), ("sdxl", 320), ("cosxl", 320)}
@@ -114,6 +115,11 @@ def _diffusers_folders() -> list[str]:
     return sorted(set(found))
 
 
+def is_embedded(model: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether a MODEL is the embedded one, with LoRAs or without, which knows scenes alone."""
+    return bool(model.get_attachment(OWN_WORLD))
+
+
 def spec_of(model: comfy.model_patcher.ModelPatcher) -> Any:
     """The ModelSpec that our loader attached, or what the MODEL's own type says where core loaded it."""
     known = model.get_attachment(SPEC)
@@ -179,7 +185,7 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
             parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path), embedding_directory=_embeddings())[:3]
         else:
             parts = _through_the_engine(source, weights, base, standard)
-        return _native(parts, bundle.spec)
+        return _native(parts, bundle.spec, embedded=source == EMBEDDED[0])
 
 
 @contextmanager
@@ -196,9 +202,10 @@ def _structure_known(name: str) -> Iterator[None]:
         ) from error
 
 
-def _native(parts: tuple, spec: Any) -> Native:
+def _native(parts: tuple, spec: Any, *, embedded: bool) -> Native:
     model, clip, vae = parts
     model.set_attachments(SPEC, spec)
+    model.set_attachments(OWN_WORLD, embedded)
     config = model.model.model_config
     if spec.zero_snr:  # core knows it by a tensor, and of SDXL alone
         config.sampling_settings = {**config.sampling_settings, "zsnr": True}

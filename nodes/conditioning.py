@@ -136,10 +136,20 @@ def size_values(latent: Tensor) -> dict[str, int]:
     }
 
 
-def in_frame(edited: Tensor, original: Tensor, masks: list[Image.Image]) -> list[Image.Image]:
-    """Edited pictures as large as the original IMAGE; outside their masks, if there are any, they are the original."""
+def in_frame(
+    edited: Tensor, original: Tensor, masks: list[Image.Image], seen: Tensor | None = None
+) -> list[Image.Image]:
+    """Edited pictures as large as the original IMAGE; outside their masks, if there are any, they are the original.
+
+    With what the model has ``seen`` of it, decoded, they have the original's detail where it was only toned.
+    """
     frame = (original.shape[2], original.shape[1])
-    whole = [give_back(picture, frame) for picture in to_pictures(edited)]
+    if seen is None:
+        whole = [give_back(picture, frame) for picture in to_pictures(edited)]
+    else:
+        from ..ip2p_engine.detail import with_detail
+
+        whole = [with_detail(*parts) for parts in zip(*map(to_pictures, (seen, edited, original)), strict=True)]
     if not masks:
         return whole
     return [Image.composite(*parts) for parts in zip(whole, to_pictures(original), masks, strict=True)]

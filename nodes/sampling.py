@@ -8,16 +8,21 @@ from torch import Tensor
 
 from ..ip2p_engine.diffusion.sampling import SAMPLERS
 from ..ip2p_engine.diffusion.schedule import SCHEDULES
+from ..ip2p_engine.images import fit
 from ._api import advanced, io, schema
 from ._editor import NativeEditor
 from ._guiders import DualGuider
-from ._host import show_finished, to_image
-from ._models import require_edit, spec_of
+from ._host import show_finished, teller, to_image, to_pictures
+from ._models import is_embedded, require_edit, spec_of
 from .conditioning import MASK_TOOLTIP, SIZE_TOOLTIP, SIZES, encode, in_frame, mask_pictures, noise_mask
 
 TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
 # ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
 MAX_SEED = 2**63 - 1
+DETAIL_TOOLTIP = (
+    "Take the original's detail where the edit only tones it (make it night), at full size; what is new stays as the "
+    "model made it. Switch it on for large photographs; it takes a second a megapixel."
+)
 
 
 def guidance_inputs() -> list[io.Input]:
@@ -168,7 +173,9 @@ class Sample(io.ComfyNode):
                 *guidance_inputs(),
                 *sampling_inputs(),
                 io.Mask.Input("mask", optional=True, tooltip=MASK_TOOLTIP),
+                io.Boolean.Input("detail", default=False, optional=True, tooltip=DETAIL_TOOLTIP),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The edited picture in the size of the original."),
                 io.Latent.Output(display_name="latent", tooltip="Its latent at the working size, for further steps."),
@@ -192,6 +199,7 @@ class Sample(io.ComfyNode):
         size: str = "paper",
         resolution: int = 0,
         mask: Tensor | None = None,
+        detail: bool = False,
     ) -> io.NodeOutput:
         require_edit(model)
         source = encode(vae, image, size, resolution or spec_of(model).resolution)
@@ -209,9 +217,23 @@ class Sample(io.ComfyNode):
         masks = mask_pictures(mask, image)
         free = noise_mask(masks, source) if masks else None
         latent = editor.latents(source, [instruction] * len(source), [seed] * len(source), free)
-        edited = in_frame(vae.decode(latent), image, masks)
+        edited = in_frame(vae.decode(latent), image, masks, vae.decode(source) if detail else None)
         show_finished(edited[:1], steps * len(source), steps * len(source))
-        return io.NodeOutput(to_image(edited), {"samples": latent})
+        told = _notice(model, image, source, cls.hidden.unique_id)
+        return io.NodeOutput(to_image(edited), {"samples": latent}, ui={"text": told} if told else None)
+
+
+def _notice(model: Any, image: Tensor, like: Tensor, node: str | None) -> list[str]:
+    """What the embedded model says of pictures that are none of its world, shown in the node; else nothing."""
+    if not is_embedded(model):
+        return []
+    from ..ip2p_engine.scenes.notice import NOTICE, is_scene
+
+    size = (8 * like.shape[-1], 8 * like.shape[-2])
+    if all(is_scene(fit(picture, size)) for picture in to_pictures(image)):
+        return []
+    teller(node)(NOTICE)
+    return [NOTICE]
 
 
 class AdjustScales(io.ComfyNode):

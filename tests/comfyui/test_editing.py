@@ -110,6 +110,32 @@ def test_published_checkpoints_are_offered_and_asked_for(server, scene, editor):
     assert difference(run.pictures["save"][0], editor.edit(render(DEMO_SCENE), "make it snow", **how)[0].image) <= 1.0
 
 
+def test_detail_is_the_same_headless(server, editor):
+    smooth = np.asarray(render(DEMO_SCENE).resize((300, 260))).astype(int)
+    grain = np.random.default_rng(0).integers(-20, 21, smooth.shape)
+    picture = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+    server.upload(picture, "large.png")
+    how = {"instruction": "make it night", "resolution": 128}
+    run = succeed(server.run(edit("large.png", detail=True, **how)))
+    options = {"seeds": 1, "steps": 10, "text_cfg": 4.0, "image_cfg": 1.5, "resolution": 128}
+    ours, plain = (editor.edit(picture, "make it night", detail=detail, **options)[0].image for detail in (True, False))
+    off = difference(run.pictures["save"][0], ours)
+    assert off <= 1.0 and off < 0.3 * difference(ours, plain)
+
+
+def test_the_embedded_model_says_what_it_knows(server, scene, editor):
+    """On the node, of a picture that is no scene; and no other checkpoint says it."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    server.upload(Image.fromarray(noise), "noise.png")
+    told = succeed(server.run(edit("noise.png", steps=1))).texts("edit")
+    assert len(told) == 1 and "ip2p fetch instruct-pix2pix" in told[0]
+    assert succeed(server.run(edit(scene, steps=1))).texts("edit") == []
+    save_ldm(editor.model, server.base / "models" / "checkpoints" / "other.safetensors")
+    other = edit("noise.png", steps=1)
+    other["load"]["inputs"]["checkpoint"] = "other.safetensors"
+    assert succeed(server.run(other)).texts("edit") == []
+
+
 def test_odd_sizes_come_back(server, editor):
     picture = render(DEMO_SCENE).resize((150, 110))
     server.upload(picture, "odd.png")
