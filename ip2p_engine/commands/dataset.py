@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
         if name == "export":
             choices = ("original", "folders", "musubi", "hub")
             parser.add_argument("--layout", choices=choices, default="original", help="default: original")
-        if name in ("import", "export", "verify", "sheet"):
+        if name in ("info", "import", "export", "verify", "sheet"):
             add_reading_options(parser)
         if name == "import":
             parser.add_argument("--download", action="store_true", help="fetch pictures that are given as addresses")
@@ -51,6 +51,9 @@ def add(commands: Any) -> None:
     checked.add_argument("--out", type=local_path, metavar="FILE", help="an HTML page of the pairs with a fault")
     checked.add_argument("--drop", type=local_path, metavar="FOLDER", help="write the pairs without one as a store")
     checked.add_argument("--faults", action=Several, nargs="+", help="that --drop leaves out (default: all but split)")
+    checked.add_argument(
+        "--clip", metavar="NAME", help="also look for wrong instructions and swapped pictures, by a CLIP"
+    )
     add_reading_options(checked)
     checked.add_argument("--json", action="store_true", help="print the result as JSON")
     seen = add_command(group, "describe", _describe, "captions by a vision model that sees both pictures")
@@ -75,7 +78,7 @@ def add(commands: Any) -> None:
 def _info(options: argparse.Namespace) -> None:
     from ..data.tools import info
 
-    found = info(options.store)
+    found = info(options.store, reading_of(options))
     _print(options, asdict(found), found.as_text())
 
 
@@ -119,7 +122,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
     reading, kept = reading_of(options), None
     with progress_bar(0, "pairs") as bar:
-        found = doctor(options.store, reading, hooks=Hooks(on_progress=bar))
+        found = doctor(options.store, reading, clip=options.clip, hooks=Hooks(on_progress=bar))
     if options.out:
         show(options.store, options.out, found, reading)
     if options.drop:

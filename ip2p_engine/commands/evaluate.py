@@ -21,6 +21,7 @@ from .evaluate_data import (
     named_checkpoints,
     open_samples,
     told,
+    warn_of_training,
 )
 from .evaluate_edits import add_edits
 from .evaluate_judge import add_judge
@@ -109,6 +110,8 @@ def _curve(options: argparse.Namespace) -> None:
         raise ConfigError("--strength is SDEdit's, which needs a text-to-image checkpoint; give --text-to-image")
     samples, judge = open_samples(options)
     check_run(options.out, "curve")
+    for _, path in named if options.data != SCENES else ():
+        warn_of_training(path, samples.pairs, split=options.split)
     captioned = getattr(samples, "captioned", len(samples))  # all scenes are
     if captioned < len(samples):
         some = f"direction is of the other {captioned}" if captioned else "image metrics alone"

@@ -6,13 +6,25 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Interrupted
 from ..files import public_name
 from ..hooks import Hooks
-from .options import DTYPES, Several, add_command, check_positive, local_path, progress_bar, stop_signals, torch_dtype
+from .options import (
+    DTYPES,
+    Several,
+    add_command,
+    add_reading_options,
+    check_positive,
+    local_path,
+    progress_bar,
+    reading_of,
+    stop_signals,
+    torch_dtype,
+)
 
 __all__ = [
     "SCENES",
@@ -22,15 +34,19 @@ __all__ = [
     "named_checkpoints",
     "open_samples",
     "told",
+    "warn_of_training",
 ]
 
 SHARES, TEXT_CFGS = (1.0, 0.1, 0.01), (1.5, 3.0, 4.5, 6.0, 7.5, 10.0)
 SCENES = "scenes"
+EMBEDDED = ("embedded", "embedded-sd")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", default=SCENES, help="a data set, or scenes: held-out ones (the default)")
-    parser.add_argument("--split", choices=("test", "all"), default="test", help="one caption in twenty, or all")
+    parser.add_argument(
+        "--split", metavar="NAME", default="test", help="test: one caption in twenty (default); all; or one of its own"
+    )
     parser.add_argument(
         "--captions", choices=("short", "full"), default="short", help="of scenes: without the place, or with all"
     )
@@ -41,6 +57,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
+    add_reading_options(parser, split=False)
 
 
 def open_samples(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
@@ -51,7 +68,27 @@ def open_samples(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
     if options.data == SCENES:
         count = check_positive("--n", 200 if options.n is None else options.n)
         return scene_samples(count, seed=options.seed, captions=options.captions)
-    return StoreSamples(options.data, split=options.split, count=options.n, seed=options.seed + 1), None
+    reading = replace(reading_of(options), split=None)
+    return StoreSamples(options.data, reading, split=options.split, count=options.n, seed=options.seed + 1), None
+
+
+def warn_of_training(checkpoint: str, pairs: Any, *, split: str = "all") -> None:
+    """Say it where a checkpoint's header names the data that it is measured on."""
+    from ..checkpoint.report import report_card
+    from ..data.reading import name_of_pairs
+    from ..progress import write_note
+
+    training = {} if checkpoint in EMBEDDED else report_card(checkpoint).training
+    if name_of_pairs(pairs) not in (training.get("data_sets") or ()):
+        return
+    held_out = training.get("held_out")
+    if held_out and split == "test":
+        return
+    rest = "train with --hold-out-test, and measure with --split test"
+    if held_out:
+        rest = f"{held_out} pairs were held out; measure on those with --split test"
+    name = public_name(checkpoint)
+    write_note(f"ip2p: {name} was trained on this very data, so these are no figures of new edits; {rest}")
 
 
 def measure_samples(

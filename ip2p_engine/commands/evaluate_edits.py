@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import public_name
 from ..hooks import Hooks
-from .evaluate_data import named_checkpoints, told
+from .evaluate_data import named_checkpoints, told, warn_of_training
 from .options import (
     DTYPES,
     Several,
@@ -74,6 +74,8 @@ def _edits(options: argparse.Namespace) -> None:
     check_run(options.out, "edits")
     bare = is_bare(Path(options.data))
     pairs = None if bare else open_pairs(options.data, reading_of(options))
+    for _, path in named if pairs is not None else ():
+        warn_of_training(path, pairs)
     device = usable_device(options.device)
     clip = ClipSimilarity.load(options.clip, device=device)
     dino = None if options.dino is None else Dino.load(options.dino or DINO, device=device)

@@ -208,12 +208,16 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apg", action="store_true", help="adaptive projected guidance: high scales do not burn")
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Which part of a data set is read, and how; its layout is recognised by its columns."""
+def add_reading_options(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
+    """Which part of a data set is read, and how; its layout is recognised by its columns.
+
+    Without ``split`` where a command has one of its own.
+    """
     group = parser.add_argument_group("what is read of a data set (any layout: ip2p dataset layouts)")
     columns = ("PICTURE", "TEXT", "EDITED")
     group.add_argument("--columns", nargs=3, metavar=columns, help="where the names of its columns say too little")
-    group.add_argument("--split", metavar="NAME", help="default: train, or the only one there is")
+    if split:
+        group.add_argument("--split", metavar="NAME", help="default: train, or the only one there is")
     group.add_argument("--limit", type=int, metavar="N", help="N rows at most")
     group.add_argument("--where", metavar="CONDITION", help="rows that meet it: \"o_score >= 8 and edit_type != 'x'\"")
     group.add_argument(

@@ -16,8 +16,10 @@ from .options import (
     SCHEDULE_NAMES,
     Several,
     add_command,
+    add_reading_options,
     local_path,
     progress_bar,
+    reading_of,
     stop_signals,
     torch_dtype,
 )
@@ -278,6 +280,7 @@ def add_filter(commands: Any) -> None:
     parser.add_argument(
         "--plot", type=local_path, metavar="FILE", help="the histograms as a picture (.png, .svg, .pdf)"
     )
+    add_reading_options(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -285,14 +288,13 @@ def _filter(options: argparse.Namespace) -> None:
     from ..data.reading import open_pairs
     from ..factory.refilter import clip_of, refilter
 
-    pairs = open_pairs(options.store)
+    reading = reading_of(options)
+    pairs = open_pairs(options.store, reading)
     config, least = thresholds(options, options.clip or clip_of(pairs)), _least(options.min_score)
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None
-        hooks = Hooks(on_progress=bar)
-        report = refilter(
-            options.store, options.out, config, scores=scores, clip=options.clip, least=least, hooks=hooks
-        )
+        more = {"scores": scores, "clip": options.clip, "least": least, "hooks": Hooks(on_progress=bar)}
+        report = refilter(options.store, options.out, config, reading, **more)
     if options.plot:
         from ..clip.filter import plot_report
 

@@ -30,6 +30,7 @@ __all__ = ["HubTable", "datasets_library", "library_errors", "open_hub", "open_t
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
 NUMBERED = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
 HUB_NAME = re.compile(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*")
+TARS = (".tar.gz", ".tgz")
 METADATA = ("metadata.jsonl", "metadata.csv")
 MOST_FILES = 100_000
 KINDS = (
@@ -67,9 +68,10 @@ def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tup
         return HubTable(_saved(path, split), str(path)), None
     if columns and all((path / name).is_dir() for name in (columns[0], columns[2])):
         return FolderTable(path, columns[0], columns[1], columns[2]), columns
-    for ending, table in (("parquet", ParquetTable), ("tar", TarTable)):
-        if found := [one for one in sorted(path.rglob(f"[!.]*.{ending}")) if _is_visible(one, path)]:
-            return table(path, _of_split(found, path, split)), None
+    for endings, table in (((".parquet",), ParquetTable), ((".tar", *TARS), TarTable)):
+        found = (one for one in path.rglob("[!.]*") if one.name.endswith(endings) and _is_visible(one, path))
+        if paths := sorted(found):
+            return table(path, _of_split(paths, path, split)), None
     if lists := [one for name in METADATA for one in sorted(path.rglob(name)) if _is_visible(one, path)]:
         return _file(_of_split(lists, path, split)[0]), None
     if names := FolderTable.found_in(path):
@@ -87,7 +89,7 @@ def _file(path: Path) -> Table:
         return CsvTable(path)
     if ending == ".parquet":
         return ParquetTable(path.parent, [path])
-    if ending == ".tar":
+    if ending == ".tar" or path.name.lower().endswith(TARS):
         return TarTable(path.parent, [path])
     if is_turns(path):
         return ListTable(turn_rows(path), str(path), path.parent)
@@ -115,7 +117,7 @@ def _pattern(path: Path) -> Table:
     if not found or not all(one.is_file() for one in found):
         missing = next((one for one in found if not one.is_file()), path)
         raise DatasetError(f"{missing} does not exist; correct the pattern {path.name}")
-    endings = {one.suffix.lower() for one in found}
+    endings = {".tar" if one.name.endswith(TARS) else one.suffix.lower() for one in found}
     if endings == {".tar"}:
         return TarTable(path.parent, found)
     if endings == {".parquet"}:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,6 +144,7 @@ LAYOUTS = (
     Layout(
         name="chat (ImgEdit, GPT-Image-Edit)", before="image.0", instruction="conversations.0.value", after="image.-1"
     ),
+    Layout(name="chat (messages)", before="images.0", instruction="messages.0.content", after="images.-1"),
     Layout(name="musubi-tuner", before="control_path", instruction="caption", after="image_path"),
     Layout(name="musubi-tuner (numbered)", before="control_path_0", instruction="caption", after="image_path"),
     Layout(name="webdataset", before="source.jpg", instruction="json.edit", after="target.jpg"),
@@ -173,10 +175,22 @@ NAMES = {
     "paraphrases": "paraphrases",
     "own_scores": "scores",
 }
+LONE = "image jpg jpeg png webp"
+LAST = {"before at last": f"{LONE} 0.jpg 0.png 0.webp", "after at last": f"{LONE} 1.jpg 1.png 1.webp"}
+"""What is the one picture where the other has a name that says what it is."""
 """Each part's names in the field, the likeliest first; a column that one part has taken is no other's."""
+BEFORE_WORDS = "source src input original orig before control conditioning condition reference ref init first"
+AFTER_WORDS = "target tgt output edited edit after result final modified second"
+INSTRUCTION_WORDS = "instruction instructions edit prompt request command text caption"
+FILLERS = (
+    "image images img imgs picture pictures photo pic file files path paths url urls filename name local data bytes "
+    "the jpg jpeg png webp json txt"
+)
+"""Of columns that no name above is: what their words say, the likeliest first, beside words that say nothing."""
 NUMBERS = CLIP | {name: name for name in ("seed", "p", "cfg", *SCORES)}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-PICTURE_PARTS = ("before", "after", "mask")
+WHAT = {"before": "picture before", "after": "picture after", "instruction": "instruction"}
+PICTURE_PARTS = ("before", "after", "mask", *LAST)
 
 
 def layout_of(
@@ -203,15 +217,46 @@ def layout_of(
 def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: str) -> Layout:
     found: dict[str, Any] = {}
     for part in ("before", "after", "instruction"):
-        taken = _named(part, names, sample, list(found.values()))
+        known = list(found.values())
+        taken = _named(part, names, sample, known) or _worded(part, sample, known, place)
+        taken = taken or _named(f"{part} at last", names, sample, known)
         if not taken:
-            what = {"before": "the picture before", "after": "the picture after", "instruction": "the instruction"}[
-                part
-            ]
-            said = f"{place} has the columns {_listed(names)}, of which none is known for {what}"
+            said = f"{place} has the columns {_listed(names)}, of which none is known for the {WHAT[part]}"
             raise DatasetError(f"{said}; name picture, instruction and edited picture with columns")
         found[part] = taken
     return Layout(name="by the names of its columns", **found)
+
+
+def _worded(part: str, sample: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str) -> str:
+    """A column that the words of its name make a part's; empty if none is. Raises DatasetError where several are."""
+    words = {"before": BEFORE_WORDS, "after": AFTER_WORDS, "instruction": INSTRUCTION_WORDS}[part].split()
+    found: dict[str, int] = {}
+    for name, value in _values(sample):
+        own = [word for word in re.split(r"[\W_\d]+", name.lower()) if word and word not in FILLERS.split()]
+        fits = is_picture(value) if part != "instruction" else isinstance(value, str | list) and not is_picture(value)
+        if name in taken or not own or not fits:
+            continue
+        ranks = [words.index(word) for word in own if word in words]
+        if ranks and (part == "instruction" or len(ranks) == len(own)):
+            found[name] = min(ranks)
+    best = [name for name, rank in found.items() if rank == min(found.values())]
+    if len(best) > 1:
+        raise DatasetError(
+            f"{place} has {' and '.join(best)}, each of which could be the {WHAT[part]}; "
+            "name picture, instruction and edited picture with columns"
+        )
+    return best[0] if best else ""
+
+
+def _values(sample: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """(name, first value) of the columns, and with dots of what lies one level below in objects."""
+    names: dict[str, None] = {}
+    for row in sample:
+        for name, value in row.items():
+            names[str(name)] = None
+            if isinstance(value, Mapping) and not is_picture(value):
+                names.update({f"{name}.{below}": None for below in value})
+    yield from ((name, value) for name in names if (value := _first(sample, name)) is not None)
 
 
 def _filled(layout: Layout, names: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> Layout:
@@ -233,13 +278,14 @@ def _filled(layout: Layout, names: Sequence[str], sample: Sequence[Mapping[str, 
 
 def _named(part: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]], taken: Sequence[str]) -> str:
     """The first of a part's names that is there and holds what belongs there; empty if none does."""
-    for name in NAMES[part].split():
+    for name in (NAMES.get(part) or LAST.get(part, "")).split():
         if name in taken or not _there(name, names):
             continue
         value = _first(sample, name)
         if value is None and name not in names:
             continue
-        if value is None or part == "own_scores" or is_picture(value) == (part in PICTURE_PARTS):
+        fits = not isinstance(value, Mapping) or is_picture(value)
+        if value is None or part == "own_scores" or (fits and is_picture(value) == (part in PICTURE_PARTS)):
             return name
     return ""
 
@@ -281,7 +327,7 @@ def table_text() -> str:
 
 def cell(row: Mapping[str, Any], name: str) -> Any:
     """A row's value; dots lead into objects by name and into lists by number. None where nothing is there."""
-    if not name or name in row:
+    if not name or "." not in name or row.get(name) is not None:
         return row.get(name)
     value: Any = row
     for part in name.split("."):

@@ -19,16 +19,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConfigError, DatasetError, ImageError, first_line
-from ..files import NO_JSON, digest_of_files, disk_errors, is_url
+from ..files import NO_JSON, digest_of_files, digest_of_text, disk_errors, is_url
 from ..images import open_image
 from .formats import open_table
 from .layouts import cell, layout_of
 from .record import CHECKS, COLUMNS, PICTURES, PairRecord
 from .store import PairStore, read_manifest
 from .tables import OriginalTable, Table
+from .turns import TurnsTable, turns_of
 from .where import Where
 
-__all__ = ["Example", "ForeignPairs", "Pairs", "Reading", "Rows", "format_of", "open_pairs"]
+__all__ = [
+    "Example",
+    "ForeignPairs",
+    "Pairs",
+    "Reading",
+    "Rows",
+    "format_of",
+    "name_of_identity",
+    "name_of_pairs",
+    "open_pairs",
+]
 
 SAMPLE, MOST_BROKEN, MOST_BYTES, SECONDS = 3, 1000, 100 * 2**20, 30
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -103,9 +114,12 @@ class ForeignPairs(Sequence[PairRecord]):
     """The pairs of a table whose columns are someone else's; with the methods of ``PairStore``."""
 
     def __init__(self, folder: Path, table: Table, reading: Reading, columns: Sequence[str] | None = None) -> None:
-        self.folder, self.table, self.reading = folder, table, reading
         good = (row for row in islice(table.rows(), MOST_BROKEN) if not isinstance(row, DatasetError))
         sample = list(islice(good, SAMPLE))
+        if table.kind == "triplets" and not columns and not reading.columns and any(map(turns_of, sample)):
+            table = TurnsTable(table)
+            sample = [row for row in islice(table.rows(), SAMPLE) if not isinstance(row, DatasetError)]
+        self.folder, self.table, self.reading = folder, table, reading
         names = table.names or list(dict.fromkeys(name for row in sample for name in row))
         self.layout = layout_of(names, sample, reading.columns or columns, table.place)
         self._columns = list(dict.fromkeys(self.layout.columns()))
@@ -190,7 +204,7 @@ class ForeignPairs(Sequence[PairRecord]):
         """What the pairs are: of files what is in them, of the hub's the library's fingerprint."""
         own = getattr(self.table, "identity", "") or _identity_of(self.folder, self.table)
         chosen = {name: value for name, value in asdict(self.reading).items() if value and name in CHOOSING}
-        return f"{own} {json.dumps(chosen, sort_keys=True)}" if chosen else own
+        return f"{own}{PART}{json.dumps(chosen, sort_keys=True)[2:]}" if chosen else own
 
     def example(self, index: int) -> Example:
         """A pair for training: pictures are not read, nor looked at. Raises DatasetError, naming the row."""
@@ -265,6 +279,10 @@ class ForeignPairs(Sequence[PairRecord]):
         layout = self.layout
         if layout.without and cell(row, layout.without) is not None:
             raise DatasetError(f"it has a {layout.without}, so it is of another task; leave it out")
+        for name in (layout.before, layout.after):
+            pictures = cell(row, name.removesuffix(".0").removesuffix(".-1")) if name.endswith((".0", ".-1")) else None
+            if isinstance(pictures, list | tuple) and len(pictures) != 2:
+                raise DatasetError(f"it has {len(pictures)} pictures, so it is of another task; give two")
         values = self._texts(row, number, inverse=inverse)
         if not (isinstance(values["edit_prompt"], str) and values["edit_prompt"].strip()):
             raise DatasetError(f"its {'/'.join(layout.instructions)} is {values['edit_prompt']!r}; give a text")
@@ -305,6 +323,8 @@ class ForeignPairs(Sequence[PairRecord]):
         found: list[Any] = []
         for name in (self.layout.inverse,) if inverse else self.layout.instructions:
             value = cell(row, name)
+            if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):  # a message in parts
+                value = [one.get("text") for one in value if isinstance(one, Mapping) and one.get("text")][:1]
             found += value if isinstance(value, list | tuple) else [value]
         texts = [
             one.replace("<image>", "").strip() if isinstance(one, str) and "<image>" in one else one for one in found
@@ -379,6 +399,8 @@ class ForeignPairs(Sequence[PairRecord]):
 
 
 Pairs = PairStore | ForeignPairs
+PART = ' {"'
+"""What begins what an identity says of the part that is read."""
 CHOOSING = ("split", "limit", "where", "inverses", "columns")
 
 
@@ -442,6 +464,16 @@ class _StoreTable:
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | DatasetError]:
         for found in self._store.outcomes():
             yield found if isinstance(found, DatasetError) else _as_row(found)
+
+
+def name_of_pairs(pairs: Pairs) -> str:
+    """A digest of the whole data set, whatever part of it is read: what a checkpoint's header calls it."""
+    return name_of_identity(store_identity(pairs) if isinstance(pairs, PairStore) else pairs.identity)
+
+
+def name_of_identity(identity: str) -> str:
+    """The same of what ``identity`` says."""
+    return digest_of_text(identity.partition(PART)[0])
 
 
 def store_identity(store: PairStore) -> str:

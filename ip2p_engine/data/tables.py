@@ -6,8 +6,12 @@ A row is {column: value}. Pictures stay as they are kept: bytes, the hub's {"byt
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import shutil
 import tarfile
+import tempfile
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +39,7 @@ __all__ = [
 LONGEST_LINE, LARGEST_MEMBER, SAMPLE, MOST_BROKEN = 2**26, 2**30, 20, 1000
 BEFORE = ("control", "source", "before", "input", "original", "conditioning", "src")
 AFTER = ("target", "edited", "after", "output", "images", "image", "img", "train")
+GZIPPED = (".gz", ".tgz")
 TEXT, FILE_NAME = "txt", "_file_name"
 Row = dict[str, Any]
 
@@ -118,6 +123,9 @@ class _TextTable:
         self._header: list[str] = []
         check_file(path, DatasetError)
         with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
+            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise DatasetError(f"{path} is UTF-16 text; save it as UTF-8")
+            stream.seek(0)
             self._starts = array("Q", self._index(stream))
         self.names: Sequence[str] = self._header or _names_of(self.rows())
 
@@ -168,7 +176,7 @@ class CsvTable(_TextTable):
         self._comma = max(",;\t", key=first.count)
         stream.seek(0)
         reader = csv.reader(self._lines(stream), delimiter=self._comma)
-        self._header = [name.removesuffix(FILE_NAME) for name in next(reader, [])]
+        self._header = [_hub_name(name.strip()) for name in next(reader, [])]
         start = stream.tell()
         while True:
             try:
@@ -208,9 +216,16 @@ class TarTable:
         # Of rows the first member and the file; of members the column, the place and the size.
         self._first, self._file = array("Q"), array("I")
         self._column, self._start, self._size = array("I"), array("Q"), array("Q")
+        self._unpacked: dict[int, Any] = {}
         for number, path in enumerate(self.paths):
             check_file(path, DatasetError)
-            self._index(number, path)
+            if path.suffix in GZIPPED:
+                self._unpacked[number] = _unpacked(path)
+            self._index(number, self._file_of(number))
+
+    def _file_of(self, number: int) -> Path:
+        found = self._unpacked.get(number)
+        return self.paths[number] if found is None else Path(found.name)
 
     def _index(self, number: int, path: Path) -> None:
         columns = {name: n for n, name in enumerate(self.names)}
@@ -235,7 +250,7 @@ class TarTable:
 
     def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
         last = self._first[number + 1] if number + 1 < len(self) else len(self._column)
-        path, found = self.paths[self._file[number]], {}
+        path, found = self._file_of(self._file[number]), {}
         with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
             for member in range(self._first[number], last):
                 name = self.names[self._column[member]]
@@ -245,6 +260,18 @@ class TarTable:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
         return _each(self, columns)
+
+
+def _unpacked(path: Path) -> Any:
+    """A gzipped tar once more on the disk, for as long as it is used: in a compressed one no place can be gone to."""
+    copy = tempfile.NamedTemporaryFile(suffix=".tar")  # noqa: SIM115 (it lives as long as the table)
+    try:
+        with disk_errors(path, "unpacked", DatasetError), gzip.open(path) as packed:
+            shutil.copyfileobj(packed, copy, 2**20)
+            copy.flush()
+    except (EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} is no whole gzipped tar ({error}); restore it") from error
+    return copy
 
 
 @contextmanager
@@ -427,4 +454,8 @@ def _names_of(rows: Iterator[Row | DatasetError]) -> list[str]:
 
 def _without_suffix(row: Mapping[str, Any]) -> Row:
     """The hub's folders of pictures call a column of paths ``NAME_file_name``."""
-    return {str(name).removesuffix(FILE_NAME): one for name, one in row.items()}
+    return {_hub_name(str(name)): one for name, one in row.items()}
+
+
+def _hub_name(name: str) -> str:
+    return "image" if name == FILE_NAME[1:] else name.removesuffix(FILE_NAME)

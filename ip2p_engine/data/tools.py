@@ -28,6 +28,8 @@ from .store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 
 __all__ = ["DatasetInfo", "Verdict", "export_dataset", "import_dataset", "info", "merge_datasets", "verify"]
 
+ORIGINS = {"imported": "imported from", "merged": "merged from", "doctored": "without faults, from"}
+"""What a store without a maker of pictures was made of, by the name in its manifest's config."""
 MAX_FAULTS = 100
 MOST_FAULTS = 1000
 FREE = ("limit", "download", "pictures_from")
@@ -59,13 +61,19 @@ class DatasetInfo:
             figures = "  ".join(f"{key} {row[key]:.3f}" for key in ("least", "lower", "median", "upper", "most"))
             lines.append(f"{name:>13}  {figures}  ({row['count']:,} pairs)")
         versions = (self.manifest or {}).get("versions", {})
-        lines += [f"made by {', '.join(f'{name} {number}' for name, number in versions.items())}"] if versions else []
+        config = (self.manifest or {}).get("config", {})
+        origin = next((name for name in ORIGINS if isinstance(config, dict) and name in config), "")
+        if origin:  # the packages of that day did not make its pictures
+            came = config[origin] if isinstance(config[origin], list) else [config[origin]]
+            lines.append(f"{ORIGINS[origin]} {', '.join(map(str, came))}")
+        elif versions:
+            lines.append(f"made by {', '.join(f'{name} {number}' for name, number in versions.items())}")
         return "\n".join(lines)
 
 
-def info(folder: Path | str) -> DatasetInfo:
-    """What is in a data set, without reading all pictures. Raises DatasetError."""
-    pairs = open_pairs(folder)
+def info(folder: Path | str, reading: Reading | None = None) -> DatasetInfo:
+    """What is in a data set, or in the part that is read of it, without reading all pictures. Raises DatasetError."""
+    pairs = open_pairs(folder, reading)
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *SCORES)
     texts = set(zip(*(columns[name] for name in ("original_prompt", "edit_prompt", "edited_prompt")), strict=True))
     sizes = Counter(_size(pairs, n) for n in range(0, len(pairs), max(1, len(pairs) // 10)))

@@ -10,7 +10,7 @@ from typing import overload
 from PIL import Image
 
 from ..captions.edits import in_test_split
-from ..data.reading import open_pairs
+from ..data.reading import Reading, open_pairs
 from ..data.record import PairRecord
 from ..data.split import test_rows
 from ..errors import ConfigError, DatasetError
@@ -19,6 +19,7 @@ from ..images import fit, open_image, plan_size
 __all__ = ["Sample", "StoreSamples", "batches", "in_test_split"]
 
 SPLITS = ("test", "all")
+"""The product's own; other names are the set's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,25 @@ class Sample:
 class StoreSamples(Sequence[Sample]):
     """Samples of a data set, read when they are asked for; the pair's edited picture is the target."""
 
-    def __init__(self, folder: Path | str, *, split: str = "test", count: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        reading: Reading | None = None,
+        *,
+        split: str = "test",
+        count: int | None = None,
+        seed: int = 0,
+    ) -> None:
         """``count`` samples spread evenly over the split (None: all); sample n has the seed ``seed`` + n.
 
-        Raises ConfigError for an unknown split or no samples, DatasetError where there is nothing to measure.
+        ``split``: test, one caption in twenty; all; or the name of one that the set itself has.
+        Raises ConfigError for no samples, DatasetError where there is nothing to measure.
         """
-        if split not in SPLITS:
-            raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
         if count is not None and count < 1:
             raise ConfigError(f"{count} samples were asked for; give a whole number of at least 1")
-        self._store, self._seed = open_pairs(folder), seed
+        own = {} if split in SPLITS else {"split": split}
+        self._store, self._seed = open_pairs(folder, replace(reading or Reading(), **own)), seed
+        self.pairs, self.split = self._store, split
         columns = self._store.columns("original_prompt", "edited_prompt")
         captions = columns["original_prompt"]
         rows = list(range(len(captions)))

@@ -15,7 +15,7 @@ from PIL import Image
 from ..clip.filter import MEASURES, FilterConfig, FilterReport, PairScores, filter_candidates
 from ..clip.similarity import ClipSimilarity, rounded
 from ..data.ledger import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
-from ..data.reading import Pairs, open_pairs
+from ..data.reading import Pairs, Reading, open_pairs
 from ..data.record import IMAGE_COLUMNS, PairRecord
 from ..data.store import MANIFEST, PairWriter
 from ..errors import DatasetError
@@ -59,6 +59,7 @@ def refilter(
     folder: Path | str,
     out: Path | str | None,
     config: FilterConfig,
+    reading: Reading | None = None,
     *,
     scores: Mapping[str, PairScores] | None = None,
     clip: str | None = None,
@@ -67,15 +68,15 @@ def refilter(
 ) -> RefilterReport:
     """Say what a filter keeps of a data set and, given ``out``, write that as a data set of its own.
 
-    By the ledger where there is one, else by the scores in the rows, or by ``scores`` that ``rescored`` took with
-    ``clip``; without a ledger, a caption pair is what has the same texts. ``least`` holds the least value of scores
-    that other judges gave the pairs (``scores`` of their rows); pairs below it are left out first, and the ledger,
-    which does not know these scores, is not used. A stopped call goes on. Raises DatasetError for pairs without
+    By the ledger where there is one and all is read, else by the scores in the rows, or by ``scores`` that ``rescored``
+    took with ``clip``; without a ledger, a caption pair is what has the same texts. ``least`` holds the least value of
+    scores that other judges gave the pairs (``scores`` of their rows); pairs below it are left out first, and the
+    ledger, which does not know these scores, is not used. A stopped call goes on. Raises DatasetError for pairs without
     scores, and for an ``out`` that holds something else.
     """
-    pairs = open_pairs(folder)
+    pairs = open_pairs(folder, reading)
     out_of_reach = _below(pairs, least or {})
-    by_ledger = scores is None and has_candidates(folder) and not least
+    by_ledger = scores is None and has_candidates(folder) and not least and not (reading and reading.chooses)
     judged = _by_ledger(pairs, config) if by_ledger else _by_rows(pairs, scores, config, out_of_reach)
     there = set(_names(pairs))
     if out is not None:

@@ -33,7 +33,7 @@ from .progress import TrainResult
 from .results import export
 from .run_folder import RunFolder
 from .snapshots import write_snapshot
-from .sources import licences_of, measured_rows, name_of, open_source, refuse_without_masks
+from .sources import licences_of, measured_rows, name_of, names_of, open_source, refuse_without_masks
 from .validation import ValidationSet
 
 __all__ = ["Data", "Run", "begin", "planned"]
@@ -274,7 +274,7 @@ def _of_data(source: Any) -> dict[str, Any]:
     """What the checkpoint's header says of licences, and of what was held out and by which rule."""
     held_out = {"held_out": source.held_out, "split_rule": source.split_rule} if getattr(source, "held_out", 0) else {}
     licences = licences_of(source)
-    return {**held_out, **({"licences": licences} if licences else {})}
+    return {"data_sets": names_of(source), **held_out, **({"licences": licences} if licences else {})}
 
 
 def planned(config: TrainConfig, accelerator: Any, data: Data, base: str | Path, out: Path) -> Plan:

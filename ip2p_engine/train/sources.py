@@ -18,7 +18,16 @@ from PIL import Image
 from ..captions.edits import in_test_split
 from ..data.formats import HubTable, library_errors, open_hub
 from ..data.layouts import is_picture
-from ..data.reading import STORE_COLUMNS, Example, ForeignPairs, Reading, Rows, open_pairs, store_identity
+from ..data.reading import (
+    STORE_COLUMNS,
+    Example,
+    ForeignPairs,
+    Reading,
+    Rows,
+    name_of_identity,
+    open_pairs,
+    store_identity,
+)
 from ..data.record import PairRecord
 from ..data.split import test_rows
 from ..data.store import PairStore
@@ -39,6 +48,7 @@ __all__ = [
     "licences_of",
     "measured_rows",
     "name_of",
+    "names_of",
     "open_pair",
     "open_source",
     "refuse_without_masks",
@@ -132,6 +142,15 @@ def measured_rows(source: Rows | Stream) -> list[int]:
     if not isinstance(source, _StoreRows):
         return []
     return [row for row, caption in enumerate(source.captions()) if in_test_split(caption)]
+
+
+def names_of(source: Any) -> list[str]:
+    """What the checkpoint's header calls the data: a digest of each set, so that evaluate knows it again."""
+    if isinstance(source, Several):
+        return sorted({name for one in source.sources for name in names_of(one)})
+    if isinstance(source, Chosen):
+        return names_of(source.source)
+    return [name_of_identity(source.identity)]
 
 
 def held_out_rows(source: Any) -> Any:
@@ -438,6 +457,7 @@ class Chosen:
 
     def __init__(self, rows: Rows, numbers: Sequence[int]) -> None:
         self._rows, self._numbers = rows, numbers
+        self.source = rows
         self.identity = f"{len(numbers)} rows of {rows.identity}"
         self.split_rule, self.held_out = "", 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -238,6 +239,123 @@ def test_two_folders_of_equal_names(tmp_path, names):
         == 2
     )
     assert "row 2: its" in faults[0] and "a picture is missing" in faults[0]
+
+
+PICTURE = {name: {"bytes": data, "path": None} for name, data in (("red", RED), ("blue", BLUE))}
+LIKE_THEM = {
+    "other letters": {"Source_Image": PICTURE["red"], "Instruction": EDIT, "Target_Image": PICTURE["blue"], "Extra": 1},
+    "words of a name": {"src_img_path": PICTURE["red"], "edit_prompt_en": EDIT, "edited_img_path": PICTURE["blue"]},
+    "others": {"orig_image": PICTURE["red"], "editing_instruction": EDIT, "result_image": PICTURE["blue"]},
+    "nested": {
+        "images": {"source": PICTURE["red"], "target": PICTURE["blue"]},
+        "edit": {"instruction": EDIT, "language": "en"},
+    },
+    "lists of one": {"input_images": [PICTURE["red"]], "instruction": [EDIT], "output_images": [PICTURE["blue"]]},
+    "messages": {
+        "images": [PICTURE["red"], PICTURE["blue"]],
+        "messages": [{"role": "user", "content": f"<image>{EDIT}"}, {"role": "assistant", "content": "<image>"}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", LIKE_THEM)
+def test_columns_that_are_like_published_ones(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist([LIKE_THEM[name]] * 2), tmp_path / "data" / "train-00000-of-00001.parquet")
+    pair = open_pairs(tmp_path)[1]
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": EDIT}]}, {"role": "assistant"}]
+LISTS_LIKE_THEM = {
+    "paths in words": {"input": "s/1.png", "output": "t/1.png", "instruction": EDIT, "id": 3},
+    "the hub's one picture": {"file_name": "s/1.png", "edited_file_name": "t/1.png", "prompt": EDIT},
+    "the hub's one picture after": {"file_name": "t/1.png", "conditioning_image": "s/1.png", "text": EDIT},
+    "messages in parts": {"messages": PARTS, "images": ["s/1.png", "t/1.png"]},
+}
+
+
+@pytest.mark.parametrize("name", LISTS_LIKE_THEM)
+def test_lists_that_are_like_published_ones(tmp_path, name):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    pair = open_pairs(lines(tmp_path / "metadata.jsonl", LISTS_LIKE_THEM[name]))[0]
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+SESSIONS = {
+    "texts and pictures": {
+        "files": [{"id": n, "url": f"{name}/1.png"} for n, name in enumerate("sts")],
+        "metadata_edit_turn_prompts": [EDIT, BACK],
+        "id": "x",
+    },
+    "objects": {
+        "source_image": "s/1.png",
+        "conversation": [
+            {"instruction": EDIT, "target_image": "t/1.png"},
+            {"instruction": BACK, "target_image": "s/1.png"},
+        ],
+        "id": "x",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_sessions_in_a_row_are_a_pair_a_turn(tmp_path, name):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    path = lines(tmp_path / "l.jsonl", SESSIONS[name], {"id": "none"}, SESSIONS[name])
+    faults = []
+    assert import_dataset(path, tmp_path / "store", on_fault=faults.append) == 4
+    pairs = list(PairStore(tmp_path / "store"))
+    assert [pair.edit_prompt for pair in pairs] == [EDIT, BACK] * 2
+    assert (pairs[1].original_image, pairs[1].edited_image, pairs[1].session) == (BLUE, RED, "x")
+    assert "row 3: it is no session of edits" in faults[0]
+
+
+INSTRUCTED = json.dumps({"instruction": EDIT}).encode()
+TARS = {
+    "their names": {"input_image.png": RED, "output_image.png": BLUE, "json": INSTRUCTED},
+    "short names": {"src.png": RED, "tgt.png": BLUE, "txt": EDIT.encode()},
+    "one without a name": {"png": RED, "edited.png": BLUE, "prompt.txt": EDIT.encode()},
+    "another without a name": {"png": BLUE, "control.png": RED, "txt": EDIT.encode()},
+    "numbers": {"0.png": RED, "1.png": BLUE, "json": INSTRUCTED},
+}
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_tars_with_other_suffixes(tmp_path, name):
+    pair = open_pairs(write_tar(tmp_path / "0.tar", TARS[name], TARS[name]))[1]
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+def test_gzipped_tars_alone_and_in_folders(tmp_path):
+    row = {"source.jpg": RED, "json": json.dumps({"edit": EDIT}).encode(), "target.jpg": BLUE}
+    whole = write_tar(tmp_path / "a.tar", row, row).read_bytes()
+    (tmp_path / "a.tar").unlink()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train-00000-of-00001.tar.gz").write_bytes(gzip.compress(whole))
+    for source in (tmp_path / "set", tmp_path / "set" / "train-00000-of-00001.tar.gz"):
+        pairs = open_pairs(source)
+        assert (len(pairs), pairs[1].edited_image, pairs[0].edit_prompt) == (2, BLUE, EDIT)
+    torn = tmp_path / "torn.tgz"
+    torn.write_bytes(gzip.compress(os.urandom(9000))[:5000])
+    with pytest.raises(DatasetError, match="torn.tgz is no whole gzipped tar"):
+        open_pairs(torn)
+
+
+def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path):
+    row = {"source_image": "s/1.png", "target_image": "t/1.png", "instruction": EDIT}
+    (tmp_path / "l.jsonl").write_text(json.dumps(row), encoding="utf-16")
+    with pytest.raises(DatasetError, match="l.jsonl is UTF-16 text; save it as UTF-8"):
+        open_pairs(tmp_path / "l.jsonl")
+    three = lines(tmp_path / "m.jsonl", {**CHAT, "image": ["s/1.png", "s/1.png", "t/1.png"]})
+    with pytest.raises(DatasetError, match="row 1: it has 3 pictures, so it is of another task; give two"):
+        open_pairs(three)[0]
+    none = lines(tmp_path / "n.jsonl", {"a": "a.png", "b": "b.png", "t": "c.png"})
+    with pytest.raises(DatasetError, match="has the columns a, b, t, of which none is known for the picture before"):
+        open_pairs(none)
+    twice = lines(tmp_path / "o.jsonl", {"source_1_image": "a.png", "source_2_image": "b.png", "target": "c.png"})
+    with pytest.raises(DatasetError, match="source_1_image and source_2_image, each of which could be the picture bef"):
+        open_pairs(twice)
 
 
 def test_two_folders_can_be_named(tmp_path):
