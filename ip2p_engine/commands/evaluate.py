@@ -111,7 +111,7 @@ def _curve(options: argparse.Namespace) -> None:
     samples, judge = open_samples(options)
     check_run(options.out, "curve")
     for _, path in named if options.data != SCENES else ():
-        warn_of_training(path, samples.pairs, split=options.split)
+        warn_of_training(path, getattr(samples, "pairs", None), split=options.split)
     captioned = getattr(samples, "captioned", len(samples))  # all scenes are
     if captioned < len(samples):
         some = f"direction is of the other {captioned}" if captioned else "image metrics alone"

@@ -79,7 +79,7 @@ def warn_of_training(checkpoint: str, pairs: Any, *, split: str = "all") -> None
     from ..progress import write_note
 
     training = {} if checkpoint in EMBEDDED else report_card(checkpoint).training
-    if name_of_pairs(pairs) not in (training.get("data_sets") or ()):
+    if pairs is None or name_of_pairs(pairs) not in (training.get("data_sets") or ()):
         return
     held_out = training.get("held_out")
     if held_out and split == "test":

@@ -124,11 +124,13 @@ def doctor(
     seen = _Seen()
     for row, pair in enumerate(pairs.outcomes()):
         hooks.check_stop()
-        broken = isinstance(pair, DatasetError)
-        look = _Look(faults={"broken": str(pair)}) if broken else _look(pair)
-        seen.add(look, f"row {row + 1}" if broken else pair.key or f"row/{row}")
-        if features is not None and not broken and not UNFIT & look.faults.keys():
-            features.add(row, pair)
+        if isinstance(pair, DatasetError):
+            seen.add(_Look(faults={"broken": str(pair)}), f"row {row + 1}")
+        else:
+            look = _look(pair)
+            seen.add(look, pair.key or f"row/{row}")
+            if features is not None and not UNFIT & look.faults.keys():
+                features.add(row, pair)
         hooks.progress(row + 1, len(pairs))
     rule, test = test_rows(pairs, [text or "" for text in pairs.columns("original_prompt")["original_prompt"]])
     for name, row, said in seen.compared(set(test)):
@@ -234,7 +236,7 @@ def _look(pair: PairRecord) -> _Look:
     one, other = lone_box(arrays[0]), lone_box(arrays[1])
     boxes = None if one is None or other is None else (one, other)
     more: Any = {"alone": None if boxes is None else growth(*boxes), "asked": asked}
-    if "unchanged" not in found and (moved := _offset(*arrays, before.width / size[0], **more)):
+    if "unchanged" not in found and (moved := _offset(arrays[0], arrays[1], before.width / size[0], **more)):
         found["offset"] = moved
     return _Look(faults=found, words=words, hashed=hashed, thumbs=_thumbs(before, after), share=share, boxes=boxes)
 

@@ -102,7 +102,7 @@ class _Fit:
 
 def _fits(before: Any, after: Any, soft: Any, move: Any) -> tuple[_Fit, _Fit]:
     """Of the pictures and of the blurred ones: an outline of its own should not be what decides."""
-    return _Fit(before, after, move, LEVELS[1].scale), _Fit(*soft, move, LEVELS[1].scale)
+    return _Fit(before, after, move, LEVELS[1].scale), _Fit(soft[0], soft[1], move, LEVELS[1].scale)
 
 
 def _cost(fits: tuple[_Fit, _Fit]) -> float:
@@ -123,7 +123,7 @@ def _refined(grid: _Grid, before: Any, after: Any, soft: Any, start: Any) -> lis
     for level, pictures in zip(LEVELS, (soft, (before, after)), strict=True):
         move = moves[-1]
         for _ in range(level.rounds):
-            step = _step(grid, _Fit(*pictures, move, level.scale))
+            step = _step(grid, _Fit(pictures[0], pictures[1], move, level.scale))
             move = _bounded(grid, move + step)
             if np.abs(step * (1, 1, grid.width / 2)).max() < STEADY:
                 break
@@ -133,7 +133,7 @@ def _refined(grid: _Grid, before: Any, after: Any, soft: Any, start: Any) -> lis
 
 def _step(grid: _Grid, fit: _Fit) -> Any:
     """One step of Gauss-Newton: the picture after moves against the colours' gradient."""
-    down, across = np.gradient(fit.warped, axis=(0, 1))  # type: ignore[misc]
+    down, across = np.gradient(fit.warped, axis=(0, 1))
     slope = fit.colours[:3]
     across, down = (part.reshape(-1, 3) @ slope for part in (across, down))
     radial = across * grid.u.reshape(-1, 1) + down * grid.v.reshape(-1, 1)

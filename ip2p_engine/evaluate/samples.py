@@ -61,8 +61,9 @@ class StoreSamples(Sequence[Sample]):
         """
         if count is not None and count < 1:
             raise ConfigError(f"{count} samples were asked for; give a whole number of at least 1")
-        own = {} if split in SPLITS else {"split": split}
-        self._store, self._seed = open_pairs(folder, replace(reading or Reading(), **own)), seed
+        reading = reading or Reading()
+        reading = reading if split in SPLITS else replace(reading, split=split)
+        self._store, self._seed = open_pairs(folder, reading), seed
         self.pairs, self.split = self._store, split
         columns = self._store.columns("original_prompt", "edited_prompt")
         captions = columns["original_prompt"]
