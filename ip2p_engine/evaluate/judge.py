@@ -25,7 +25,7 @@ from ..captions.edits import Rejected
 from ..errors import ConfigError, DatasetError, ImageError
 from ..files import AppendLog, disk_errors, locked
 from ..hooks import Hooks
-from ..images import open_image
+from ..images import open_image, upright_size
 from .rubrics import Part, Rubric
 
 __all__ = ["ANSWERS", "Cost", "JudgedEdit", "Judgement", "Verdict", "cost_of", "judge", "judging"]
@@ -320,4 +320,4 @@ def _shown(size: tuple[int, int], area: int | None) -> tuple[int, int]:
 
 
 def _pixels(picture: Path | bytes, area: int | None) -> int:
-    return area if area is not None else math.prod(open_image(picture).size)
+    return area if area is not None else math.prod(upright_size(picture))
