@@ -243,6 +243,18 @@ def test_a_checkpoint_in_pieces_is_put_together_and_asks_for_its_suffix(pieces, 
     assert load_model(file, text_heads=4).spec.suffix == ""
 
 
+def test_hives_files_on_sd2_know_their_prediction_and_size(make_model, ldm_tensors, tmp_path, monkeypatch):
+    monkeypatch.setenv("IP2P_CACHE", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    model = make_model("sd2")
+    torch.save({"state_dict": ldm_tensors(model)}, tmp_path / "checkpoints" / "hive-v2-rw-condition.ckpt")
+    spec = load_model("hive-v2-rw-condition", text_heads=4).spec
+    assert (spec.family, spec.prediction, spec.resolution) == ("sd2", "eps", 512)
+    assert spec.suffix == ", image quality is five out of five"
+    plain = load_model(tmp_path / "checkpoints" / "hive-v2-rw-condition.ckpt", text_heads=4).spec
+    assert (plain.resolution, plain.suffix) == (768, "")
+
+
 @pytest.mark.parametrize("broken_at", [0.0, 0.2, 0.5, 0.99])
 def test_a_fetch_that_broke_off_goes_on(pieces, broken_at, tmp_path):
     part = tmp_path / "cache" / "checkpoints" / "hive-rw-condition.part"

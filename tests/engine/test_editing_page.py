@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ip2p_engine import cli
+from ip2p_engine.checkpoint.recognise import EMBEDDED_FOLDER
 from ip2p_engine.scenes.world import Scene, render
 
 PAGE = Path(__file__).parents[2] / "docs" / "editing.md"
@@ -35,10 +37,12 @@ def test_the_walk(editor, tmp_path, monkeypatch, capsys):
     weight = editor.model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight
     factors = {"lora_down": torch.ones(1, weight.shape[1]), "lora_up": torch.ones(len(weight), 1) * 0.02}
     save_file({f"{LAYER}.{part}.weight": value for part, value in factors.items()}, "style.safetensors")
+    save_file({"emb_params": torch.randn(2, 96)}, "cozy.safetensors")
+    shutil.copy(EMBEDDED_FOLDER / "control" / "scenes-sketch.safetensors", "sketch.safetensors")
     Path("edits.csv").write_text("image,instruction,seed\nphotos/a.png,make it night,3\nphotos/b.png,paint it blue,4\n")
     block = re.search(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     commands = [shlex.split(line, comments=True) for line in block.splitlines()]
-    assert len(commands) == 11
+    assert len(commands) >= 16
     for command in commands:
         few = ["--steps", "2"] if command[1] == "edit" else []
         assert cli.main([*command[1:], *few]) == 0, command
@@ -47,4 +51,6 @@ def test_the_walk(editor, tmp_path, monkeypatch, capsys):
     assert np.abs(pixels["styled.png"] - pixels["same.png"]).max() <= 1
     outside = np.asarray(mask) == 0
     assert np.array_equal(pixels["masked.png"][outside], np.asarray(scene)[outside])
+    for name in ("vae.png", "cozy.png", "drawn.png", "other.png", "local.png"):
+        assert Image.open(name).size == scene.size
     assert Image.open("large.jpg").size == (256, 256) and Image.open("large.jpg").getexif()[0x010F] == "A camera"
