@@ -46,6 +46,7 @@ __all__ = [
     "remove",
     "sha256_of",
     "short_text",
+    "size_text",
     "sweep",
     "text_lines",
     "whole_file",
@@ -469,6 +470,11 @@ def reason_of(error: Exception, *urls: str | Path) -> str:
     for url in map(str, urls):
         text = text.replace(url, public_name(url))
     return text
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def digest_of_text(text: str) -> str:

@@ -107,7 +107,7 @@ class Session:
         """Open a session. Raises DatasetError for a folder that holds none."""
         self.folder = Path(folder)
         if not (self.folder / STATE).is_file():
-            raise DatasetError(f"{self.folder} holds no session; ip2p session start PICTURE --folder {self.folder}")
+            raise DatasetError(f"{self.folder} holds no session; begin one there, as ip2p session start does")
         state = read_json(self.folder / STATE, DatasetError)
         try:
             self.turns = [Turn(**turn) for turn in state["turns"]]

@@ -24,7 +24,6 @@ __all__ = [
     "infer_control",
     "infer_text",
     "infer_unet",
-    "is_open_clip",
     "ldm_autoencoder_name",
     "ldm_control_name",
     "ldm_unet_name",
@@ -362,11 +361,6 @@ def infer_text(
         "eos_token_id": vocabulary - 1,
         "pad_token_id": vocabulary - 1 if hidden_act == "quick_gelu" else 0,
     }
-
-
-def is_open_clip(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are open_clip's."""
-    return "positional_embedding" in tensors
 
 
 def strip_text_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

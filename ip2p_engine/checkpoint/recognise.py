@@ -57,7 +57,6 @@ MINIATURE = {
 MINIATURE_WIDTH, MINIATURE_CONTEXT = 64, 96
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-INDEX = ".safetensors.index.json"
 RAW_VARIANT = ".non_ema"
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 Reader = Callable[[Path], WeightFile]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import NO_JSON, public_name, sha256_of
+from ..files import NO_JSON, public_name, sha256_of, size_text
 from .build import check_bundle
 from .source import EMBEDDED, open_bundle
 from .spec import BASE_NAMES, Bundle, Part, autoencoder_dtype
@@ -158,10 +158,10 @@ def _lines(card: ReportCard) -> list[tuple[str, str]]:
         ("condition", f"{card.condition} image latent" if card.condition != "none" else "text alone"),
         ("weights", {"ema": "ema (averaged)", "raw": "raw (not averaged)"}.get(card.weights, "the only ones")),
         *((name, f"{count / 1e6:.1f} M parameters, {card.dtypes[name]}") for name, count in card.parameters.items()),
-        ("file", f"{_size(card.file_bytes)}{', with raw and ema weights' if card.has_ema else ''}"),
+        ("file", f"{size_text(card.file_bytes)}{', with raw and ema weights' if card.has_ema else ''}"),
         ("use", f"s_T {card.text_cfg}, s_I {card.image_cfg}, {card.resolution} px, {card.steps} steps"),
         *((name, said) for name, said, plain in _asks(card) if said != plain),
-        ("memory", ", ".join(f"about {_size(value)} in {name}" for name, value in card.memory.items())),
+        ("memory", ", ".join(f"about {size_text(value)} in {name}" for name, value in card.memory.items())),
     ]
     if card.lacking:
         lines.append(("lacking", f"{', '.join(card.lacking)}: name a base that gives them"))
@@ -180,7 +180,3 @@ def _tail(training: Mapping[str, Any], digests: Mapping[str, str]) -> list[tuple
         *([("training", told)] if told else []),
         *(("sha256", f"{digest}  {name}") for name, digest in digests.items()),
     ]
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

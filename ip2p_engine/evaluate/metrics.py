@@ -23,6 +23,7 @@ from ..clip.similarity import ClipSimilarity
 from ..errors import CheckpointError, ConfigError, ImageError, first_line
 
 __all__ = [
+    "BEST_PSNR",
     "DINO",
     "Dino",
     "Lpips",
@@ -31,11 +32,14 @@ __all__ = [
     "clip_features",
     "distances",
     "evaluate_extra",
+    "psnr",
     "same_size",
     "unit",
 ]
 
 SSIM_WINDOW = 11
+BEST_PSNR = 99.0
+"""Of equal pictures, where means are taken: infinity would swallow them."""
 DINO = "facebook/dino-vits16"
 DINO_RESIZE, DINO_CROP = 256, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -129,7 +133,7 @@ def distances(image: Image.Image, other: Image.Image) -> dict[str, float]:
     a, b = unit(same_size(image, other)), unit(other)
     squared = float(((a - b) ** 2).mean())
     ssim = float(_ssim_map(a, b)[:, _inner(a)].mean())
-    return {"l1": float((a - b).abs().mean()), "l2": squared, "psnr": _psnr(squared), "ssim": ssim}
+    return {"l1": float((a - b).abs().mean()), "l2": squared, "psnr": psnr(squared), "ssim": ssim}
 
 
 def background(source: Image.Image, edited: Image.Image, mask: Image.Image) -> dict[str, float]:
@@ -146,12 +150,12 @@ def background(source: Image.Image, edited: Image.Image, mask: Image.Image) -> d
     inner = outside & _inner(a)
     chosen = inner if inner.any() else outside
     ssim = float(_ssim_map(a, b)[:, chosen].mean())
-    return {"background_l2": squared, "background_psnr": _psnr(squared), "background_ssim": ssim}
+    return {"background_l2": squared, "background_psnr": psnr(squared), "background_ssim": ssim}
 
 
-def _psnr(squared: float) -> float:
-    """10 log10(1 / MSE), in dB; equal pictures give infinity."""
-    return -10 * math.log10(squared) if squared > 0 else math.inf
+def psnr(mean_square: float, most: float = math.inf) -> float:
+    """10 log10(1 / MSE), in dB, of a mean squared error in [0, 1]; equal pictures give ``most``."""
+    return min(most, -10 * math.log10(mean_square)) if mean_square > 0 else most
 
 
 def _inner(picture: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ..hooks import Hooks
 from ..images import fit
 from ..networks.digest import fingerprint
 from ..plots import new_figure
+from .metrics import BEST_PSNR, psnr
 from .run_folder import Row, Table, row_key, row_log
 from .samples import Sample
 from .statistics import bootstrap_means, interval
@@ -331,8 +332,8 @@ def _judged(sample: Sample, picture: Image.Image) -> dict[str, Any]:
     error = (result - target) ** 2
     return {
         "done": bool(error.mean() < ((result - source) ** 2).mean()),
-        "kept": _psnr(error[untouched].mean()) if untouched.mean() >= LEAST_UNTOUCHED else None,
-        "nearest": _psnr(error.mean()),
+        "kept": psnr(error[untouched].mean(), BEST_PSNR) if untouched.mean() >= LEAST_UNTOUCHED else None,
+        "nearest": psnr(error.mean(), BEST_PSNR),
         "kind": "all",
     }
 
@@ -343,10 +344,6 @@ def _near(changed: np.ndarray) -> np.ndarray:
 
     grown = Image.fromarray(changed.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(2 * BORDER + 1))
     return np.asarray(grown) > 0
-
-
-def _psnr(mean_square: float) -> float:
-    return min(99.0, -10 * float(np.log10(max(mean_square, 1e-10))))
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

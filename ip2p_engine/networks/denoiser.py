@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checkpoint.report import ACTIVATIONS_PER_PIXEL
 from ..devices import free_memory
 from .attention import AttentionCall, project_text
 from .conditioning import Conditioning, even
@@ -20,9 +21,8 @@ from .control import Control
 from .feature_cache import FeatureCache
 from .model import Model
 
-__all__ = ["ACTIVATIONS_PER_PIXEL", "BranchDenoiser", "Times", "denoised_from", "input_scale", "predict"]
+__all__ = ["BranchDenoiser", "Times", "denoised_from", "input_scale", "predict"]
 
-ACTIVATIONS_PER_PIXEL = 60
 WITH_TEXT, WITH_IMAGE = ("c", "t"), ("c", "i")
 
 

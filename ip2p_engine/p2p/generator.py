@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoint.report import ACTIVATIONS_PER_PIXEL
 from ..config import as_list, with_overrides
 from ..devices import free_memory
 from ..diffusion.guidance import check_scale
@@ -23,7 +24,6 @@ from ..hooks import Hooks
 from ..images import MAX_SIDE
 from ..networks.compiled import compile_unet
 from ..networks.conditioning import decode_pictures, encode_text, size_ids
-from ..networks.denoiser import ACTIVATIONS_PER_PIXEL
 from ..networks.model import Model, load_model
 from ..version import __version__
 from .cross_attention import CROSS_MODES, CrossControl, control_of

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..evaluate.metrics import BEST_PSNR, psnr
 from .edits import Add, Canvas, Operation, apply_all, possible_operations
 from .objects import COLOURS, GRID, SHAPES, Thing, colour_of, opacity
 from .world import PhotoEdit
@@ -48,7 +49,7 @@ def judge_edit(edit: PhotoEdit, result: Tensor) -> Verdict:
         done=label == edit.label,
         read=label,
         count=len(errors),
-        nearest=_psnr((result - truth).square().mean()),
+        nearest=psnr((result - truth).square().mean().item(), BEST_PSNR),
         kept=_kept(edit, result, truth),
     )
 
@@ -159,12 +160,8 @@ def _kept(edit: PhotoEdit, result: Tensor, truth: Tensor) -> float | None:
     untouched = near == 0
     if untouched.float().mean() < LEAST_UNTOUCHED:
         return None
-    return _psnr((result - truth)[:, untouched].square().mean())
+    return psnr((result - truth)[:, untouched].square().mean().item(), BEST_PSNR)
 
 
 def _halved(picture: Tensor) -> Tensor:
     return F.avg_pool2d(picture[None], 2)[0]
-
-
-def _psnr(mean_square: Tensor) -> float:
-    return min(99.0, float(-10 * torch.log10(mean_square.clamp(min=1e-10))))

@@ -13,10 +13,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from ..evaluate.metrics import BEST_PSNR, psnr
 from .grammar import Edit
 from .world import WORLD_SIZE, Scene, all_scenes, halved, object_mask, render, world_at_half_size
 
-__all__ = ["Reading", "Verdict", "judge_edit", "psnr", "read_scenes"]
+__all__ = ["Reading", "Verdict", "judge_edit", "read_scenes"]
 
 CLEAR_PSNR = 20.0
 CLEAR_OBJECT_PSNR = 17.0
@@ -67,7 +68,8 @@ def read_scenes(pictures: Sequence[Image.Image]) -> list[Reading]:
 
 def _reading(scene: Scene, pixels: np.ndarray) -> Reading:
     error = (_pixels(render(scene)) - pixels) ** 2
-    return Reading(scene=scene, psnr=psnr(error.mean()), object_psnr=psnr(error[_near_object(scene)].mean()))
+    around = error[_near_object(scene)].mean()
+    return Reading(scene=scene, psnr=psnr(error.mean(), BEST_PSNR), object_psnr=psnr(around, BEST_PSNR))
 
 
 def judge_edit(edit: Edit, picture: Image.Image, reading: Reading | None = None) -> Verdict:
@@ -81,14 +83,9 @@ def judge_edit(edit: Edit, picture: Image.Image, reading: Reading | None = None)
         reading=reading,
         asked=not asked & wrong,
         kept=wrong <= asked,
-        psnr=psnr(error.mean()),
-        background_psnr=psnr(error[background].mean()),
+        psnr=psnr(error.mean(), BEST_PSNR),
+        background_psnr=psnr(error[background].mean(), BEST_PSNR),
     )
-
-
-def psnr(mean_square: float) -> float:
-    """In dB, of a mean squared error in [0, 1]; at most 99."""
-    return min(99.0, -10 * float(np.log10(max(mean_square, 1e-10))))
 
 
 def _near_object(scene: Scene) -> np.ndarray:

@@ -17,12 +17,13 @@ from PIL import Image
 
 from ..edit import EditConfig, InstructPix2Pix
 from ..evaluate.measure import Row
+from ..evaluate.metrics import BEST_PSNR, psnr
 from ..evaluate.report import tiled
 from ..evaluate.run_folder import Table
 from ..evaluate.samples import Sample
 from ..images import strip
 from .grammar import scenes_of
-from .judge import CLEAR_OBJECT_PSNR, psnr
+from .judge import CLEAR_OBJECT_PSNR
 from .world import COLOURS, PLACES, SHAPES, WORLD_SIZE, Scene, render, render_two
 
 __all__ = [
@@ -100,7 +101,7 @@ def _nearest(case: Case, picture: Image.Image) -> str:
     region = np.ptp(np.stack(list(values.values())), axis=0).max(axis=-1) > 0.02
     errors = {name: ((value - _pixels(picture)) ** 2)[region].mean() for name, value in values.items()}
     name = min(errors, key=lambda one: errors[one])
-    return name if psnr(errors[name]) >= REGION_PSNR else NONE
+    return name if psnr(errors[name], BEST_PSNR) >= REGION_PSNR else NONE
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

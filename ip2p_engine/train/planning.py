@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..files import size_text
 from ..networks.conditioning import TextEmbedding
 from ..networks.model import Model
 from .config import TrainConfig
@@ -171,21 +172,17 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     pairs = "a stream" if plan.pairs is None else f"{plan.pairs:,}"
     pairs += f"; {plan.held_out:,} held out" if plan.held_out else ""
     pairs += f"; {plan.test_pairs:,} of the test split among them" if plan.test_pairs else ""
-    disk = f"{_size(plan.disk)} at the most, of {_size(plan.free)} free: one state {_size(plan.checkpoint)}"
+    disk = f"{size_text(plan.disk)} at the most, of {size_text(plan.free)} free: one state {size_text(plan.checkpoint)}"
     parts: Mapping[str, int] = {"cache": plan.cache, "outputs": plan.outputs, "exports": plan.exports}
-    disk += "".join(f", {name} {_size(value)}" for name, value in parts.items() if value)
+    disk += "".join(f", {name} {size_text(value)}" for name, value in parts.items() if value)
     lines = [
         ("pairs", pairs),
         ("steps", f"{plan.first:,} of {plan.steps:,} done{rate}"),
         ("trains", f"{plan.trained / 1e6:,.1f} M numbers beside {plan.frozen / 1e6:,.1f} M frozen ones"),
-        ("memory", f"{_size(plan.memory)} on {plan.device}, and activations"),
+        ("memory", f"{size_text(plan.memory)} on {plan.device}, and activations"),
         ("disk", disk),
     ]
     return lines + ([("time", f"about {_duration(plan.seconds)}")] if plan.seconds is not None else [])
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _duration(seconds: float) -> str:
