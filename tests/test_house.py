@@ -45,8 +45,7 @@ def test_the_engine_names_arguments_and_not_options():
     named = [
         f"{path.relative_to(ENGINE)}:{line}: {text}"
         for path, tree in TREES.items()
-        if path.parent.name != "commands"
-        and path.name not in ("cli.py", "hub.py")  # hub.py: a card with shell commands
+        if path.parent.name != "commands" and path.name not in ("cli.py", "hub.py")  # a card
         for line, text in sentences(tree)
         if re.search(r"[\s(]--[a-z]|^--\S+\s|same command", text)
         and text != "scenes --auto"  # the name of a kind of run
