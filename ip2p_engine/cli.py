@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for text in arguments or ():
         _check_text(parser, text)
     options = parser.parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # a process of its own, whose libraries may be told what is installed
         sys.modules.update(dict.fromkeys(options.unused))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")

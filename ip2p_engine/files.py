@@ -449,7 +449,9 @@ def base_name(name: str | os.PathLike[str]) -> str:
     text = str(name)
     if is_url(text):
         return public_name(text).rstrip("/").rpartition("/")[2]
-    return Path(text).name if Path(text).is_absolute() or os.path.lexists(text) else text
+    path = Path(text).expanduser()
+    here = path.is_absolute() or os.path.lexists(path) or os.path.lexists(text.rpartition("@")[0])  # RUN@STEP
+    return path.name if here else text
 
 
 def public_name(source: str | Path) -> str:

@@ -61,7 +61,7 @@ def _area(options: argparse.Namespace) -> None:
 
 def _add_edit(commands: Any) -> None:
     parser = add_command(commands, "edit", _edit, "edit pictures by instructions")
-    parser.set_defaults(unused=UNUSED)
+    parser.set_defaults(unused=UNUSED, parser=parser)
     parser.add_argument(
         "images",
         nargs="*",
@@ -69,6 +69,15 @@ def _add_edit(commands: Any) -> None:
         help="files, folders, patterns, addresses or - (standard input), named before --instruction",
     )
     parser.add_argument("--instruction", action=Several, nargs="+", metavar="TEXT", help='e.g. "make it snow"')
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="RESULT",
+        help="make a result again by its settings, its source beside it or named; other options replace them",
+    )
+    parser.add_argument(
+        "--verify", type=Path, metavar="RESULT", help="does it come out equal? if not (code 1), what differs is said"
+    )
     parser.add_argument(
         "--table",
         type=Path,
@@ -115,23 +124,28 @@ def _add_demo(commands: Any) -> None:
     add_model_options(parser)
 
 
-def _edit(options: argparse.Namespace) -> None:
+def _edit(options: argparse.Namespace) -> int:
     from ..progress import write_line
+    from .edit_again import read_again, typed_options, verify
     from .edit_files import STDOUT, Writing, edit_files
 
-    if options.resolution and options.size != "paper":
-        raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
-    if bool(options.control) != bool(options.control_image):
-        raise ConfigError("a ControlNet and what it looks at go together; give both --control and --control-image")
+    again = None
+    if asked := options.verify or options.like:
+        if options.table or (options.verify and options.like):
+            raise ConfigError("--like, --verify and --table each say what is made; give one of them")
+        again = read_again(asked.expanduser(), options, typed_options(options.parser, options.arguments))
+        options = again.options
+    _check_options(options)
+    if again and options.verify:
+        return verify(again, load_editor(options), as_json=options.json)
     auto = options.mask == AUTO and not AUTO.exists()
     own = ("size", "resolution", "batch", "detail", "control_weight")
     config = edit_config(options, **{name: getattr(options, name) for name in own}, auto_mask=auto)
-    if not 0 <= options.png_level <= 9:
-        raise ConfigError(f"--png-level is {options.png_level}; give a whole number from 0 to 9")
-    if options.json and options.out == STDOUT:
-        raise ConfigError("--json and --out - both write to standard output; leave one of the two out")
+    config = again.config if again else config
 
     def show(row: dict[str, Any]) -> None:
+        if again:
+            again.compare(row)
         if options.out != STDOUT:
             write_line(json.dumps(row) if options.json else row["file"])
 
@@ -147,6 +161,20 @@ def _edit(options: argparse.Namespace) -> None:
             mask=None if auto or options.mask is None else options.mask.expanduser(),
             control=options.control_image and options.control_image.expanduser(),
         )
+    return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    from .edit_files import STDOUT
+
+    if options.resolution and options.size != "paper":
+        raise ConfigError(f"--resolution is for --size paper, and --size is {options.size}; leave one of the two out")
+    if bool(options.control) != bool(options.control_image):
+        raise ConfigError("a ControlNet and what it looks at go together; give both --control and --control-image")
+    if not 0 <= options.png_level <= 9:
+        raise ConfigError(f"--png-level is {options.png_level}; give a whole number from 0 to 9")
+    if options.json and options.out == STDOUT:
+        raise ConfigError("--json and --out - both write to standard output; leave one of the two out")
 
 
 def _rows(options: argparse.Namespace, scratch: Path) -> list[Any]:

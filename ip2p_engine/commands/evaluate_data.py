@@ -127,7 +127,7 @@ def told(options: argparse.Namespace) -> dict[str, Any]:
     """The options as a report shows them, addresses without their secrets."""
     from ..checkpoint.lora import parse_lora
 
-    hidden = ("run", "out", "verbose", "command", "unused")
+    hidden = ("run", "out", "verbose", "command", "unused", "arguments")
     shown = {name: value for name, value in vars(options).items() if name not in hidden and value is not None}
     if loras := shown.pop("lora", None):
         shown["lora"] = ", ".join(f"{one.path.name}:{one.weight:g}" for one in map(parse_lora, loras))
