@@ -39,7 +39,7 @@ from .networks.denoiser import BranchDenoiser
 from .networks.digest import digest_of_values, digest_of_weights
 from .networks.model import Model, load_model
 from .networks.walk import walk
-from .pictures import EditResult, Fitted, Opener, opened, whole_area
+from .pictures import EditResult, Fitted, Opener, area_pictures, opened, whole_area
 from .tokenizer import check_length
 from .version import __version__
 
@@ -293,8 +293,7 @@ class InstructPix2Pix:
             picture = open_image(pictures[n % len(pictures)])
             condition = self.condition(picture, texts[n % len(texts)], config=settled)
             kept = clean_latents(self.model, condition.image)
-            size = (8 * kept.shape[-1], 8 * kept.shape[-2])
-            masks.append(whole_area(_area_pictures(self._area(condition, kept, settled), size)[0], picture.size))
+            masks.append(whole_area(area_pictures(self._area(condition, kept, settled))[0], picture.size))
         return masks
 
     def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:
@@ -392,7 +391,7 @@ class InstructPix2Pix:
                 seeds = [job.seed for job in jobs]
                 z, evaluations = self._walk(condition, seeds, config, hooks, free=free, kept=kept)
                 if found is not None:
-                    areas, evaluations = _area_pictures(found, size), evaluations + LOOKS
+                    areas, evaluations = area_pictures(found), evaluations + LOOKS
                 round_trips = self.pictures(kept) if config.detail else [None] * len(jobs)
                 edited = list(zip(self.pictures(z), z.cpu(), round_trips, strict=True))
         rows = zip(jobs, sources, words, areas, edited, seen, strict=True)
@@ -544,12 +543,6 @@ def _free(sources: Sequence[Fitted], like: Tensor) -> Tensor | None:
         return None
     pixels = [source.small_mask or Image.new("L", source.small.size, 255) for source in sources if source.small]
     return latent_mask(torch.stack([torch.from_numpy(np.array(one))[None] / 255 for one in pixels]), like)
-
-
-def _area_pictures(area: Tensor, size: tuple[int, int]) -> list[Image.Image]:
-    """Areas (B, 1, h, w) as grey pictures, with soft borders."""
-    levels = (area[:, 0].float().cpu() * 255).round().to(torch.uint8).numpy()
-    return [Image.fromarray(one).resize(size, Image.Resampling.BILINEAR) for one in levels]
 
 
 def _name_of(picture: Picture | None) -> str | None:

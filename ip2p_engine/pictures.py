@@ -15,7 +15,7 @@ from .images import FULL_SIZE, Picture, Size, fit, give_back, open_image, open_m
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EditResult", "Fitted", "Opener", "opened", "whole_area"]
+__all__ = ["EditResult", "Fitted", "Opener", "area_pictures", "opened", "whole_area"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,13 @@ class Fitted:
     digest: str
     mask: Picture | None = None
     small_mask: Image.Image | None = None
+
+
+def area_pictures(area: Tensor) -> list[Image.Image]:
+    """Areas (B, 1, h, w) as grey pictures with soft borders, 8 pixels a place."""
+    height, width = area.shape[-2:]
+    levels = (area[:, 0].float().cpu() * 255).round().byte().numpy()
+    return [Image.fromarray(one).resize((8 * width, 8 * height), Image.Resampling.BILINEAR) for one in levels]
 
 
 def whole_area(area: Image.Image, size: Size) -> Image.Image:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -27,7 +26,7 @@ from .files import disk_errors, locked, read_json, whole_path, write_json
 from .hooks import Hooks
 from .images import Picture, give_back, open_image, plan_size, save_image
 from .networks.conditioning import Conditioning, clean_latents, encode_text, size_ids
-from .pictures import whole_area
+from .pictures import area_pictures, whole_area
 
 __all__ = ["SHARE", "WHOLE", "Session", "Turn", "held", "take_turn"]
 
@@ -214,8 +213,7 @@ class Session:
         """Write a turn's latents and picture, then that there is one."""
         (edited,) = editor.pictures(latents[None].to(editor.model.device))
         original = self.original
-        levels = (area[0].float() * 255).to(torch.uint8).numpy()
-        mask = Image.fromarray(np.ascontiguousarray(levels)).resize(edited.size, Image.Resampling.BILINEAR)
+        (mask,) = area_pictures(area[None])
         whole = edited if edited.size == original.size else give_back(edited, original.size)
         picture = Image.composite(whole, original, whole_area(mask, original.size))
         with disk_errors(self.folder, "written", DatasetError), whole_path(self._latents_path(turn.number)) as new:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..ip2p_engine.diffusion.noise import SampleNoise
 from ..ip2p_engine.diffusion.schedule import make_sigmas
-from ._guiders import DualGuider, EngineSampler, fractional_time, ladder, step_callback
+from ._guiders import AreaSampler, DualGuider, EngineSampler, fractional_time, ladder, step_callback
 from ._models import spec_of
 from .conditioning import size_values
 
@@ -33,6 +33,8 @@ class NativeEditor:
     steps: int
     sampler: str = "euler_ancestral"
     schedule: str = "model"
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+    """Options of DualGuider."""
     done: int = 0
     of: int | None = None
     """What the progress bar counts beside this call: pictures before it, and in all."""
@@ -55,15 +57,29 @@ class NativeEditor:
             edited.append(self._part(model, part, instructions[chosen], seeds[chosen], free, show))
         return torch.cat(edited).to(source)
 
+    def areas(self, source: Tensor, instructions: Sequence[str]) -> Tensor:
+        """Where each picture's instruction may act, (B, 1, h, w), as the engine's ``find_area`` has it."""
+        model, found = fractional_time(self.model), []
+        for start in range(0, len(source), AT_ONCE):
+            part, sampler = source[start : start + AT_ONCE], AreaSampler()
+            guider = self._guider(model, part, instructions[start : start + AT_ONCE])
+            level = torch.tensor([1.0, 0.0])  # ComfyUI wants a walk; the sampler has levels of its own
+            guider.sample(torch.zeros_like(part), part, sampler, level, disable_pbar=True, seed=0)
+            found.append(sampler.found)
+        return torch.cat(found)
+
+    def _guider(self, model: Any, source: Tensor, texts: Sequence[str]) -> DualGuider:
+        guider = DualGuider(model, self.text_cfg, self.image_cfg, **self.guidance)
+        values = {"concat_latent_image": source, **size_values(source)}
+        said = [f"{text}{spec_of(self.model).suffix}" for text in texts]
+        guider.set_conds(text_rows(self.clip, said, values), text_rows(self.clip, [""], values))
+        return guider
+
     def _part(
         self, model: Any, source: Tensor, texts: Sequence[str], seeds: Sequence[int], mask: Tensor | None, show: Any
     ) -> Tensor:
         noise, sigmas = SampleNoise(seeds), make_sigmas(self.schedule, ladder(model), self.steps)
-        guider = DualGuider(model, self.text_cfg, self.image_cfg)
-        values = {"concat_latent_image": source, **size_values(source)}
-        said = [f"{text}{spec_of(self.model).suffix}" for text in texts]
-        guider.set_conds(text_rows(self.clip, said, values), text_rows(self.clip, [""], values))
-        return guider.sample(
+        return self._guider(model, source, texts).sample(
             noise.draw(source),
             source,
             EngineSampler(self.sampler, sigmas, noise.ahead(self.steps)),

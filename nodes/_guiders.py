@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.conds
@@ -15,14 +15,24 @@ import node_helpers
 import torch
 from torch import Tensor
 
-from ..ip2p_engine.diffusion.guidance import FORMULAS, check_scale
+from ..ip2p_engine.diffusion.area import area_of, relevance
+from ..ip2p_engine.diffusion.guidance import FORMULAS, check_scale, guidance_of
 from ..ip2p_engine.diffusion.sampling import sample
 from ..ip2p_engine.diffusion.schedule import DiscreteSchedule
 from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.hooks import Hooks
 from ._models import require_edit, spec_of
 
-__all__ = ["SIGMA", "DualGuider", "EngineSampler", "fractional_time", "ladder", "step_callback", "with_options"]
+__all__ = [
+    "SIGMA",
+    "AreaSampler",
+    "DualGuider",
+    "EngineSampler",
+    "fractional_time",
+    "ladder",
+    "step_callback",
+    "with_options",
+]
 
 IMAGE = "concat_latent_image"
 SIGMA = "ip2p_sigma"
@@ -45,12 +55,27 @@ class DualGuider(comfy.samplers.CFGGuider):
     the picture has a call of its own, so that they stay 0 (text) and 1 (no text), which is all that most packs know.
     """
 
-    def __init__(self, model: comfy.model_patcher.ModelPatcher, text_cfg: float, image_cfg: float) -> None:
-        """Raises CheckpointError for a MODEL that does not edit, ConfigError for a scale below 0."""
+    def __init__(
+        self,
+        model: comfy.model_patcher.ModelPatcher,
+        text_cfg: float,
+        image_cfg: float,
+        *,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+        apg: bool = False,
+    ) -> None:
+        """The options are the engine's (``guidance_of``).
+
+        Raises CheckpointError for a MODEL that does not edit, ConfigError for a scale below 0 or such an option.
+        """
         require_edit(model)
         super().__init__(model)
-        self._formula = FORMULAS[spec_of(model).guidance]
+        name = spec_of(model).guidance
+        self._formula = FORMULAS[name]
         self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
+        self._guidance = guidance_of(text_cfg, image_cfg, name=name, interval=interval, rescale=rescale, apg=apg)
+        self._at_levels, self._plain = interval is not None, interval is None and not rescale and not apg
 
     def set_conds(self, positive: list, negative: list) -> None:
         """Both conditions; the picture of the positive one stands in where the negative one has none."""
@@ -62,10 +87,26 @@ class DualGuider(comfy.samplers.CFGGuider):
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006
         """The guided clean latent; ComfyUI's name, and its signature, for what a denoiser returns."""
         if not any(model_options.get(name) for name in CFG_HOOKS):
-            scales = (self.text_cfg, self.image_cfg)
-            found = self._evaluate(self._formula.needed(*scales), x, timestep, model_options)
-            return self._formula.combine(found, *scales)
+            return self._guidance(
+                lambda x, sigma, cond, names: self._evaluate(tuple(names), x, timestep, model_options)
+            )(x, self._sigma(timestep, model_options), None)
+        if not self._plain:
+            raise ConfigError(
+                "another node changes the guidance too; take it away, or set guidance_high, rescale and apg back"
+            )
         return self._hooked(x, timestep, model_options)
+
+    def _sigma(self, timestep: Tensor, model_options: dict) -> float:
+        """The noise level, where the guidance asks for it; the device is asked only if nobody knows the number."""
+        if not self._at_levels:
+            return 0.0
+        known = model_options.get("transformer_options", {}).get(SIGMA)
+        return float(timestep.max()) if known is None else known
+
+    def branches_at(self, x: Tensor, sigma: float, names: Sequence[str], model_options: dict) -> dict[str, Tensor]:
+        """Clean latents of the named branches at a noise level."""
+        told = with_options(model_options, {SIGMA: sigma})
+        return self._evaluate(tuple(names), x, x.new_full((len(x),), sigma), told)
 
     def _hooked(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """The same value as plain guidance between two ends, which is what other packs' CFG hooks understand.
@@ -184,6 +225,33 @@ class EngineSampler(comfy.samplers.Sampler):
             after_step=self._after_step,
             hooks=Hooks(on_step=on_step),
         )
+
+
+class AreaSampler(comfy.samplers.Sampler):
+    """A SAMPLER that takes no step: it finds where each row's instruction may act, (B, 1, h, w) in ``found``."""
+
+    found: Tensor | None = None
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """ComfyUI's call; returns the picture as it came."""
+        picture = noise if latent_image is None else latent_image
+        options = extra_args.get("model_options", {})
+
+        def branches(x: Tensor, sigma: float, cond: None, names: Sequence[str]) -> dict[str, Tensor]:
+            return model_wrap.branches_at(x, sigma, names, options)
+
+        self.found = area_of(relevance(branches, picture, None)).cpu()
+        return picture
 
 
 def _with_options(extra_args: dict, options: dict) -> dict:

@@ -6,11 +6,12 @@ from typing import Any
 
 import node_helpers
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import fit, give_back, plan_size
+from ..ip2p_engine.pictures import area_pictures, whole_area
 from ._api import io, schema
 from ._host import to_image, to_pictures
 
@@ -182,3 +183,24 @@ def noise_mask(masks: list[Image.Image], latent: Tensor) -> Tensor:
     """Where a latent may change (B, 1, H, W): the masks, cropped as ``fit`` cropped their pictures."""
     size = (8 * latent.shape[-1], 8 * latent.shape[-2])
     return to_image([fit(one, size) for one in masks])[..., 0].unsqueeze(1)
+
+
+def bounded(
+    masks: list[Image.Image], latent: Tensor, image: Tensor, area: Tensor | None
+) -> tuple[Tensor | None, list[Image.Image]]:
+    """(where a latent may change, (B, 1, H, W), or None; masks as large as the IMAGE): by hand, found, or both."""
+    free = noise_mask(masks, latent) if masks else None
+    if area is None:
+        return free, masks
+    frame = (image.shape[2], image.shape[1])
+    found = [whole_area(one, frame) for one in area_pictures(area)]
+    both = [ImageChops.darker(*pair) for pair in zip(masks, found, strict=True)] if masks else found
+    large = area.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    return (large if free is None else large * free.to(large)), both
+
+
+def as_mask(masks: list[Image.Image], image: Tensor) -> Tensor:
+    """Masks as a MASK (B, H, W), white everywhere where there are none."""
+    if not masks:
+        return torch.ones(image.shape[:3])
+    return to_image([one.convert("RGB") for one in masks])[..., 0]

@@ -14,7 +14,7 @@ from ._editor import NativeEditor
 from ._guiders import DualGuider
 from ._host import show_finished, teller, to_image, to_pictures
 from ._models import is_embedded, require_edit, spec_of
-from .conditioning import MASK_TOOLTIP, SIZE_TOOLTIP, SIZES, encode, in_frame, mask_pictures, noise_mask
+from .conditioning import MASK_TOOLTIP, SIZE_TOOLTIP, SIZES, as_mask, bounded, encode, in_frame, mask_pictures
 
 TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
 # ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
@@ -101,6 +101,58 @@ def sampling_inputs() -> list[io.Input]:
     ]
 
 
+def guidance_options() -> list[io.Input]:
+    """How the scales act; all as without them."""
+    level = {"default": 0.0, "min": 0.0, "max": 1000.0, "step": 0.1, "optional": True}
+    return [
+        advanced(
+            io.Float.Input(
+                "guidance_low",
+                **level,
+                tooltip=(
+                    "The lowest noise level (sigma) that is guided, where guidance_high is set; the rest costs a third."
+                ),
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "guidance_high",
+                **level,
+                tooltip=(
+                    "The highest noise level (sigma) that is guided, such as 5. Saves time and colours. 0 guides all."
+                ),
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "rescale",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.05,
+                optional=True,
+                tooltip=(
+                    "Against burnt colours, 0 to 1: how far results get back the spread they have without guidance."
+                ),
+            )
+        ),
+        advanced(
+            io.Boolean.Input(
+                "apg",
+                default=False,
+                optional=True,
+                tooltip="Adaptive projected guidance: high scales do not burn. Changes what the scales mean a little.",
+            )
+        ),
+    ]
+
+
+def options_of(guidance_low: float, guidance_high: float, rescale: float, apg: bool) -> dict[str, Any]:
+    """The inputs as DualGuider's options."""
+    interval = (guidance_low, guidance_high) if guidance_high else None
+    return {"interval": interval, "rescale": rescale, "apg": apg}
+
+
 class Guider(io.ComfyNode):
     """The paper's dual guidance for SamplerCustomAdvanced."""
 
@@ -120,6 +172,7 @@ class Guider(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The instruction with the picture, from IP2P Encode Image."),
                 io.Conditioning.Input("negative", tooltip="No instruction, with the picture, from IP2P Encode Image."),
                 *guidance_inputs(),
+                *guidance_options(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For the guider input of Sampler Custom Advanced.")
@@ -128,9 +181,18 @@ class Guider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: list, negative: list, text_cfg: float = TEXT_CFG, image_cfg: float = IMAGE_CFG
+        cls,
+        model: Any,
+        positive: list,
+        negative: list,
+        text_cfg: float = TEXT_CFG,
+        image_cfg: float = IMAGE_CFG,
+        guidance_low: float = 0.0,
+        guidance_high: float = 0.0,
+        rescale: float = 0.0,
+        apg: bool = False,
     ) -> io.NodeOutput:
-        guider = DualGuider(model, text_cfg, image_cfg)
+        guider = DualGuider(model, text_cfg, image_cfg, **options_of(guidance_low, guidance_high, rescale, apg))
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider)
 
@@ -174,11 +236,31 @@ class Sample(io.ComfyNode):
                 *sampling_inputs(),
                 io.Mask.Input("mask", optional=True, tooltip=MASK_TOOLTIP),
                 io.Boolean.Input("detail", default=False, optional=True, tooltip=DETAIL_TOOLTIP),
+                *guidance_options(),
+                advanced(
+                    io.Boolean.Input(
+                        "find_area",
+                        default=False,
+                        optional=True,
+                        tooltip="Change only where the instruction may act, found from the network; area shows where.",
+                    )
+                ),
+                io.Latent.Input(
+                    "last_latent",
+                    optional=True,
+                    tooltip=(
+                        "For a second instruction: the latent of the Edit Image "
+                        "before this one, which image belongs to."
+                    ),
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The edited picture in the size of the original."),
                 io.Latent.Output(display_name="latent", tooltip="Its latent at the working size, for further steps."),
+                io.Mask.Output(
+                    display_name="area", tooltip="Where the picture could change, as large as the original."
+                ),
             ],
         )
 
@@ -200,11 +282,22 @@ class Sample(io.ComfyNode):
         resolution: int = 0,
         mask: Tensor | None = None,
         detail: bool = False,
+        guidance_low: float = 0.0,
+        guidance_high: float = 0.0,
+        rescale: float = 0.0,
+        apg: bool = False,
+        find_area: bool = False,
+        last_latent: dict | None = None,
     ) -> io.NodeOutput:
         require_edit(model)
-        source = encode(vae, image, size, resolution or spec_of(model).resolution)
+        source = (
+            encode(vae, image, size, resolution or spec_of(model).resolution)
+            if last_latent is None
+            else last_latent["samples"]
+        )
+        masks = mask_pictures(mask, image)
         if not instruction.strip():
-            return io.NodeOutput(image, {"samples": source})
+            return io.NodeOutput(image, {"samples": source}, as_mask(masks, image))
         editor = NativeEditor(
             model=model,
             clip=clip,
@@ -213,14 +306,16 @@ class Sample(io.ComfyNode):
             steps=steps,
             sampler=sampler,
             schedule=schedule,
+            guidance=options_of(guidance_low, guidance_high, rescale, apg),
         )
-        masks = mask_pictures(mask, image)
-        free = noise_mask(masks, source) if masks else None
-        latent = editor.latents(source, [instruction] * len(source), [seed] * len(source), free)
+        texts = [instruction] * len(source)
+        free, masks = bounded(masks, source, image, editor.areas(source, texts) if find_area else None)
+        latent = editor.latents(source, texts, [seed] * len(source), free)
         edited = in_frame(vae.decode(latent), image, masks, vae.decode(source) if detail else None)
         show_finished(edited[:1], steps * len(source), steps * len(source))
         told = _notice(model, image, source, cls.hidden.unique_id)
-        return io.NodeOutput(to_image(edited), {"samples": latent}, ui={"text": told} if told else None)
+        shown = {"text": told} if told else None
+        return io.NodeOutput(to_image(edited), {"samples": latent}, as_mask(masks, image), ui=shown)
 
 
 def _notice(model: Any, image: Tensor, like: Tensor, node: str | None) -> list[str]:

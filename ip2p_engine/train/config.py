@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import from_mapping
-from ..diffusion.guidance import check_scale
+from ..diffusion.guidance import check_scale, guidance_of
 from ..errors import ConfigError
 from ..files import read_json
 
@@ -33,7 +33,7 @@ CHOICES = {
     "prediction": (None, "eps", "v"),
     "tracker": (None, "tensorboard", "wandb"),
 }
-SCALES = ("text_cfg", "image_cfg")
+SCALES, SCALES_ALONE = ("text_cfg", "image_cfg"), (1.0, 1.0)
 OUTPUTS = ("ema", "raw", "diffusers", "lora")
 AT_LEAST: dict[str, float] = {
     "steps": 1,
@@ -64,6 +64,7 @@ AT_LEAST: dict[str, float] = {
     "schedule_restarts": 1,
     "offset_noise": 0,
     "ema_decay": 0,
+    "distill_rungs": 1,
     "dropout": 0,
     "flip": 0,
 }
@@ -88,6 +89,7 @@ AT_MOST = {
     "clip_norm": 1e9,
     "min_snr": 1e9,
     "offset_noise": 1000,
+    "distill_rungs": 1000,
 }
 TUPLES: dict[str, tuple[int, tuple[type, ...], str]] = {
     "columns": (3, (str,), "the names of picture, instruction and edited picture"),
@@ -203,6 +205,10 @@ class TrainConfig:
 
     distill: tuple[float, float] | None = None
     """s_T and s_I: learn to give the base's edits with this guidance in one to four evaluations (train/distill.py)."""
+    distill_interval: tuple[float, float] | None = None
+    """The noise levels (sigma) within which the teacher is guided; elsewhere it is c alone. None: everywhere."""
+    distill_rungs: int = 50
+    """DDIM steps of the teacher, between which the student is to be consistent; few are learned sooner."""
 
     precision: str = "float32"
     """Of the networks' arithmetic; the trained weights and their average stay float32."""
@@ -346,7 +352,12 @@ class TrainConfig:
 
     def _check_distill(self) -> None:
         if self.distill is None:
+            if self.distill_interval is not None:
+                raise ConfigError("distill_interval is of the teacher's scales; give distill too")
             return
+        if self.distill_interval is not None:
+            guidance_of(*SCALES_ALONE, interval=self.distill_interval)
+            object.__setattr__(self, "distill_interval", tuple(self.distill_interval))
         given = self.distill
         if not isinstance(given, list | tuple) or len(given) != len(SCALES):
             raise ConfigError(f"distill is {given!r}; give the teacher's s_T and s_I")

@@ -15,10 +15,8 @@ from .config import TrainConfig
 from .encoding import Encoded
 from .randomness import Draws
 
-__all__ = ["Distillation", "LADDER", "frozen_copy", "pseudo_huber"]
+__all__ = ["Distillation", "frozen_copy", "pseudo_huber"]
 
-LADDER = 50
-"""Noise levels between which the student is to be consistent: DDIM steps of the teacher (Luo et al. 2023)."""
 HUBER = 1e-3
 BRANCH = {"c": (True, True), "i": (True, False), "u": (False, False)}
 """With the picture, with the text."""
@@ -43,28 +41,36 @@ class Distillation:
         if config.distill is None:
             raise ValueError("a distillation has the scales of its teacher")
         self._model, self._null, self._teacher, self._scales = model, null_text, teacher, config.distill
-        self._needed = needed_branches(*config.distill)
+        self._needed = tuple({**dict.fromkeys(needed_branches(*config.distill)), "c": None})
+        self._rungs = config.distill_rungs
+        self._interval = config.distill_interval or (0.0, float("inf"))
 
     def __call__(self, unet: Any, encoded: Encoded, draws: Draws) -> Tensor:
         """Each example's error, (n,), float32. ``unet`` may be wrapped."""
         model = self._model
         z = model.spec.latent_scale * (encoded.mean + encoded.std * draws.posterior)
-        rung = (draws.level.cpu() * LADDER).long()
+        rung = (draws.level.cpu() * self._rungs).long()
         x = z + self._sigma(rung, z) * draws.noise
         guess = self._clean(unet, x, rung, encoded, "c")
         with torch.no_grad():
             sigma, lower = self._sigma(rung, z), self._sigma(rung - 1, z)
             branches = {name: self._clean(self._teacher, x, rung, encoded, name) for name in self._needed}
-            denoised = dual_guidance(branches, *self._scales)
+            denoised = self._guided(branches, sigma)
             ahead = denoised + lower / sigma * (x - denoised)
             agreed = self._clean(unet, ahead, (rung - 1).clamp(min=0), encoded, "c")
             agreed = torch.where(lower > 0, agreed, ahead)
         return pseudo_huber(guess - agreed)
 
+    def _guided(self, branches: dict[str, Tensor], sigma: Tensor) -> Tensor:
+        """What the teacher sees: guided within the interval, c alone elsewhere, example by example."""
+        low, high = self._interval
+        inside = (sigma >= low) & (sigma <= high)
+        return torch.where(inside, dual_guidance(branches, *self._scales), branches["c"])
+
     def _sigma(self, rung: Tensor, like: Tensor) -> Tensor:
         """The noise levels of some rungs, (n, 1, 1, 1); rung -1 is none."""
         sigmas = self._model.schedule.sigmas
-        places = (rung + 1) * len(sigmas) // LADDER - 1
+        places = (rung + 1) * len(sigmas) // self._rungs - 1
         found = torch.where(places >= 0, sigmas[places.clamp(min=0)], 0.0)
         return found.float().view(-1, 1, 1, 1).to(like.device, non_blocking=True)
 
@@ -86,7 +92,7 @@ class Distillation:
         steps = self._model.schedule.steps
         if self._model.spec.schedule == "edm":
             return (self._sigma(rung, like).log() / 4).flatten()
-        return ((rung + 1) * steps // LADDER - 1).to(like.device, non_blocking=True)
+        return ((rung + 1) * steps // self._rungs - 1).to(like.device, non_blocking=True)
 
 
 def pseudo_huber(difference: Tensor, c: float = HUBER) -> Tensor:

@@ -20,11 +20,14 @@ from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.write import ldm_state, save_diffusers, save_ldm
 from ip2p_engine.diffusion.sampling import sample
 from ip2p_engine.diffusion.schedule import make_sigmas
+from ip2p_engine.edit import EditConfig
+from ip2p_engine.networks.conditioning import clean_latents
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit
 from ip2p_engine.scenes.judge import judge_edit
 from ip2p_engine.scenes.world import render
+from ip2p_engine.session import take_turn
 
 pytestmark = pytest.mark.comfy
 SNOW = Edit(kind="add snow", source=DEMO_SCENE, target=DEMO_SCENE.with_(style="snow"), instruction="make it snow")
@@ -403,3 +406,40 @@ def test_a_mask_is_the_same_headless(server, editor):
     off = np.abs(ours - theirs)
     assert not off[~inside].any() and off[inside].mean() <= 1 and off.max() <= 4
     assert np.abs(ours - np.asarray(picture, int))[inside].mean() > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"guidance_low": 0.5, "guidance_high": 5.0}, {"guidance_interval": (0.5, 5.0)}),
+        ({"rescale": 0.7}, {"guidance_rescale": 0.7}),
+        ({"apg": True, "text_cfg": 6.0}, {"apg": True, "text_cfg": 6.0}),
+        ({"find_area": True, "instruction": "turn the heart into a star"}, {"auto_mask": True}),
+    ],
+    ids=str,
+)
+def test_options_of_guidance_and_the_area_are_the_same_headless(server, scene, editor, changes, options):
+    run = succeed(server.run(edit(scene, **changes)))
+    how = {"text_cfg": 4.0, "image_cfg": 1.5, "steps": 10, **options}
+    text = changes.get("instruction", "make it snow")
+    headless = editor.edit(render(DEMO_SCENE), text, seeds=1, **how)[0].image
+    assert difference(run.pictures["save"][0], headless) <= 1.0
+
+
+def test_a_second_instruction_takes_the_first_ones_latent(server, scene, editor):
+    """As a session does: its condition is the latent as it is, which no picture has rounded."""
+    prompt = edit(scene, instruction="make it night")
+    second = {
+        **prompt["edit"]["inputs"],
+        "image": ["edit", 0],
+        "last_latent": ["edit", 1],
+        "instruction": "paint it blue",
+    }
+    prompt["second"] = {"class_type": "IP2P_Sample", "inputs": second}
+    prompt["save"]["inputs"]["images"] = ["second", 0]
+    run = succeed(server.run(prompt))
+    how = EditConfig(text_cfg=4.0, image_cfg=1.5, steps=10)
+    latents = clean_latents(editor.model, editor.condition(render(DEMO_SCENE), "-").image)
+    for text in ("make it night", "paint it blue"):
+        latents = take_turn(editor, latents, [text], [1], config=how, hold=False)[0]
+    assert difference(run.pictures["save"][0], editor.pictures(latents)[0]) <= 1.0

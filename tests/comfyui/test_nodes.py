@@ -58,7 +58,8 @@ def test_every_input_and_output_explains_itself(ours):
 
 def test_advanced_inputs_are_marked(ours):
     marked = [given for given, _, options in inputs_of(ours["IP2P_Sample"]) if options.get("advanced")]
-    assert marked == ["sampler", "schedule", "size", "resolution"]
+    options = ["guidance_low", "guidance_high", "rescale", "apg", "find_area"]
+    assert marked == ["sampler", "schedule", "size", "resolution", *options]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -17,7 +17,7 @@ from ip2p_engine.networks.conditioning import TextEmbedding
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.exam import scene_samples
 from ip2p_engine.train import TrainConfig, train
-from ip2p_engine.train.distill import LADDER, Distillation, pseudo_huber
+from ip2p_engine.train.distill import Distillation, pseudo_huber
 from ip2p_engine.train.encoding import Encoded
 from ip2p_engine.train.randomness import draw
 
@@ -61,10 +61,15 @@ def test_a_network_that_always_sees_the_same_picture_is_consistent(tiny_model, p
     model = replace(model, spec=replace(model.spec, prediction=prediction, latent_scale=1.0))
     unet = Points(model)
     distillation = Distillation(model, NULL, TrainConfig(distill=(1.0, 1.0)), unet)
-    levels = [0.0, 0.5 / LADDER, 0.5, 0.999]
+    levels = [0.0, 0.01, 0.5, 0.999]
     assert float(distillation(unet, encoded(4), chance(levels)).max()) < 1e-3
     rungs = [19, 19, 519, 999]
     assert [t for t, _ in unet.seen] == [rungs, rungs, [19, 19, 499, 979]]
+    few = Points(model)
+    Distillation(model, NULL, TrainConfig(distill=(1.0, 1.0), distill_rungs=4), few)(
+        few, encoded(2), chance([0.3, 0.9])
+    )
+    assert [t for t, _ in few.seen] == [[499, 999], [499, 999], [249, 749]]
 
 
 def test_the_teacher_is_guided_and_the_last_rung_learns_its_clean_picture(tiny_model):
@@ -80,6 +85,22 @@ def test_the_teacher_is_guided_and_the_last_rung_learns_its_clean_picture(tiny_m
     alone = Points(model)
     Distillation(model, NULL, TrainConfig(distill=(1.0, 1.0)), alone)(student, encoded(1), chance([0.9]))
     assert {clean for _, clean in alone.seen} == {2.0}, "c alone asks the teacher for nothing else"
+
+
+def test_the_teacher_is_guided_within_an_interval_alone(tiny_model):
+    """sigma is 0.12 at the rung of t 19 and 1.6 at that of t 519."""
+    model = tiny_model()
+    model = replace(model, spec=replace(model.spec, latent_scale=1.0))
+    config = TrainConfig(distill=(4.0, 1.5), distill_interval=(1.0, 5.0))
+    found = Distillation(model, NULL, config, Points(model))
+    branches = {"c": torch.full((2, 1, 1, 1), 2.0), "i": torch.ones(2, 1, 1, 1), "u": torch.zeros(2, 1, 1, 1)}
+    assert found._guided(branches, torch.tensor([0.12, 1.6]).view(2, 1, 1, 1)).flatten().tolist() == [2.0, 5.5]
+    for wrong, said in (
+        ({"distill_interval": (1.0, 5.0)}, "give distill too"),
+        ({"distill": (4.0, 1.5), "distill_interval": (5.0, 1.0)}, "lower first"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            TrainConfig(**wrong)
 
 
 def test_no_gradient_reaches_what_the_student_agrees_with(tiny_model):
