@@ -147,6 +147,25 @@ def guidance_options() -> list[io.Input]:
     ]
 
 
+def area_inputs() -> list[io.Input]:
+    """Where an edit may act, and what it goes on from."""
+    return [
+        advanced(
+            io.Boolean.Input(
+                "find_area",
+                default=False,
+                optional=True,
+                tooltip="Change only where the instruction may act, found from the network; area shows where.",
+            )
+        ),
+        io.Latent.Input(
+            "last_latent",
+            optional=True,
+            tooltip="For a second instruction: the latent of the Edit Image before this one, which image belongs to.",
+        ),
+    ]
+
+
 def options_of(guidance_low: float, guidance_high: float, rescale: float, apg: bool) -> dict[str, Any]:
     """The inputs as DualGuider's options."""
     interval = (guidance_low, guidance_high) if guidance_high else None
@@ -237,22 +256,7 @@ class Sample(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip=MASK_TOOLTIP),
                 io.Boolean.Input("detail", default=False, optional=True, tooltip=DETAIL_TOOLTIP),
                 *guidance_options(),
-                advanced(
-                    io.Boolean.Input(
-                        "find_area",
-                        default=False,
-                        optional=True,
-                        tooltip="Change only where the instruction may act, found from the network; area shows where.",
-                    )
-                ),
-                io.Latent.Input(
-                    "last_latent",
-                    optional=True,
-                    tooltip=(
-                        "For a second instruction: the latent of the Edit Image "
-                        "before this one, which image belongs to."
-                    ),
-                ),
+                *area_inputs(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -290,11 +294,8 @@ class Sample(io.ComfyNode):
         last_latent: dict | None = None,
     ) -> io.NodeOutput:
         require_edit(model)
-        source = (
-            encode(vae, image, size, resolution or spec_of(model).resolution)
-            if last_latent is None
-            else last_latent["samples"]
-        )
+        longer = resolution or spec_of(model).resolution
+        source = encode(vae, image, size, longer) if last_latent is None else last_latent["samples"]
         masks = mask_pictures(mask, image)
         if not instruction.strip():
             return io.NodeOutput(image, {"samples": source}, as_mask(masks, image))
@@ -314,8 +315,8 @@ class Sample(io.ComfyNode):
         edited = in_frame(vae.decode(latent), image, masks, vae.decode(source) if detail else None)
         show_finished(edited[:1], steps * len(source), steps * len(source))
         told = _notice(model, image, source, cls.hidden.unique_id)
-        shown = {"text": told} if told else None
-        return io.NodeOutput(to_image(edited), {"samples": latent}, as_mask(masks, image), ui=shown)
+        shown = {"ui": {"text": told}} if told else {}
+        return io.NodeOutput(to_image(edited), {"samples": latent}, as_mask(masks, image), **shown)
 
 
 def _notice(model: Any, image: Tensor, like: Tensor, node: str | None) -> list[str]:
