@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,14 @@ def save_ldm(
 def save_diffusers(
     model: Networks, folder: str | Path, dtype: torch.dtype | None = None, *, training: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a pipeline folder that diffusers' InstructPix2Pix pipeline loads; replaces one that holds nothing else."""
+    """Write a pipeline folder that diffusers' InstructPix2Pix pipeline loads; replaces one that holds nothing else.
+
+    ``dtype`` None keeps the networks' own; where they have several it is the widest, since they meet in the pipeline.
+    """
     folder = Path(folder).resolve()
     if folder.suffix.lower() in WEIGHT_SUFFIXES:
         raise CheckpointError(f"{folder.name} is a file's name and a pipeline is a folder; leave {folder.suffix} out")
+    dtype = dtype or _widest(model)
     with _replacing(folder) as new:
         write_network(new / "unet", model.unet.config, model.unet.state_dict(), dtype, NETWORK_FILE)
         write_network(new / "vae", model.autoencoder.config, model.autoencoder.state_dict(), dtype, NETWORK_FILE)
@@ -114,6 +118,12 @@ def save_diffusers(
         if training is not None:
             write_json(new / f"{TRAINING_KEY}.json", training)
     return folder
+
+
+def _widest(model: Networks) -> torch.dtype | None:
+    """The type that holds all of the networks' weights; None where they have one."""
+    found = {network.dtype for network in (model.unet, model.autoencoder, *model.text_encoders)}
+    return reduce(torch.promote_types, found) if len(found) > 1 else None
 
 
 def write_network(

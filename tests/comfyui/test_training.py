@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
 from importlib.util import find_spec
 
@@ -120,6 +121,44 @@ def test_an_evaluation_stops_within_a_step(server):
 
 def test_a_label_is_no_reference_s(server):
     assert "is a reference's name; choose another" in complaint(server, evaluation(label="the pairs' own edits"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_a_model_exported_on_the_way_edits_as_headless_and_in_diffusers(server, tmp_path, zero_snr):
+    """Of a run on the embedded text-to-image model, after its first step: the file in ComfyUI, the folder in diffusers."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    from ip2p_engine import InstructPix2Pix
+    from ip2p_engine.scenes.grammar import sample_edits
+    from ip2p_engine.train import preset, train
+
+    edits = sample_edits(4, seed=3, held_out=False)
+    pairs = [(render(one.source), render(one.target), one.instruction) for one in edits]
+    settings = {"steps": 2, "batch_size": 2, "export_every": 1, "validate_every": 0, "outputs": ("ema", "diffusers")}
+    config = preset("embedded", **settings, zero_snr=zero_snr, cache=False)
+    train(config, data=pairs, base="embedded-sd", out=tmp_path / "run", device="cpu")
+    exported = tmp_path / "run" / "exports" / "step-00000001"
+    name = f"exported-{zero_snr}.safetensors"
+    folder = server.base / "models" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(exported / "ema.safetensors", folder / name)
+    server.get("/object_info/IP2P_LoadCheckpoint")
+    scene = render(DEMO_SCENE)
+    server.upload(scene, "exported.png")
+    prompt = edit("exported.png")
+    prompt["load"]["inputs"]["checkpoint"] = name
+    theirs = succeed(server.run(prompt)).pictures["save"][0]
+    editor = InstructPix2Pix.load(folder / name, device="cpu")
+    assert editor.model.spec.zero_snr == zero_snr
+    ours = editor.edit(scene, "make it snow", seeds=1, steps=10, text_cfg=4.0, image_cfg=1.5)[0].image
+    far = np.abs(np.asarray(theirs.convert("RGB"), int) - np.asarray(ours.convert("RGB"), int))
+    assert far.mean() < 1 and far.max() <= 2
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(exported / "diffusers")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("make it snow", image=scene, num_inference_steps=2).images[0].size == scene.size
+    rescaled = getattr(pipeline.scheduler.config, "rescale_betas_zero_snr", False)
+    assert (rescaled, pipeline.scheduler.config.timestep_spacing == "trailing") == (zero_snr, zero_snr)
 
 
 def test_the_trainers_lora_is_the_same_in_core_s_loader_and_headless(server):

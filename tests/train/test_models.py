@@ -177,10 +177,17 @@ def test_a_half_precision_base_gives_a_folder_that_plain_diffusers_runs(run, bas
         value.dtype for path in result.files["diffusers"].rglob("*.safetensors") for value in load_file(path).values()
     }
     assert dtypes == {torch.float32}
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(result.files["diffusers"])
-    pipeline.set_progress_bar_config(disable=True)
-    edited = pipeline("make it snow", image=Image.new("RGB", (64, 64)), num_inference_steps=1).images[0]
-    assert edited.size == (64, 64)
+    whole = run("ema", base=half, steps=1).files["ema"]  # trained ones float32, frozen ones half
+    assert {load_model(whole, **CPU).unet.dtype, load_model(whole, **CPU).autoencoder.dtype} == {
+        torch.float32,
+        torch.half,
+    }
+    assert command("convert", whole, tmp_path / "converted", "--to", "diffusers") == 0
+    for folder in (result.files["diffusers"], tmp_path / "converted"):
+        pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        edited = pipeline("make it snow", image=Image.new("RGB", (64, 64)), num_inference_steps=1).images[0]
+        assert edited.size == (64, 64)
 
 
 @pytest.mark.slow
