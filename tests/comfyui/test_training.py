@@ -126,7 +126,7 @@ def test_a_label_is_no_reference_s(server):
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_a_model_exported_on_the_way_edits_as_headless_and_in_diffusers(server, tmp_path, zero_snr):
-    """Of a run on the embedded text-to-image model, after its first step: the file in ComfyUI, the folder in diffusers."""
+    """After the first step of a run on the embedded model: the file in ComfyUI, the folder in diffusers."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     from ip2p_engine import InstructPix2Pix
