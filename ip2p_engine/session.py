@@ -227,7 +227,7 @@ class Session:
 
     def _write(self, current: int, turns: Sequence[Turn]) -> None:
         """Write the state, unless another process has gone on meanwhile. Raises DatasetError."""
-        refusal = f"{self.folder} is being gone on with by another process; wait for it"
+        refusal = f"another process takes a turn in {self.folder}; wait for it"
         with disk_errors(self.folder, "written", DatasetError), locked(self.folder / ".lock", refusal, DatasetError):
             known = read_json(self.folder / STATE, DatasetError)["turns"]
             if len(known) != len(self.turns):

@@ -26,7 +26,7 @@ def test_whoever_watches_hands_in_one_set_of_hooks():
     own = [
         f"{path.relative_to(ENGINE)}: {function}({name})"
         for path, tree in TREES.items()
-        if path.parent.name not in ("train", "commands")  # train's inner functions hand on what hooks say
+        if path.parent.name != "commands"
         for function, name in arguments(tree)
         if name in ("on_progress", "on_step", "on_result", "on_error", "on_fault", "should_stop")
     ]

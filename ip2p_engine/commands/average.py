@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks import Hooks
 from .options import Several, add_command, local_path, progress_bar
 
 __all__ = ["add"]
@@ -57,7 +58,7 @@ def _curve(options: argparse.Namespace) -> None:
     data = options.data[0] if len(options.data) == 1 else options.data
     lengths = sorted(options.sigma_rel or LENGTHS)
     with progress_bar(len(lengths), "averages") as bar:
-        found = length_losses(options.folder, lengths, data=data, base=options.base, on_progress=bar)
+        found = length_losses(options.folder, lengths, data=data, base=options.base, hooks=Hooks(on_progress=bar))
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
     axes.plot(*zip(*found, strict=True), marker="o")

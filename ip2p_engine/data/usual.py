@@ -1,4 +1,4 @@
-"""What is usual among the pairs of a data set whose instructions are alike, and which pair is not so.
+"""What is usual among the pairs of a data set whose instructions are alike, and which pair differs from it.
 
 Where an edit changes the whole picture, a lone pair cannot tell a colour cast or a shift from the edit. Many pairs of
 one instruction can: all of them change alike, save one. Where they do not change alike, nothing is said.

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DatasetError, Interrupted, first_line
+from ..errors import DatasetError, first_line
 from ..files import disk_errors, read_json, whole_file, write_json
+from ..hooks import Hooks
 from ..networks.conditioning import TextEmbedding, embed_text, encode_text
 from ..networks.digest import digest_of_network
 from ..networks.model import Model
@@ -141,8 +142,8 @@ def build_cache(
     config: TrainConfig,
     share: Share,
     folder: Path,
-    should_stop: Callable[[], bool],
     on_cache: Callable[[int, int], None],
+    hooks: Hooks,
 ) -> None:
     """Encode what is not there yet; processes take shards in turn. ``on_cache`` hears (rows, all rows) at each shard.
 
@@ -155,8 +156,7 @@ def build_cache(
         on_cache(starts[number], len(source))
         if path.exists():
             continue
-        if should_stop():
-            raise Interrupted(f"stopped after {number} of {len(starts)} cached shards; the same call goes on")
+        hooks.check_stop(f"stopped after {number} of {len(starts)} cached shards; the same call goes on")
         rows = range(starts[number], min(starts[number] + ROWS_PER_SHARD, len(source)))
         _write_shard(path, _Crops(source, config, masks=bool(key.get("masks"))), rows, encoder, config)
     on_cache(len(source), len(source))

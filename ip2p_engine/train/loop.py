@@ -45,9 +45,7 @@ def train(
     hooks = hooks or Hooks()
     should_stop = hooks.should_stop or bool
     with ordinary_gradients(), accelerated(config, Path(out), device) as accelerator, ExitStack() as held:
-        run = begin(
-            config, accelerator, data, base, Path(out), should_stop, on_cache or _ignore, on_plan or _ignore, held
-        )
+        run = begin(config, accelerator, data, base, Path(out), hooks, on_cache or _ignore, on_plan or _ignore, held)
         parameters, optimizers = run.state.parameters, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         run.catch_up()

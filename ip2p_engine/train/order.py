@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 
-from ..errors import DatasetError, Interrupted
+from ..errors import DatasetError
+from ..hooks import Hooks
 from .augment import Size, bucket_shapes, nearest_shape
 from .config import TrainConfig
 from .randomness import stream
@@ -44,7 +45,7 @@ def make_order(
     source: Any,
     config: TrainConfig,
     broken: Collection[int] = (),
-    should_stop: Callable[[], bool] = bool,
+    hooks: Hooks | None = None,
 ) -> Order:
     """Shuffled epochs, buckets, or a stream.
 
@@ -55,7 +56,7 @@ def make_order(
     if isinstance(source, Several) and source.weights is not None:
         return _WeightedOrder(source, config)
     if config.buckets:
-        return _BucketOrder(_buckets(source, config, broken, should_stop), config)
+        return _BucketOrder(_buckets(source, config, broken, hooks or Hooks()), config)
     return _ShuffledOrder(len(source), config)
 
 
@@ -153,14 +154,12 @@ class _Candidates(Sequence[Any]):
         return self.rows[(self.first + n) % len(self.rows)] if inside else n - len(self.rows)
 
 
-def _buckets(
-    source: Rows, config: TrainConfig, broken: Collection[int], should_stop: Callable[[], bool]
-) -> torch.Tensor:
+def _buckets(source: Rows, config: TrainConfig, broken: Collection[int], hooks: Hooks) -> torch.Tensor:
     """The number of each row's shape; what cannot be read goes with the commonest, of which others can stand in."""
     shapes, found = bucket_shapes(config.resolution), torch.full((len(source),), -1)
     for row in range(len(source)):
-        if row % ASKED_EVERY == 0 and should_stop():
-            raise Interrupted(f"stopped after the sizes of {row} of {len(source)} pictures; the same call goes on")
+        if row % ASKED_EVERY == 0:
+            hooks.check_stop(f"stopped after the sizes of {row} of {len(source)} pictures; the same call goes on")
         try:
             found[row] = -1 if row in broken else nearest_shape(size_of(source[row]), shapes)
         except DatasetError:

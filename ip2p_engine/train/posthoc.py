@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..checkpoint.training_run import base_of, settings_of
 from ..config import from_mapping
 from ..errors import CheckpointError, ConfigError
+from ..hooks import Hooks
 from ..networks.model import Model, load_model
 from .config import TrainConfig
 from .encoding import Encoder
@@ -43,10 +44,10 @@ def length_losses(
     data: Any,
     base: str | None = None,
     device: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> list[tuple[float, float]]:
     """(sigma_rel, validation loss) of averages after the last step that is kept, on the run's validation pairs."""
-    kept = snapshots(run)
+    kept, hooks = snapshots(run), hooks or Hooks()
     config, source = _of_run(run, base)
     model = make_trainable(load_model(source, device="cpu", dtype="file"), config).to(device or "cpu")
     masks = needs_masks(model, config)
@@ -54,13 +55,13 @@ def length_losses(
     parameters, encoder = trained_of(model), Encoder(model, trained_texts(model))
     found = []
     for done, sigma_rel in enumerate(lengths, start=1):
+        hooks.check_stop(f"stopped after {done - 1} of {len(lengths)} averages")
         _assign(parameters, combine(kept, sigma_rel), run)
         losses = pairs.losses(model, Average(parameters, 0.0), encoder, config.micro_batch or 4)
         if not losses:
             raise ConfigError(f"{run} has no validation pairs; give data with some")
         found.append((sigma_rel, losses["raw"]))
-        if on_progress is not None:
-            on_progress(done, len(lengths))
+        hooks.progress(done, len(lengths))
     return found
 
 

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..files import digest_of_text, disk_errors, link_or_copy, public_name
+from ..hooks import Hooks
 from ..images import save_image
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
@@ -200,7 +201,7 @@ def begin(
     data: Data,
     base: str | Path,
     out: Path,
-    should_stop: Callable[[], bool],
+    hooks: Hooks,
     on_cache: Callable[[int, int], None],
     on_plan: Callable[[Plan], None],
     held: ExitStack,
@@ -225,8 +226,8 @@ def begin(
     reader: Reader = PictureReader(source, config, masks=masks)
     broken_rows: Collection[int] = ()
     if config.cache:
-        reader, broken_rows = _cached(config, accelerator, source, encoder, model, share, folder, should_stop, on_cache)
-    order = make_order(source, config, broken_rows, should_stop)
+        reader, broken_rows = _cached(config, accelerator, source, encoder, model, share, folder, hooks, on_cache)
+    order = make_order(source, config, broken_rows, hooks)
     about: dict[str, Any] = {"data": name_of(data), "base": public_name(base)[:500], "spec": asdict(model.spec)}
     about |= _of_data(source) | {"processes": share.world, "test_pairs": test, **origin}
     about |= folder.adjusted(config, first)
@@ -317,12 +318,12 @@ def _cached(
     model: Model,
     share: Share,
     folder: RunFolder,
-    should_stop: Callable[[], bool],
+    hooks: Hooks,
     on_cache: Callable[[int, int], None],
 ) -> tuple[Reader, Collection[int]]:
     """(what reads the cache, which is made first, rows that it has not); the frozen networks then leave the device."""
     key = cache_key(source, model, config, masks=needs_masks(model, config))
-    build_cache(source, encoder, key, config, share, folder.cache, should_stop, on_cache)
+    build_cache(source, encoder, key, config, share, folder.cache, on_cache, hooks)
     accelerator.wait_for_everyone()
     reader = CacheReader(folder.cache, key, config)
     move_frozen(model, "cpu")

@@ -334,7 +334,7 @@ def test_shapes_follow_from_headers_and_what_has_none_goes_with_the_commonest(re
 def test_reading_sizes_can_be_stopped(records):
     settings = replace(SMALL, buckets=True)
     with pytest.raises(Interrupted, match="stopped after the sizes of 0 of 10 pictures"):
-        make_order(open_source(records, settings), settings, should_stop=lambda: True)
+        make_order(open_source(records, settings), settings, hooks=Hooks(should_stop=lambda: True))
 
 
 def _stretched(data):
