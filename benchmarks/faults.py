@@ -108,8 +108,8 @@ def blocks(pair: PairRecord, draw: random.Random, others: Sequence[PairRecord]) 
 
 
 def duplicate(pair: PairRecord, draw: random.Random, others: Sequence[PairRecord]) -> PairRecord:
-    """Of another pair, saved once more as a JPEG."""
-    other = draw.choice(others)
+    """Of an earlier pair, saved once more as a JPEG."""
+    other = draw.choice([one for one in others if one.key < pair.key] or [others[0]])
     pictures = (encoded(opened(one), "JPEG", quality=95) for one in (other.original_image, other.edited_image))
     return replace(
         pair, edit_prompt=other.edit_prompt, **dict(zip(("original_image", "edited_image"), pictures, strict=True))

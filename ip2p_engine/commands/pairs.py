@@ -17,6 +17,7 @@ from .options import (
     Several,
     add_command,
     add_reading_options,
+    check_positive,
     local_path,
     progress_bar,
     reading_of,
@@ -128,6 +129,7 @@ def _pairs(options: argparse.Namespace) -> None:
     from ..captions.edits import read_edits
     from ..factory.run import make_pairs
 
+    _refuse_early(options)
     edits, work = read_edits(options.edits), _work(options)
     with _workers(options) as workers, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
         report = make_pairs(
@@ -165,6 +167,26 @@ def _refuse_idle(options: argparse.Namespace, mode: str) -> None:
             if not holds and getattr(options, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} has no effect without {needed}; add that, or leave {flag} out")
+
+
+def _refuse_early(options: argparse.Namespace) -> None:
+    """What can be told without the networks, before torch is imported: that takes seconds."""
+    partition(options.partition)
+    _size(options.size)
+    for name, given in (("--p", _range("--p", options.p)), ("--cfg", _range("--cfg", options.cfg))):
+        if given and not 0 <= given[0] <= given[1]:
+            raise ConfigError(f"{name} is {given[0]} to {given[1]}; give the lower and the upper end, of at least 0")
+    if options.mode not in (None, *MODES):
+        raise ConfigError(f"mode {options.mode!r} is unknown; choose one of {', '.join(MODES)}")
+    if _factors(options.reweight) and options.mode in (None, "self"):
+        raise ConfigError("mode 'self' does not edit cross-attention, so reweight has no effect; use mode 'refine'")
+    for name in ("candidates", "steps", "rows_per_shard", "batch_pairs", "keep"):
+        if getattr(options, name) is not None:
+            check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
+    for name, known in (("sampler", SAMPLER_NAMES), ("schedule", SCHEDULE_NAMES)):
+        if getattr(options, name) not in (None, *known):
+            raise ConfigError(f"{name} {getattr(options, name)!r} is unknown; choose one of {', '.join(known)}")
+    _refuse_idle(options, options.mode or "self")
 
 
 def _work(options: argparse.Namespace) -> Any:

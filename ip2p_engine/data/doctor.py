@@ -68,7 +68,7 @@ LOOKS = re.compile(
 )
 """Instructions that ask for another look or ground may well shift the colours of most of the picture."""
 SHOWN, AT_ONCE = 40, 64
-FOLLOWED, WELL_FOLLOWED, LEAST_AGREED, BACKWARDS = 0.6, 0.8, 0.25, -0.25
+FOLLOWED, MOST_ASKED, BACKWARDS = 0.7, 0.3, 0.45
 
 log = logging.getLogger(__name__)
 
@@ -433,13 +433,16 @@ class _Features:
             return
         both = np.concatenate(self._found).reshape(len(self._rows), 2, -1)
         scores = agreement(both[:, 0], both[:, 1], self._texts)
-        if np.median(scores) < FOLLOWED:
+        usual = float(np.median(scores))
+        if usual < FOLLOWED:
             log.warning("the pictures do not follow their words closely enough to judge instructions by")
             return
-        least = LEAST_AGREED if np.median(scores) >= WELL_FOLLOWED else 0.0
+        # The better the set follows its words, the less has to be wrong: measured on scenes at 2 % of false alarms.
+        least = min(MOST_ASKED, 3.0 * usual - 2.35)
         for row, score in zip(self._rows, scores.tolist(), strict=True):
             if score < least:
-                yield "swapped" if score < BACKWARDS else "instruction", row, f"agrees with the set by {score:.2f}"
+                name = "swapped" if score < least - BACKWARDS else "instruction"
+                yield name, row, f"agrees with the set by {score:.2f}"
 
     def _encode(self) -> None:
         if self._waiting:

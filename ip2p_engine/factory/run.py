@@ -15,6 +15,7 @@ from ..data.ledger import CandidateLog, CaptionCandidates, digest_of, pair_key, 
 from ..data.store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
 from ..errors import ConfigError, DatasetError, Interrupted
 from ..hooks import Hooks
+from ..p2p.cross_attention import check_reweight
 from .maker import MadeCaption, Task
 from .workers import Workers
 
@@ -79,6 +80,7 @@ def make_pairs(
         raise ConfigError("there is no caption pair to make pictures of; give at least one")
     out, work, origin = Path(out), work or Work(), workers.describe()
     config = origin["factory"]["filter"]
+    check_reweight(origin["pairs"].get("reweight"), [edit.edited_caption for edit in edits])
     manifest = {"config": origin, "work": {"batch_pairs": work.batch_pairs or workers.batch_pairs()}}
     writer = PairWriter(out, manifest=manifest, partition=work.partition, rows_per_shard=work.rows_per_shard)
     with writer:
@@ -173,6 +175,8 @@ class _Run:
             number = made.candidates.caption
             if number in self._done:
                 continue
+            if made.candidates.unsuited:
+                log.warning("caption %d is passed over: %s", number + 1, made.candidates.unsuited)
             there = self._pictured.get(number)
             if there is None:
                 self._writer.write(*made.pairs)

@@ -11,7 +11,16 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..tokenizer import END_OF_TEXT, MAX_TOKENS, clip_tokenizer, tokenize
 
-__all__ = ["align", "changed_tokens", "refinement_map", "replacement_map", "text_length", "tokens_of_words", "words"]
+__all__ = [
+    "align",
+    "changed_tokens",
+    "contains",
+    "refinement_map",
+    "replacement_map",
+    "text_length",
+    "tokens_of_words",
+    "words",
+]
 
 WORD_END = "</w>"
 
@@ -86,16 +95,26 @@ def changed_tokens(source: str, edited: str) -> tuple[Tensor, Tensor]:
     return _marks(i for i in range(len(a)) if i not in kept), _marks(j for j, i in enumerate(partner) if i is None)
 
 
+def contains(caption: str, wanted: str) -> bool:
+    """Whether a caption has a word or phrase."""
+    return bool(_starts(caption, wanted))
+
+
+def _starts(caption: str, wanted: str) -> list[int]:
+    """The numbers of the words at which it begins."""
+    have, phrase = words(caption), [ids for _, ids in words(wanted)]
+    return [n for n in range(len(have)) if phrase and [ids for _, ids in have[n : n + len(phrase)]] == phrase]
+
+
 def tokens_of_words(caption: str, wanted: str) -> Tensor:
     """1 at the tokens of each occurrence of a word or phrase in a caption, float32, (77,).
 
     Raises ConfigError if the caption does not contain it.
     """
-    have, phrase = words(caption), [ids for _, ids in words(wanted)]
-    starts = [n for n in range(len(have)) if phrase and [ids for _, ids in have[n : n + len(phrase)]] == phrase]
+    have, length, starts = words(caption), len(words(wanted)), _starts(caption, wanted)
     if not starts:
         raise ConfigError(f"{caption!r} does not contain {wanted!r}; name words as the caption has them")
-    spans = [have[n][0] for start in starts for n in range(start, start + len(phrase))]
+    spans = [have[n][0] for start in starts for n in range(start, start + length)]
     return _marks(place for span in spans for place in range(span.start, span.stop))
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from ..errors import ConfigError
 from ..networks.attention import attend
 from ..tokenizer import MAX_TOKENS, token_chunks
-from .alignment import changed_tokens, refinement_map, replacement_map, tokens_of_words
+from .alignment import changed_tokens, contains, refinement_map, replacement_map, tokens_of_words
 
 __all__ = [
     "CROSS_MODES",
@@ -31,6 +31,7 @@ __all__ = [
     "blend_mask",
     "blend_words",
     "control_of",
+    "check_reweight",
     "cross_edit",
     "edit_map",
 ]
@@ -66,8 +67,8 @@ class CrossEdit:
 def cross_edit(mode: str, pairs: Sequence[CaptionPair], reweight: Mapping[str, float] | None = None) -> CrossEdit:
     """The edit of (caption, edited caption) pairs: word swap (replace) or added phrases (refine), section 3.2.
 
-    ``reweight`` multiplies the attention to words of the edited captions. Raises ConfigError for captions that do not
-    suit the mode or lack a word.
+    ``reweight`` multiplies the attention to words of the edited captions, of each to those that it has
+    (``check_reweight``). Raises ConfigError for captions that do not suit the mode.
     """
     if mode not in CROSS_MODES:
         raise ConfigError(f"mode {mode!r} is unknown; choose one of {', '.join(CROSS_MODES)}")
@@ -79,9 +80,18 @@ def cross_edit(mode: str, pairs: Sequence[CaptionPair], reweight: Mapping[str, f
         mapping, own = (torch.stack([both[n] for both in maps]) for n in range(2))
     scale = torch.ones_like(own)
     for word, factor in (reweight or {}).items():
-        marked = torch.stack([tokens_of_words(edited, word) for _, edited in pairs]).bool()
-        scale[marked] *= factor
+        for row, (_, edited) in enumerate(pairs):
+            if contains(edited, word):
+                scale[row, tokens_of_words(edited, word).bool()] *= factor
     return CrossEdit(mapping=mapping, own=own, scale=scale)
+
+
+def check_reweight(reweight: Mapping[str, float] | None, edited: Sequence[str]) -> None:
+    """Raises ConfigError for a word that no edited caption contains."""
+    for word in reweight or ():
+        if not any(contains(caption, word) for caption in edited):
+            which = repr(edited[0]) if len(edited) == 1 else f"each of {len(edited)} edited captions"
+            raise ConfigError(f"{which} does not contain {word!r}; name words as the captions have them")
 
 
 def edit_map(source: Tensor, own: Tensor, edit: CrossEdit) -> Tensor:

@@ -26,7 +26,7 @@ from ..networks.compiled import compile_unet
 from ..networks.conditioning import decode_pictures, encode_text, size_ids
 from ..networks.model import Model, load_model
 from ..version import __version__
-from .cross_attention import CROSS_MODES, CrossControl, control_of
+from .cross_attention import CROSS_MODES, CrossControl, check_reweight, control_of
 from .denoiser import PairConditioning, PairDenoiser
 
 __all__ = [
@@ -222,6 +222,7 @@ class PairGenerator:
 
         ``hooks.on_progress`` counts pairs. Raises ConfigError, or Interrupted once ``hooks.should_stop()``.
         """
+        check_reweight(self.config.reweight, [edited_caption])
         jobs = [PairJob(caption=caption, edited_caption=edited_caption, seed=seed) for seed in as_list(seeds, int)]
         return [candidate for batch in self.batches(jobs, hooks=hooks) for candidate in batch]
 

@@ -28,6 +28,7 @@ from ip2p_engine.p2p.cross_attention import (
     attention_map,
     blend_mask,
     blend_words,
+    check_reweight,
     cross_edit,
     edit_map,
 )
@@ -339,3 +340,12 @@ def test_what_is_refused_leaves_nothing_patched(tiny_pair_model):
 
 def test_a_control_without_anything_to_do_does_nothing():
     assert CrossControl().mix(editing=True, watching=True) is None
+
+
+def test_words_are_weighted_in_the_captions_that_have_them():
+    edit = cross_edit("refine", [(HEART, STAR), (HEART, LONGER)], {"star": 2.0})
+    assert (edit.scale[0] == 2).sum() == 1
+    assert (edit.scale[1] == 1).all()
+    check_reweight({"star": 2.0}, [HEART, STAR])
+    with pytest.raises(ConfigError, match="each of 2 edited captions does not contain 'blue'"):
+        check_reweight({"blue": 2.0}, [HEART, STAR])

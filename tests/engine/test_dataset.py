@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ip2p_engine.data import export
-from ip2p_engine.data.reading import open_pairs
+from ip2p_engine.data.reading import Reading, open_pairs
 from ip2p_engine.data.sheet import sheet
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.data.tools import export_dataset, import_dataset, info, merge_datasets, verify
@@ -433,3 +433,13 @@ def test_a_browser_sorts_and_filters(store, tmp_path):
     assert shown(page, "#sort=sim_image") == ([7, 6, 5, 4, 3, 2, 1, 0], "8 of 8 pairs")
     assert shown(page, "#sort=index&ascending=on&sim_image=0.55")[0] == [5, 6, 7]
     assert shown(page, "#sim_direction=0.86&text=STREET%201") == ([2, 3], "2 of 8 pairs")
+
+
+def test_a_set_that_was_brought_in_was_not_made_by_this_day_s_packages(tmp_path):
+    source = tmp_path / "source"
+    make_store(source, [pair(0), pair(1)])
+    import_dataset(source, tmp_path / "store")
+    said = info(tmp_path / "store").as_text()
+    assert f"imported from {source}" in said and "made by" not in said
+    assert "made by" in info(source).as_text()
+    assert info(source, Reading(limit=1)).pairs == 1

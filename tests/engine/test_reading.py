@@ -304,7 +304,8 @@ def test_sessions_in_a_row_are_a_pair_a_turn(tmp_path, name):
     files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
     path = lines(tmp_path / "l.jsonl", SESSIONS[name], {"id": "none"}, SESSIONS[name])
     faults = []
-    assert import_dataset(path, tmp_path / "store", on_fault=faults.append) == 4
+    hooks = Hooks(on_error=lambda _, error: faults.append(str(error)))
+    assert import_dataset(path, tmp_path / "store", hooks=hooks) == 4
     pairs = list(PairStore(tmp_path / "store"))
     assert [pair.edit_prompt for pair in pairs] == [EDIT, BACK] * 2
     assert (pairs[1].original_image, pairs[1].edited_image, pairs[1].session) == (BLUE, RED, "x")

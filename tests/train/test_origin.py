@@ -11,6 +11,8 @@ import pytest
 from safetensors import safe_open
 
 from ip2p_engine.checkpoint.write import TRAINING_KEY, save_ldm
+from ip2p_engine.commands.evaluate_data import warn_of_training
+from ip2p_engine.data.reading import Reading, open_pairs
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.data.tools import export_dataset
 from ip2p_engine.errors import ConfigError, DatasetError, TrainingError
@@ -20,7 +22,7 @@ from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.encoding import build_cache
 from ip2p_engine.train.run_folder import RunFolder, first_difference
-from ip2p_engine.train.sources import open_source
+from ip2p_engine.train.sources import names_of, open_source
 
 ONE_STEP = Hooks(should_stop=lambda: True)
 
@@ -168,3 +170,24 @@ def test_changes_of_steps_that_were_lost_hold_from_where_the_run_goes_on(tmp_pat
     folder.begin(TrainConfig(clip_norm=1.0), {"changes": noted}, 9)
     assert folder.adjusted(TrainConfig(clip_norm=1.0), 5) == {"changes": [{**noted[0], "after_step": 5}]}
     assert folder.adjusted(TrainConfig(clip_norm=2.0), 0) == {}
+
+
+# What is measured on
+
+
+@pytest.mark.parametrize(
+    ("header", "split", "said"),
+    [
+        ({}, "all", "so these are no figures of new edits; train with --hold-out-test"),
+        ({"held_out": 2, "split_rule": "captions"}, "all", "2 pairs were held out; measure on those with --split test"),
+        ({"held_out": 2, "split_rule": "captions"}, "test", ""),
+        ({"data_sets": ["others"]}, "all", ""),
+    ],
+)
+def test_evaluate_warns_of_what_was_trained_on(tiny_model, store, tmp_path, capsys, header, split, said):
+    names = names_of(open_source(store, TrainConfig(limit=3)))
+    file = save_ldm(tiny_model(), tmp_path / "edit.safetensors", training={"data_sets": names, **header})
+    warn_of_training(str(file), open_pairs(store, Reading(limit=2)), split=split)
+    error = capsys.readouterr().err
+    assert ("edit.safetensors was trained on this very data" in error and said in error) if said else not error
+    warn_of_training("embedded", open_pairs(store))
