@@ -18,7 +18,7 @@ from torch import Tensor
 from .checkpoint.added import Word
 from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
-from .devices import enough_memory, usable_device
+from .devices import default_dtype, enough_memory, usable_device
 from .diffusion.area import NOISES, SIGMAS, area_of, relevance
 from .diffusion.guidance import FORMULAS, Denoiser, Guidance, guidance_of
 from .diffusion.mask import latent_mask
@@ -77,16 +77,22 @@ class InstructPix2Pix:
         vae: str | Path | None = None,
         embeddings: Sequence[str | Path] = (),
         control: str | Path | None = None,
+        low_memory: bool = False,
         **options: Any,
     ) -> InstructPix2Pix:
         """Load "embedded", a file, a diffusers folder, a Hugging Face id or a URL.
 
         The device defaults to a GPU if there is one, the type to half precision there and float32 elsewhere.
         ``vae``, ``embeddings``, ``loras`` and ``control`` are as for ``load_vae`` and the others.
+        ``low_memory``: what does not run waits in the host's memory: slower, and equal pictures.
         ``compile`` compiles the UNet as ``compile_mode`` says, repeated or max (``InstructPix2Pix.compile``).
         """
+        if compile and low_memory:
+            raise ConfigError("what is compiled stays on the device; leave out compile or low_memory")
         device = usable_device(device)
-        model = load_model(source, base=base, device=device, dtype=dtype, **options)
+        home = torch.device("cpu") if low_memory else device
+        model = load_model(source, base=base, device=home, dtype=dtype or default_dtype(device), **options)
+        model = model.with_little_memory(device) if low_memory else model
         editor = cls(model, name=public_name(source), base=None if base is None else public_name(base))
         if vae is not None:
             editor.load_vae(vae)
@@ -105,6 +111,7 @@ class InstructPix2Pix:
 
         From now on ``model`` is another one, with the LoRAs merged into its weights. Raises CheckpointError.
         """
+        self._rest()
         loras = (*self.loras, Lora(path=Path(path), weight=weight))
         self.model, self.loras = with_loras(self._plain, loras), loras
 
@@ -134,7 +141,13 @@ class InstructPix2Pix:
         """
         self.control = load_control(source, self.model)
 
+    def _rest(self) -> None:
+        """With little memory: all networks back in the host's, before others are made of them."""
+        if self.model.offload is not None:
+            self.model.offload.rest()
+
     def _replace_plain(self, model: Model) -> None:
+        self._rest()
         _ = self._digest  # of the checkpoint, before anything is added to it
         self.model, self._plain = with_loras(model, self.loras) if self.loras else model, model
 

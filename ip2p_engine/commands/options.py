@@ -136,6 +136,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="repeated: its repeated blocks, soon done; max: all of it, on CUDA with graphs (default: repeated)",
     )
     add_lora_option(parser)
+    parser.add_argument(
+        "--low-memory", action="store_true", help="keep on the device only what runs: slower, equal pictures"
+    )
     parser.add_argument("--vae", help="another autoencoder: a file, a folder, a hub id or a URL")
     parser.add_argument(
         "--embedding",
@@ -252,6 +255,7 @@ def load_editor(options: argparse.Namespace) -> Any:
         vae=options.vae,
         embeddings=options.embedding,
         control=getattr(options, "control", None),
+        low_memory=options.low_memory,
     )
 
 

@@ -92,10 +92,11 @@ def embed_text(model: Model, texts: Sequence[str], encoders: Sequence[Any]) -> T
     double = model.spec.family in LAST_LAYERS
     pads = (END_OF_TEXT, 0) if double else (0,) if model.spec.family == "sd2" else (END_OF_TEXT,)
     outputs = []
-    for encoder, pad in zip(encoders, pads, strict=True):
+    for encoder, network, pad in zip(encoders, model.text_encoders, pads, strict=True):
         chunks = [token_chunks(text, pad=pad, words=model.words) for text in texts]
-        rows = torch.cat(chunks).to(model.text_encoders[0].device, non_blocking=True)
-        outputs.append(encoder(rows, output_hidden_states=double))
+        with model.running(network):
+            rows = torch.cat(chunks).to(network.device, non_blocking=True)
+            outputs.append(encoder(rows, output_hidden_states=double))
     counts = [len(rows) for rows in chunks]
     if not double:
         return TextEmbedding(tokens=_joined(outputs[0].last_hidden_state, counts))
@@ -135,7 +136,8 @@ def encode_image(model: Model, pixels: Tensor, mask: Tensor | None = None) -> Te
 
 def _mode(model: Model, pixels: Tensor) -> Tensor:
     autoencoder = model.autoencoder
-    mode = autoencoder.encode(pixels.to(autoencoder.device, autoencoder.dtype)).latent_dist.mode()
+    with model.running(autoencoder):
+        mode = autoencoder.encode(pixels.to(autoencoder.device, autoencoder.dtype)).latent_dist.mode()
     if 8 * mode.shape[-1] != pixels.shape[-1]:
         raise CheckpointError(
             f"the autoencoder makes {mode.shape[-1]} latents of {pixels.shape[-1]} pixels, and Stable Diffusion's an "
@@ -155,7 +157,8 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
     """Pictures (B, 3, 8h, 8w) in about [-1, 1] of clean latents (B, 4, h, w) as the sampler returns them."""
     autoencoder = model.autoencoder
     scaled = latents / model.spec.latent_scale
-    return autoencoder.decode(scaled.to(autoencoder.device, autoencoder.dtype)).sample.float()
+    with model.running(autoencoder):
+        return autoencoder.decode(scaled.to(autoencoder.device, autoencoder.dtype)).sample.float()
 
 
 def decode_pictures(model: Model, latents: Tensor, most: int) -> list[Image.Image]:
@@ -164,7 +167,8 @@ def decode_pictures(model: Model, latents: Tensor, most: int) -> list[Image.Imag
     width = autoencoder.config.block_out_channels[0]
     places = 64 * latents.shape[-2] * latents.shape[-1]
     a_picture = places * width * DECODER_ACTIVATIONS_PER_PIXEL * autoencoder.dtype.itemsize
-    count = max(1, min(most, int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture)))
+    with model.running(autoencoder):  # before it is asked what is free
+        count = max(1, min(most, int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture)))
     return [image for part in latents.split(count) for image in to_images(decode_latents(model, part))]
 
 

@@ -64,7 +64,7 @@ def load_control(source: str | Path, model: Model) -> ControlNet:
     """A ControlNet for a model, on its device and in its type. Raises CheckpointError for one of another family."""
     part = read_control(source)
     name = Path(source).name
-    network = build(part, name=name, device=model.device, dtype=model.dtype)
+    network = build(part, name=name, device="cpu" if model.offload else model.device, dtype=model.dtype)
     ours, theirs = model.unet.config, network.config
     for field in ("cross_attention_dim", "block_out_channels", "layers_per_block"):
         if _plain(ours[field]) != _plain(theirs[field]):

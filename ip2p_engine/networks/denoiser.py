@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,11 @@ def predict(
         added = {"text_embeds": pooled.to(model.dtype), "time_ids": size_ids}
     told = {"call": call}
     rows = t.expand(len(inputs))
-    given = {} if control is None else control.by.residuals(inputs[:, :4].to(model.dtype), rows, control.text, added)
-    with model.turn or nullcontext():
+    networks = (model.unet,) if control is None else (model.unet, control.by.net.network)
+    with model.running(*networks), model.turn or nullcontext():
+        given: dict[str, Any] = {}
+        if control is not None:
+            given = control.by.residuals(inputs[:, :4].to(model.dtype), rows, control.text, added)
         if cache is not None:
             return cache(model.unet, inputs.to(model.dtype), rows, call, added).to(inputs.dtype)
         if model.turn is not None:
@@ -165,9 +169,11 @@ class BranchDenoiser:
         blank = torch.zeros_like(cond.image)
         pooled = [text.pooled for text in texts if text.pooled is not None]
         context = torch.cat(even([text.tokens for text in texts])).to(self._model.dtype)
+        with self._model.running(self._model.unet):
+            keys = project_text(self._model.unet, context)
         return _Group(
             names,
-            AttentionCall(texts=project_text(self._model.unet, context)),
+            AttentionCall(texts=keys),
             torch.cat([cond.image if name in WITH_IMAGE else blank for name in names]).to(dtype),
             torch.cat(pooled) if pooled else None,
             None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),

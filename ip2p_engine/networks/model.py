@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..devices import default_dtype, usable_device
 from ..diffusion.schedule import DiscreteSchedule
 from ..errors import CheckpointError, ConfigError
 from .attention import install
+from .offload import Offload
 
 __all__ = ["Model", "ModelSpec", "convert", "load_model", "merge_files"]
 
@@ -46,6 +48,8 @@ class Model:
     """One, or for sdxl and cosxl two: the second gives the pooled text."""
     words: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Tokens of words that were added by textual inversion (networks/added.py)."""
+    offload: Offload | None = None
+    """With little memory: keeps on the device what runs (networks/offload.py)."""
     turn: Lock | None = None
     """A compiled UNet's (networks/compiled.py): held during a call, whose result the next call may overwrite."""
 
@@ -64,7 +68,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Where the UNet is, or with little memory goes when it runs."""
+        if self.offload is not None:
+            return self.offload.device
         # By its first weight: diffusers' own property walks through all modules, and each step asks.
         return next(self.unet.parameters()).device
 
@@ -72,6 +78,14 @@ class Model:
     def dtype(self) -> torch.dtype:
         """The UNet's."""
         return next(self.unet.parameters()).dtype
+
+    def running(self, *networks: Any) -> AbstractContextManager[None]:
+        """For the length of a with-block these networks are on the device."""
+        return nullcontext() if self.offload is None else self.offload.running(*networks)
+
+    def with_little_memory(self, device: torch.device) -> Model:
+        """The same networks, which wait in the host's memory and come to the device one after another."""
+        return replace(self.to("cpu"), offload=Offload(device))
 
     def timestep(self, sigma: float) -> Tensor:
         """The t that the network is told for a sigma, fractional, float32, shape (1,); for EDM ln(sigma) / 4."""
