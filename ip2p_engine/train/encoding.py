@@ -103,7 +103,7 @@ class Encoder:
         found = {
             "mean": mode[:, 1],
             "std": std[:, 1],
-            "condition": scale * mode[:, [0, *range(2, count)]].flatten(1, 2),
+            "condition": scale * torch.cat([mode[:, :1], mode[:, 2:]], dim=1).flatten(1, 2),
         }
         return found if mask is None else {**found, "mask": avg_pool2d(mask.to(mode.device).float() / 255, 8)}
 
