@@ -26,7 +26,7 @@ from ip2p_engine.train.batches import Batch, PictureReader
 from ip2p_engine.train.encoding import Encoded, Encoder
 from ip2p_engine.train.networks import make_trainable, needs_masks, widened
 from ip2p_engine.train.objective import Objective, _left_out, change_weights, mask_weights, noise_levels, snr_weight
-from ip2p_engine.train.optimizers import learning_rate
+from ip2p_engine.train.optimizers import learning_rate, make_optimizers, set_learning_rate
 from ip2p_engine.train.order import Place
 from ip2p_engine.train.randomness import draw
 from ip2p_engine.train.sources import open_pair, open_source
@@ -226,3 +226,25 @@ def test_a_model_to_pure_noise_says_so_in_every_form(run, tmp_path):
     editor = InstructPix2Pix.load(result.files["ema"], device="cpu")
     edited = editor.edit(Image.new("RGB", (64, 64)), "add snow", steps=3, size="keep")[0]
     assert edited.latent.isfinite().all() and editor.model.schedule.sigma_max > 4000
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("lion", "lion_pytorch"), ("prodigy", "prodigyopt"), ("adafactor", None)]
+)
+def test_optimizers_of_libraries_get_the_runs_numbers(name, package):
+    """And Lion's first step is p (1 - lr wd) - lr sign(g) (Chen et al. 2023, algorithm 2)."""
+    if package:
+        pytest.importorskip(package)
+    config = TrainConfig(optimizer=name, learning_rate=0.25, weight_decay=0.5, betas=(0.8, 0.9))
+    unet, text = torch.nn.Parameter(torch.tensor([2.0, -1.0])), torch.nn.Parameter(torch.tensor([4.0]))
+    optimizers = make_optimizers({"conv.bias": unet, "text_encoder.bias": text}, config)
+    groups = [group for one in optimizers for group in one.param_groups]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
+    assert all(group.get("betas", (0.8, 0.9))[:2] == (0.8, 0.9) for group in groups)
+    set_learning_rate(optimizers, 0.1, text_share=0.5)
+    assert [group["lr"] for group in groups] == [0.1, 0.05]
+    if name == "lion":
+        unet.grad, text.grad = torch.tensor([3.0, -7.0]), torch.tensor([-0.1])
+        optimizers[0].step()
+        assert torch.allclose(unet, torch.tensor([2 * 0.95 - 0.1, -0.95 + 0.1]))
+        assert torch.allclose(text, torch.tensor([4 * 0.975 + 0.05]))
