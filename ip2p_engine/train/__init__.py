@@ -1,7 +1,8 @@
 """Training an InstructPix2Pix: ``train(config, data=..., base=..., out=...)``.
 
-From the bottom up: config, randomness, optimizers, progress; augment, sources, order, batches; networks, objective,
-encoding, planning; checkpoints, run_folder, results, validation; setup, loop.
+From the bottom up: config, randomness, optimizers, progress; augment, sources, order, batches; adapters, networks,
+objective, distill, encoding, planning; checkpoints, snapshots, run_folder, hub, results, validation; setup, loop;
+posthoc. stage and miniature train networks of worlds with known truth.
 """
 
 from __future__ import annotations
