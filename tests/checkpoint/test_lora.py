@@ -244,3 +244,33 @@ def test_diffusers_adds_the_same(editor, tmp_path):
         assert (ours - plain).abs().max() > 1e-3
         unet.set_attn_processor(AttnProcessor())
         torch.testing.assert_close(unet(x, 500, text).sample, ours, atol=1e-4, rtol=1e-4)
+
+
+# The layers that the published LCM-LoRAs train (their training script's target modules).
+LCM = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
+LCM += ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_an_lcm_lora_of_all_its_layers_edits_in_two_steps(form, editor, tmp_path):
+    """Guidance of its own it has none: c alone, by the consistency sampler."""
+    weights, state = editor.model.unet.state_dict(), {}
+    layers = [name.removesuffix(".weight") for name in weights if name.removesuffix(".weight").endswith(LCM)]
+    assert {ending for ending in LCM for name in layers if name.endswith(ending)} == set(LCM)
+    for layer in layers:
+        weight = weights[f"{layer}.weight"]
+        name = f"lora_unet_{layer.replace('.', '_')}" if form == "kohya" else f"unet.{layer}"
+        parts = (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
+        state[name + parts[0]] = torch.full((1, *weight.shape[1:]), 1e-3)
+        state[name + parts[1]] = torch.full((weight.shape[0], 1, *[1] * (weight.ndim - 2)), 1e-3)
+    save_file(state, tmp_path / "lcm.safetensors")
+    merged = with_loras(editor.model, [Lora(path=tmp_path / "lcm.safetensors", weight=1.0)])
+    changed = [
+        layer
+        for layer in layers
+        if not torch.equal(merged.unet.state_dict()[f"{layer}.weight"], weights[f"{layer}.weight"])
+    ]
+    assert len(changed) == len(layers)
+    how = {"text_cfg": 1, "image_cfg": 1, "steps": 2, "sampler": "lcm", "schedule": "trailing"}
+    (edit,) = InstructPix2Pix(merged).edit(render(HEART), "make it night", **how)
+    assert edit.evaluations == 2 and edit.latent.isfinite().all()
