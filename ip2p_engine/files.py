@@ -69,9 +69,13 @@ Error = type[IP2PError]
 def disk_errors(
     path: Path, verb: str, error: Error, advice: str = "check the path and its permissions"
 ) -> Iterator[None]:
-    """The operating system's errors as one sentence of the given class."""
+    """The operating system's errors, and names that it does not take, as one sentence of the given class."""
     try:
         yield
+    except ValueError as cause:
+        if not isinstance(cause, UnicodeEncodeError) and "null byte" not in str(cause):
+            raise
+        raise error(f"{str(path)[:200]!r} cannot be {verb}, as no file has that name; {advice}") from cause
     except OSError as cause:
         reason = cause.strerror or str(cause)
         raise error(f"{path} cannot be {verb} ({reason}); {advice}") from cause

@@ -7,6 +7,7 @@ to what they were, so that after any number of turns an untouched place is the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,6 +96,16 @@ class Turn:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def _check(turn: Turn, place: int) -> None:
+    """Raises TypeError or ValueError for one that no session wrote: a turn comes from an earlier one."""
+    if type(turn.number) is not int or type(turn.parent) is not int or not 0 <= turn.parent < turn.number == place:
+        raise ValueError(f"turn {place} does not come from an earlier one")
+    if not isinstance(turn.instruction, str) or type(turn.seed) is not int or not isinstance(turn.settings, dict):
+        raise TypeError(f"turn {place} has a field of another type")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (turn.changed, turn.drift)):
+        raise TypeError(f"turn {place} has no numbers")
+
+
 class Session:
     """A picture and its turns, in a folder: ``say``, ``undo``, ``branch``, ``turns``.
 
@@ -111,7 +122,9 @@ class Session:
         try:
             self.turns = [Turn(**turn) for turn in state["turns"]]
             self.current, self.size = int(state["current"]), (int(state["size"][0]), int(state["size"][1]))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            for place, turn in enumerate(self.turns, start=1):
+                _check(turn, place)
+        except (ArithmeticError, KeyError, TypeError, ValueError, IndexError) as error:
             raise DatasetError(f"{self.folder / STATE} is no session's ({error}); start a new one") from error
         self._turn(self.current)
 
@@ -205,8 +218,12 @@ class Session:
         path = self._latents_path(self.current)
         try:
             state = load_file(path)
-            return state["latents"].to(editor.model.device), state["area"].to(editor.model.device)
-        except (OSError, SafetensorError, KeyError) as error:
+            latents, area = (state[name].to(editor.model.device) for name in ("latents", "area"))
+            places = (self.size[1] // 8, self.size[0] // 8)
+            if latents.shape != (4, *places) or area.shape != (1, *places) or not latents.isfinite().all():
+                raise ValueError(f"it is not of {self.size[0]} x {self.size[1]} pixels")
+            return latents, area
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DatasetError(f"{path} cannot be read ({error}); branch from another turn") from error
 
     def _keep(self, editor: InstructPix2Pix, turn: Turn, latents: Tensor, area: Tensor) -> None:

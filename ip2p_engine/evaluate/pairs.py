@@ -132,6 +132,8 @@ def _identity(row: EditedPicture) -> Row:
     checksums = {}
     for name, path in ((name, getattr(row, name)) for name in PICTURES if getattr(row, name) is not None):
         with disk_errors(path, "read", ImageError):
+            if path.exists() and not path.is_file():  # a pipe or a device is read without end
+                raise ImageError(f"{path} is no file; give a picture's")
             checksums[name] = f"{zlib.crc32(path.read_bytes()):08x}"
     return {"edited": row.name, "caption": row.caption, "edited_caption": row.edited_caption, "checksums": checksums}
 

@@ -286,3 +286,21 @@ def test_an_address_that_never_ends(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(edit_sources, "MAX_BYTES", 10 << 20)
     text = refused(capsys, "edit", "https://a.b/c.png", "--instruction", "x", "--out", tmp_path)
     assert "more than 1 GiB" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a\0.png", "no file has that name"),
+        ("\ud800.png", "no file has that name"),
+        ("pipe.png", "is no file"),
+        ("/dev/zero", "is no file"),
+    ],
+)
+def test_a_table_of_pictures_that_are_none(name, says, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    (tmp_path / "table.jsonl").write_text(json.dumps({"source": "a.png", "edited": name, "target": "a.png"}))
+    assert says in refused(
+        capsys, "evaluate", "pairs", tmp_path / "table.jsonl", "--out", tmp_path / "out", "--clip", "embedded"
+    )

@@ -139,3 +139,20 @@ def test_sr_at_k_counts_sessions_that_are_right_so_far(editor, tmp_path, capsys)
         session_rows(editor, walks, "telepathy", QUICK)
     asked = ["--n", "1", "--turns", "2", "--steps", "1", "--out", str(tmp_path / "r")]
     assert cli.main(["evaluate", "session", *asked]) == 0 and "SR@2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("parent", 1), ("parent", 7), ("parent", -1), ("parent", 0.0), ("number", 2), ("seed", "x"), ("instruction", 3)]
+    + [("changed", "x"), ("drift", float("inf")), ("settings", [])],
+)
+def test_a_stranger_s_session_of_turns_that_none_took(name, value, tmp_path):
+    """Turns that come from themselves would be followed without end."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "original.png")
+    turn = {"number": 1, "parent": 0, "instruction": "snow", "seed": 0, "changed": 0.5, "drift": 0.0, "settings": {}}
+    state = {"version": 1, "size": [64, 64], "current": 1, "turns": [turn]}
+    (tmp_path / "session.json").write_text(json.dumps(state))
+    assert [one.number for one in Session(tmp_path).line()] == [1]
+    (tmp_path / "session.json").write_text(json.dumps({**state, "turns": [{**turn, name: value}]}))
+    with pytest.raises(DatasetError, match="is no session's"):
+        Session(tmp_path)

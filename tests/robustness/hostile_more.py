@@ -846,7 +846,13 @@ def metrics_table(case: Case) -> list[Any]:
     """evaluate pairs."""
     place = case.copied("triplets")
     row = {"source": "a.png", "edited": "b.png", "target": "b.png", "source_caption": "a cat", "target_caption": "snow"}
-    wrong = {**row, case.rng.choice((*row, "mask", "x")): case.rng.choice((odd(case.rng), case.rng.choice(NAMES)))}
+    os.mkfifo(place / "pipe.png")
+    wrong = {
+        **row,
+        case.rng.choice((*row, "mask", "x")): case.rng.choice(
+            (odd(case.rng), case.rng.choice(NAMES), "pipe.png", "/dev/zero")
+        ),
+    }
     path = place / "table.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(wrong) + "\n", errors="surrogatepass")
     return ["evaluate", "pairs", path, "--out", case.place / "out", "--clip", "embedded"]

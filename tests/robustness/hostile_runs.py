@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from spoiling import (
     ADDRESSES,
     CONTROL,
@@ -337,3 +339,40 @@ def judged(case: Case) -> list[Any]:
         *server,
         *picked_list(case, [], ["--plan"], ["--request", str(odd(case.rng))]),
     ]
+
+
+def session_of(place: Path) -> Path:
+    """A session of two turns, as the engine writes it."""
+    place.mkdir()
+    shutil.copy(place.parent.parent.parent / "seeds" / "picture.png", place / "original.png")
+    turn = {"instruction": "snow", "seed": 0, "changed": 0.1, "drift": 0.0, "settings": {}}
+    turns = [{**turn, "number": n + 1, "parent": n} for n in range(2)]
+    state = {"version": 1, "size": [64, 64], "current": 2, "turns": turns}
+    (place / "session.json").write_text(json.dumps(state))
+    for n in (1, 2):
+        shutil.copy(place / "original.png", place / f"turn-{n:03d}.png")
+        save_file({"latents": torch.zeros(4, 8, 8), "area": torch.zeros(1, 8, 8)}, place / f"turn-{n:03d}.safetensors")
+    return place
+
+
+@generator
+def sessions(case: Case) -> list[Any]:
+    """A folder of several turns, gone on with."""
+    place = session_of(case.place / "session")
+    how = case.rng.randrange(4)
+    if how < 2:
+        spoil_json(place / "session.json", case.rng)
+    elif how == 2:
+        state = json.loads((place / "session.json").read_text())
+        state["turns"][case.rng.randrange(2)]["parent"] = case.rng.choice((2, 1, 99, -1, 1.0, "1"))
+        (place / "session.json").write_text(json.dumps(state))
+    else:
+        shape = case.rng.choice(((4, 8, 8), (4, 4096, 512), (8,), (0, 8, 8)))
+        value = case.rng.choice(
+            (torch.full(shape, float("nan")), torch.zeros(shape), torch.zeros(shape, dtype=torch.int8))
+        )
+        save_file({"latents": value, picked(case, "area", "x"): torch.zeros(1, 8, 8)}, place / "turn-002.safetensors")
+    say = ["session", "say", place, "make it night", *editing(case, case.seeds / "tiny")[4:-2]]
+    return picked_list(
+        case, say, say, ["session", "history", place], ["session", "undo", place], ["session", "branch", place, "1"]
+    )
