@@ -181,6 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", metavar="COMMAND")
     parser.add_argument("--most", type=int, default=60)
+    parser.add_argument("--seeds", type=Path, help="sound inputs of an earlier run, or where to keep them")
     parser.add_argument("--engine", type=Path, default=HERE.parents[1])
     options = parser.parse_args()
     sys.path[:0] = [str(options.engine), str(HERE)]
@@ -188,7 +189,7 @@ def main() -> int:
 
     root, broken = Path(tempfile.mkdtemp(prefix="crash")), 0
     try:
-        warm_up(root)
+        warm_up(root, options.seeds)
         for name in options.only or commands(root, root):
             points, tried, wrong = _tried(name, root, options.most)
             broken += len(wrong)

@@ -44,7 +44,7 @@ def main() -> int:
     sys.path[:0] = [str(options.engine), str(HERE)]
     root = Path(tempfile.mkdtemp(prefix="fuzz"))
     try:
-        warm_up(root)
+        warm_up(root, options.seeds)
         from hostile_inputs import GENERATORS
 
         names = options.only or sorted(GENERATORS)
@@ -62,12 +62,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--engine", type=Path, default=HERE.parents[1])
     parser.add_argument("--lines", type=Path, help="a JSON line a case; a run goes on from it")
+    parser.add_argument("--seeds", type=Path, help="sound inputs of an earlier run, or where to keep them")
     parser.add_argument("--keep-going", type=float, default=1e9, metavar="S", help="stop after so many seconds")
     return parser.parse_args()
 
 
-def warm_up(root: Path) -> None:
-    """Everything imported and every sound input made, those in a process of its own so that no thread is left here."""
+def warm_up(root: Path, made: Path | None = None) -> None:
+    """Everything imported and every sound input made, those in a process of its own so that no thread is left here.
+
+    ``made``: where the inputs are taken from, or kept for another run.
+    """
     os.environ.update(HF_HUB_OFFLINE="1", IP2P_CACHE=str(root / "cache"), HOME=str(root / "home"), OMP_NUM_THREADS="1")
     os.environ["MPLCONFIGDIR"] = str(root / "cache")
     import torch
@@ -83,13 +87,18 @@ def warm_up(root: Path) -> None:
         (root / name).mkdir()
     from seeds import make_seeds
 
-    process = os.fork()
-    if not process:
-        for stream in (1, 2):
-            os.dup2(os.open(root / "seeds.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        leave(lambda: make_seeds(root / "seeds", command, Path(ip2p_engine.__file__).parents[1]) or 0)
-    if os.waitpid(process, 0)[1]:
-        raise SystemExit((root / "seeds.log").read_text())
+    if made and made.exists():
+        shutil.copytree(made, root / "seeds", dirs_exist_ok=True)
+    else:
+        process = os.fork()
+        if not process:
+            for stream in (1, 2):
+                os.dup2(os.open(root / "seeds.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            leave(lambda: make_seeds(root / "seeds", command, Path(ip2p_engine.__file__).parents[1]) or 0)
+        if os.waitpid(process, 0)[1]:
+            raise SystemExit((root / "seeds.log").read_text())
+        if made:
+            shutil.copytree(root / "seeds", made)
     # Once here, so that the tokenizer and the like are not made anew in every fork.
     for path, layout in (("model.safetensors", "ldm"), ("model", "diffusers")):
         with redirect_stdout(io.StringIO()):
@@ -249,7 +258,8 @@ def _faults(ended: dict[str, Any], out: str, error: str) -> Iterator[str]:
 def _outside(root: Path) -> list[str]:
     """Names that a case must not add: beside its folder, beside the inputs, and in the home."""
     known = ("seeds", "out.txt", "err.txt", "cache")
-    return sorted(
+    beside = [str(path) for path in (root / "work" / "case").glob("*escaped*")]  # where a command writes, but not --out
+    return beside + sorted(
         str(path)
         for folder in (root, root / "work", root / "home")
         for path in folder.iterdir()

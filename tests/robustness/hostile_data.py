@@ -253,3 +253,20 @@ def pictures(case: Case) -> list[Any]:
     path = case.place / picked(case, "a.png", "a.jpg", "a.tiff", "a.gif")
     path.write_bytes(bad_picture(case))
     return ["edit", path, *editing(case, case.seeds / "tiny")[2:]]
+
+
+@generator
+def texts_for_numbers(case: Case) -> list[Any]:
+    """A text where a seed or a score belongs, in every row; an export names files by it, a page shows it."""
+    store = case.copied("store")
+    path = shard_of(store)
+    table = pq.read_table(path)
+    name = picked(case, "seed", "seed", "sim_0", "sim_direction", "p", "cfg", "key")
+    values = [case.rng.choice((*ESCAPES, SCRIPT, CONTROL))] * table.num_rows
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
+    out = case.place / "out"
+    export = ["dataset", "export", store, "--out", out]
+    page = ["dataset", "sheet", store, "--out", case.place / "sheet.html", "--side", "32"]
+    return picked_list(
+        case, export, export, page, page, ["dataset", "verify", store], ["dataset", "import", store, "--out", out]
+    )
