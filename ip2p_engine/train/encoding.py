@@ -42,6 +42,7 @@ __all__ = [
 ROWS_PER_SHARD, PAIRS_AT_ONCE = 500, 16
 KEY_FILE, BROKEN, TEXT_OF, INSTRUCTIONS, DIGEST = "cache.json", "broken", "text_of", "instructions", "digest"
 LATENTS = ("mean", "std", "condition")
+PAIR = 2  # pictures, without a mask
 SETTINGS = ("columns", "resolution", "resize", "flip", "buckets", "precision", "seed")
 
 
@@ -103,7 +104,7 @@ class Encoder:
         found = {
             "mean": mode[:, 1],
             "std": std[:, 1],
-            "condition": scale * torch.cat([mode[:, :1], mode[:, 2:]], dim=1).flatten(1, 2),
+            "condition": scale * (mode[:, 0] if count == PAIR else torch.cat([mode[:, 0], mode[:, 2]], dim=1)),
         }
         return found if mask is None else {**found, "mask": avg_pool2d(mask.to(mode.device).float() / 255, 8)}
 
