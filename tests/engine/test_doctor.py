@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from ip2p_engine.data.agreement import agreement
 from ip2p_engine.data.doctor import FAULTS, doctor, drop, show
 from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.registration import registered
 from ip2p_engine.data.store import PairStore, PairWriter
+from ip2p_engine.data.usual import casts
 from ip2p_engine.errors import ConfigError, DatasetError
 
 SIDE = 96
@@ -139,3 +142,40 @@ def test_rows_that_cannot_be_used_are_broken(tmp_path):
         with PairWriter(tmp_path / "none", manifest={}):
             pass
         doctor(tmp_path / "none")
+
+
+def test_a_movement_is_found_beside_an_edit_and_through_other_colours():
+    before, after = picture(1).astype(np.float32), shifted(edited(picture(1), 1), 4, -3).astype(np.float32)
+    move = registered(before, 0.5 * after + 60)
+    assert (move.x, move.y, move.zoom) == pytest.approx((4, -3, 1), abs=0.1)
+    assert move.gain > 4 * move.loss
+    move = registered(before, zoomed(edited(picture(1), 1), 1.06).astype(np.float32))
+    assert move.zoom == pytest.approx(1.06, abs=0.005)
+    still = registered(before, edited(picture(1), 1).astype(np.float32))
+    assert np.hypot(still.x, still.y) < 0.1 and still.gain < 0.01
+
+
+def test_a_cast_is_what_the_same_words_do_nowhere_else():
+    draw = np.random.default_rng(0)
+    before = draw.integers(60, 200, (12, 8, 8, 3)).astype(np.float32)
+    after = 0.4 * before + 10
+    after[3] += (12, -9, 0)
+    thumbs = list(np.stack([before, after], axis=1).round())
+    words = [("make it night", "")] * 12
+    ((row, shift),) = casts(thumbs, words)
+    assert row == 3 and shift == pytest.approx((12, -9, 0), abs=1.5)
+    assert not list(casts(thumbs, [(f"say {n} of {n}", "") for n in range(12)]))  # no words that come again
+
+
+def test_pictures_that_change_otherwise_than_their_words_do_elsewhere():
+    draw = np.random.default_rng(0)
+    directions = {"add snow": 0, "make it night": 1, "make it red": 2, "make it bigger": 3}
+    texts = draw.choice(list(directions), 200).tolist()
+    before = draw.normal(0, 0.2, (200, 16))
+    after = before + np.eye(16)[[directions[text] for text in texts]]
+    sound = agreement(before, after, texts)
+    assert np.median(sound) > 0.8
+    before[7], after[7] = after[7].copy(), before[7].copy()
+    texts[9] = next(text for text in directions if text != texts[9])
+    found = agreement(before, after, texts)
+    assert found[7] < -0.5 and found[9] < 0.3 and np.quantile(np.delete(found, [7, 9]), 0.02) > 0.3
