@@ -75,6 +75,13 @@ def _say(sentence: str) -> None:
     sys.stderr.write(f"ip2p: {shown}\n")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat what was given."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+
 class _Lines(logging.Formatter):
     """What the engine logs, printable and in the command line's words."""
 
@@ -107,7 +114,7 @@ def _close_stdout() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="ip2p", description="Edit pictures by instructions (InstructPix2Pix).")
+    parser = _Parser(prog="ip2p", description="Edit pictures by instructions (InstructPix2Pix).")
     parser.add_argument("--version", action="version", version=f"ip2p {__version__}")
     parser.set_defaults(unused=())
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is done on stderr")

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+MOST_UNFOLDED = 2**26  # bytes of a small Parquet file
 CAPTION_NAMES = ("caption", "input", "original_prompt", "text")
 INSTRUCTION_NAMES = ("instruction", "edit", "edit_prompt")
 EDITED_NAMES = ("edited_caption", "output", "edited_prompt")
@@ -163,6 +164,9 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         texts = [field.name for field in read_schema(path) if str(field.type) in ("string", "large_string")]
         # As dictionaries and row by row, since a small file can repeat a long text without end.
         with ParquetFile(path, read_dictionary=texts) as file:
+            groups = (file.metadata.row_group(n) for n in range(file.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > max(MOST_UNFOLDED, 20 * path.stat().st_size):
+                raise ValueError("it unfolds to many times its size")
             for batch in file.iter_batches(columns=texts):
                 for row in range(batch.num_rows):
                     yield {name: batch.column(name)[row].as_py() for name in texts}

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ip2p_engine.captions import edits
 from ip2p_engine.cli import main
 from ip2p_engine.commands import edit_sources
 from ip2p_engine.commands.edit_files import output_paths
@@ -304,3 +305,15 @@ def test_a_table_of_pictures_that_are_none(name, says, tmp_path, capsys):
     assert says in refused(
         capsys, "evaluate", "pairs", tmp_path / "table.jsonl", "--out", tmp_path / "out", "--clip", "embedded"
     )
+
+
+def test_what_argparse_repeats_does_not_move_the_cursor(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "a", ESCAPE])
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_captions_that_unfold(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(edits, "MOST_UNFOLDED", 2**20)
+    path = rows(tmp_path, edit_prompt=[str(n) * 300_000 for n in range(4)])
+    assert "unfolds to many times its size" in refused(capsys, "captions", path, "--out", tmp_path / "more.jsonl")
