@@ -269,7 +269,7 @@ def test_a_file_that_is_no_checkpoint_is_named(run, tmp_path):
     path.parent.mkdir(parents=True)
     for content in ({"step": 2}, [2], None):
         torch.save(content, path) if content else path.write_bytes(b"torn")
-        with pytest.raises(CheckpointError, match=r"step-00000002.pt cannot be read .*; delete it and run the same"):
+        with pytest.raises(CheckpointError, match=r"step-00000002.pt cannot be read .*; delete it and repeat"):
             run()
 
 
