@@ -155,7 +155,9 @@ def cancelled(server, prompt, count):
         server.submit(prompt, client=client)
         shown(listener, count)
         server.post("/interrupt", {})
-        assert shown(listener)[1] == "execution_interrupted"
+        after, kind = shown(listener)
+        assert kind == "execution_interrupted"
+    return after
 
 
 def run_to_the_end(server, prompt):
@@ -173,6 +175,11 @@ def test_a_cancelled_run_goes_on_where_it_was(server):
     cancelled(server, prompt, 35)
     values = run_to_the_end(server, prompt)
     assert min(values) >= 31 and values[-1] == 90  # the first pair was not made again
+
+
+def test_cancel_is_heard_within_a_step_of_many_pairs(server):
+    """As in an edit: the step that runs, and messages that wait while it does."""
+    assert len(cancelled(server, pairs(candidates=16, batch=16, steps=200, seed=55), 3)) <= 3
 
 
 def test_a_cancelled_list_goes_on_in_the_edit_where_it_was(server):

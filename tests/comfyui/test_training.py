@@ -62,6 +62,17 @@ def test_a_cancelled_training_goes_on_where_it_was(server):
     assert (server.base / "models" / "checkpoints" / "ip2p" / "cancelled run.safetensors").exists()
 
 
+def test_cancel_is_heard_within_a_step_of_a_training(server):
+    """The step that runs, and messages that wait while it does."""
+    client = uuid.uuid4().hex
+    with Listener(server.port, client) as listener:
+        server.submit(training(name="stopped early", steps=500, batch_size=8), client=client)
+        progress_of(listener, until=(3, 500))
+        server.post("/interrupt", {})
+        after, kind = progress_of(listener)
+    assert kind == "execution_interrupted" and len({value for value, _ in after}) <= 3
+
+
 def test_training_shows_loss_time_left_and_a_sample(server):
     client, lines, samples = uuid.uuid4().hex, [], 0
     with Listener(server.port, client) as listener:
