@@ -21,7 +21,9 @@ from .options import (
     load_editor,
     local_path,
     progress_bar,
+    stop_signals,
 )
+from .train import training_bars
 
 __all__ = ["add"]
 
@@ -85,8 +87,12 @@ def _train(options: argparse.Namespace) -> None:
         check_positive("--steps", options.steps)
         if len(stages) != 1:
             raise ConfigError(f"--steps is for one stage and {len(stages)} were named; name one")
-    for stage in stages:
-        train_stage(stage, options.runs, options.pictures, steps=options.steps, device=options.device)
+    how: dict[str, Any] = {"steps": options.steps, "device": options.device}
+    with stop_signals() as should_stop:
+        for stage in stages:
+            with training_bars() as (bar, _):
+                hooks = Hooks(on_progress=bar, should_stop=should_stop)
+                train_stage(stage, options.runs, options.pictures, hooks=hooks, **how)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -54,24 +54,32 @@ FOLDED_OVER = 128
 log = logging.getLogger(__name__)
 
 
-def train_stage(name: str, runs: Path, pictures: Path, *, steps: int | None = None, device: str = "cpu") -> None:
+def train_stage(
+    name: str,
+    runs: Path,
+    pictures: Path,
+    *,
+    steps: int | None = None,
+    device: str = "cpu",
+    hooks: Hooks | None = None,
+) -> None:
     """Train one stage, or go on with it; its weights are then in ``runs/NAME.safetensors``.
 
     ``steps`` takes the place of the stage's own number: with more, a finished stage goes on, its learning rate on the
-    longer cosine. Raises ConfigError for an unknown stage or one whose predecessors are not finished, and DatasetError
-    without pictures.
+    longer cosine. Raises ConfigError for an unknown stage or one whose predecessors are not finished, DatasetError
+    without pictures, and Interrupted after saving if it is to stop.
     """
     if name not in STAGES:
         raise ConfigError(f"stage {name!r} is unknown; choose one of {', '.join(STAGES)}")
     if device == "cpu":
         torch.set_num_threads(1)
     if name == "latents":
-        _make_latents(runs, pictures)
+        _make_latents(runs, pictures, hooks)
         return
     stage = _stage(name, runs, pictures)
     if steps is not None:
         stage.config = replace(stage.config, steps=steps)
-    weights = run_stage(stage, runs / name, device=device)
+    weights = run_stage(stage, runs / name, device=device, hooks=hooks)
     path = runs / f"{name}.safetensors"
     write_safetensors(_folded(stage, weights) if name == "autoencoder" else weights, path, {"format": "pt"})
     log.info("wrote %s", path)
@@ -106,12 +114,7 @@ def _folded(stage: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return stage.trained.state_dict()
 
 
-def _make_latents(runs: Path, pictures: Path) -> None:
+def _make_latents(runs: Path, pictures: Path, hooks: Hooks | None) -> None:
     autoencoder = make_autoencoder()
     autoencoder.load_state_dict(finished_weights(runs, "autoencoder", "photos"))
-    make_chunks(
-        autoencoder.eval(),
-        pictures,
-        runs / "latents",
-        hooks=Hooks(on_progress=lambda done, count, _: log.info("latents %d of %d", done, count)),
-    )
+    make_chunks(autoencoder.eval(), pictures, runs / "latents", hooks=hooks)

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from ip2p_engine import InstructPix2Pix
-from ip2p_engine.errors import ConfigError
+from ip2p_engine.errors import ConfigError, Interrupted
+from ip2p_engine.hooks import Hooks
 from ip2p_engine.photos import latents
 from ip2p_engine.photos.exam import exam_sheet, exam_table, examine, judge_round_trips
 from ip2p_engine.photos.recipe import export_photos, train_stage
@@ -51,6 +52,15 @@ def test_the_text_stage_reads_facts(monkeypatch):
     stage = TextStage()
     loss, figures = stage.loss(stage.draw(0, torch.Generator().manual_seed(0)), 0)
     assert loss.isfinite() and 0 <= figures["right"] <= 1
+
+
+def test_a_stopped_stage_is_saved_and_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("ip2p_engine.photos.stages.EDITS", 22)
+    with pytest.raises(Interrupted, match="stopped after step 1"):
+        train_stage("text", tmp_path, tmp_path, steps=2, hooks=Hooks(should_stop=lambda: True))
+    assert (tmp_path / "text" / "checkpoints" / "step-00000001.pt").exists()
+    train_stage("text", tmp_path, tmp_path, steps=2)
+    assert (tmp_path / "text.safetensors").exists()
 
 
 def test_exported_files_load_edit_and_are_judged(tmp_path):
