@@ -236,7 +236,8 @@ class Muon(torch.optim.Optimizer):
                     update.copy_(_scaled(direction))
             if world > 1:
                 _sum_over_processes(updates)
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            most = max(torch.finfo(parameter.dtype).max for parameter in parameters)  # torch raises for more
+            torch._foreach_add_(parameters, updates, alpha=-min(group["lr"], most))
 
     def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

@@ -248,3 +248,12 @@ def test_optimizers_of_libraries_get_the_runs_numbers(name, package):
         optimizers[0].step()
         assert torch.allclose(unet, torch.tensor([2 * 0.95 - 0.1, -0.95 + 0.1]))
         assert torch.allclose(text, torch.tensor([4 * 0.975 + 0.05]))
+
+
+def test_a_rate_beyond_the_weights_type_is_its_largest_number():
+    """The run's own check of the loss then names the step; torch would end with an error of its own."""
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    (muon,) = make_optimizers({"inner.weight": weight}, TrainConfig(optimizer="muon", learning_rate=1e308, steps=1))
+    weight.grad = torch.ones_like(weight)
+    muon.step()
+    assert weight.abs().max() > 1e37
