@@ -249,9 +249,15 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _in_bands(picture: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """RGB, made of some rows at a time: the steps between would take several times the memory of a large picture."""
     made = Image.new("RGB", picture.size)
-    for top in range(0, picture.height, BAND):
-        made.paste(change(picture.crop((0, top, picture.width, min(top + BAND, picture.height)))), (0, top))
+    for number, band in enumerate(_bands(picture)):
+        made.paste(change(band), (0, BAND * number))
     return made
+
+
+def _bands(picture: Image.Image) -> Iterator[Image.Image]:
+    """The picture in pieces of ``BAND`` rows, from the top."""
+    for top in range(0, picture.height, BAND):
+        yield picture.crop((0, top, picture.width, min(top + BAND, picture.height)))
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
@@ -511,7 +517,10 @@ def read_exif(source: str | os.PathLike[str] | bytes) -> bytes | None:
 
 def pixels_digest(picture: Image.Image) -> str:
     """SHA-256 of an opened picture's size and RGB values: the same for every file that holds these pixels."""
-    return sha256(f"{picture.width}x{picture.height} ".encode() + picture.tobytes()).hexdigest()
+    content = sha256(f"{picture.width}x{picture.height} ".encode())
+    for band in _bands(picture):  # all bytes at once would be copied three times
+        content.update(band.tobytes())
+    return content.hexdigest()
 
 
 def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:

@@ -278,7 +278,7 @@ def _unpacked(path: Path) -> Any:
 def _tar_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: numbers in extended headers
         raise DatasetError(f"{path} is no whole tar ({error}); decompress or restore it") from error
 
 

@@ -840,3 +840,10 @@ def test_bands_are_the_picture(mode, monkeypatch):
     monkeypatch.setattr(images, "BAND", 7)
     assert np.array_equal(np.asarray(open_image(picture)), np.asarray(whole))
     assert picture.info == before
+
+
+def test_a_digest_is_of_all_pixels_whatever_their_number_of_rows():
+    values = np.random.default_rng(0).integers(0, 256, (2 * images.BAND + 9, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(values)
+    expected = hashlib.sha256(f"16x{len(values)} ".encode() + values.tobytes()).hexdigest()
+    assert images.pixels_digest(picture) == expected

@@ -214,6 +214,17 @@ def test_tars_alone_in_folders_and_by_pattern(tmp_path):
         open_pairs(broken)
 
 
+@pytest.mark.parametrize("size", ["../../x", str(10**30), "-5"])
+def test_a_tar_whose_extended_header_is_no_number(size, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"size": size}
+        tar.addfile(member)
+    with pytest.raises(DatasetError, match="a.tar"):
+        open_pairs(path)
+
+
 def test_a_row_of_a_tar_without_its_text_is_named(tmp_path):
     whole = {"source.jpg": RED, "json": json.dumps({"edit": EDIT}).encode(), "target.jpg": BLUE}
     path = write_tar(tmp_path / "a.tar", whole, {name: whole[name] for name in ("source.jpg", "target.jpg")})
