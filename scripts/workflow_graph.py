@@ -228,7 +228,22 @@ class Graph:
             "category": "InstructPix2Pix",
             "description": description,
         }
-        outer = {
+        return {
+            "revision": 0,
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "nodes": [self._blueprint_node(identity, sockets, values, kind)],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [inner]},
+            "extra": {"BlueprintDescription": description, "BlueprintSearchAliases": aliases},
+        }
+
+    def _blueprint_node(
+        self, identity: str, sockets: list[dict[str, Any]], values: list[Any], kind: str
+    ) -> dict[str, Any]:
+        """The node that stands for the subgraph."""
+        return {
             "id": 1,
             "type": identity,
             "pos": [0, 0],
@@ -245,16 +260,6 @@ class Graph:
                 "ver": self._version,
             },
             "widgets_values": values,
-        }
-        return {
-            "revision": 0,
-            "last_node_id": 1,
-            "last_link_id": 0,
-            "nodes": [outer],
-            "links": [],
-            "version": 0.4,
-            "definitions": {"subgraphs": [inner]},
-            "extra": {"BlueprintDescription": description, "BlueprintSearchAliases": aliases},
         }
 
     def _slot(self, side: str, number: int, name: str, kind: str, link: int, x: float) -> dict[str, Any]:

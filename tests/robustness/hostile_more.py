@@ -32,6 +32,7 @@ from spoiling import (
     generator,
     header_of,
     odd,
+    one_step,
     picked,
     picked_list,
     reading,
@@ -381,19 +382,7 @@ def lines_of_rows(case: Case) -> list[Any]:
         ["dataset", "info", path],
         ["dataset", "sheet", path, "--out", case.place / "sheet.html"],
         ["filter", path, "--out", case.place / "out"],
-        [
-            "train",
-            "--data",
-            path,
-            "--base",
-            case.seeds / "tiny4",
-            "--out",
-            case.place / "run",
-            "--preset",
-            "embedded",
-            "--steps",
-            "1",
-        ],
+        one_step(case, path, case.place / "run"),
     )
 
 
@@ -469,19 +458,7 @@ def special_files(case: Case) -> list[Any]:
     path, out = case.place / f"x{ending}", case.place / "out"
     _special(path, case)
     edit = editing(case, case.seeds / "tiny")
-    train = [
-        "train",
-        "--data",
-        case.seeds / "store",
-        "--base",
-        case.seeds / "tiny4",
-        "--out",
-        case.place / "run",
-        "--preset",
-        "embedded",
-        "--steps",
-        "1",
-    ]
+    train = one_step(case, case.seeds / "store", case.place / "run")
     return picked_list(
         case,
         ["edit", path, *edit[2:]],
@@ -509,8 +486,8 @@ def special_files(case: Case) -> list[Any]:
         ["evaluate", "pairs", path, "--out", out],
         [*train, "--config", path],
         [*train, "--validate-with", path],
-        ["train", "--data", path, *train[3:]],
-        [*train[:6], path, *train[7:]],
+        one_step(case, path, case.place / "run"),
+        one_step(case, case.seeds / "store", path),
     )
 
 
@@ -626,19 +603,7 @@ def conditions(case: Case) -> list[Any]:
     )
     store = case.seeds / "store"
     out = case.place / "out"
-    train = [
-        "train",
-        "--data",
-        store,
-        "--base",
-        case.seeds / "tiny4",
-        "--out",
-        out,
-        "--preset",
-        "embedded",
-        "--steps",
-        "1",
-    ]
+    train = one_step(case, store, out)
     return [
         *picked_list(case, ["dataset", "import", store, "--out", out], ["dataset", "verify", store], train),
         f"--where={text}",
@@ -676,19 +641,7 @@ def several_sets(case: Case) -> list[Any]:
             "--resolution",
             "64",
         ],
-        [
-            "train",
-            "--data",
-            store,
-            "--base",
-            case.seeds / "tiny4",
-            "--out",
-            out,
-            "--preset",
-            "embedded",
-            "--steps",
-            "1",
-        ],
+        one_step(case, store, out),
     )
 
 

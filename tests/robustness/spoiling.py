@@ -151,3 +151,9 @@ def picked_list(case: Case, *lists: list[Any]) -> list[Any]:
 def editing(case: Case, path: Path, *more: Any) -> list[Any]:
     edit = ["edit", case.seeds / "picture.png", "--instruction", "snow", "--checkpoint", path]
     return [*edit, *(more or ("--steps", "1", "--resolution", "64")), "--out", case.place / "out.png"]
+
+
+def one_step(case: Case, data: Path, out: Path) -> list[Any]:
+    """A training of one step."""
+    base = ["--base", case.seeds / "tiny4", "--preset", "embedded", "--steps", "1"]
+    return ["train", "--data", data, "--out", out, *base]
