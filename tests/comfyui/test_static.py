@@ -164,3 +164,14 @@ def test_the_door_is_small_and_imports_nothing():
     source = (ROOT / "__init__.py").read_text()
     assert len(source.splitlines()) <= 20
     assert not [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("workflows/*.json"), *ROOT.glob("subgraphs/*.json")]), ids=lambda path: path.stem
+)
+def test_our_nodes_in_what_ships_name_this_version(path):
+    """By which the page says that a workflow wants another version of the pack."""
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    pack = re.search(r'^name = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    found = re.findall(rf'"cnr_id": "{pack}",\s*"ver": "(.+)"', path.read_text())
+    assert set(found) == {version}
