@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ __all__ = ["ReportCard", "report_card", "training_settings"]
 ACTIVATIONS_PER_PIXEL = 60
 DECODER_COPIES = 4
 BRANCHES = 3
+WIDTH = 105
+UNSAID = (None, False, 0, "", [])
+"""Settings that a card leaves out; its JSON has all."""
 TASKS = {4: "text to image", 8: "InstructPix2Pix", 12: "InstructPix2Pix with a mask"}
 
 
@@ -174,9 +178,17 @@ def _asks(card: ReportCard) -> list[tuple[str, str, str]]:
     return [("guidance", card.guidance, "dual"), ("suffix", card.suffix, "")]
 
 
+def _paragraph(values: Mapping[str, Any]) -> str:
+    """Names and values in lines that a terminal shows, beside the column of the card's names."""
+    text = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"\n{' ' * 13}".join(wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+
+
 def _tail(training: Mapping[str, Any], digests: Mapping[str, str]) -> list[tuple[str, str]]:
-    told = ", ".join(f"{name} {value}" for name, value in training.items())
+    config = training.get("config")
+    given = {name: value for name, value in config.items() if value not in UNSAID} if isinstance(config, dict) else {}
+    told = {name: value for name, value in training.items() if not isinstance(value, dict)}
     return [
-        *([("training", told)] if told else []),
+        *((name, _paragraph(values)) for name, values in (("training", told), ("settings", given)) if values),
         *(("sha256", f"{digest}  {name}") for name, digest in digests.items()),
     ]

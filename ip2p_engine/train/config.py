@@ -330,6 +330,10 @@ class TrainConfig:
             )
         if self.optimizer == "muon" and self.precision == "float16":
             raise ConfigError("muon has no gradient scaler; choose precision float32 or bfloat16, or adamw")
+        if self.optimizer in ("lion", "prodigy") and not self.learning_rate:
+            raise ConfigError(f"{self.optimizer} takes no learning_rate of 0; give one above it")
+        if self.optimizer == "prodigy" and self.text_learning_rate not in (None, self.learning_rate):
+            raise ConfigError("prodigy finds one rate for all weights; leave text_learning_rate out, or choose adamw")
         for name in ("lora_conv_rank", "lora_from"):
             if getattr(self, name) and not self.lora_rank:
                 raise ConfigError(f"{name} is of adapters, and all weights are trained; give lora_rank too")

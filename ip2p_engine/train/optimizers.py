@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -126,7 +127,8 @@ def _lion(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
 def _prodigy(parameters: list[Any], config: TrainConfig) -> torch.optim.Optimizer:
     from prodigyopt import Prodigy
 
-    return Prodigy(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    with redirect_stdout(io.StringIO()):  # it prints how it decays, among what a command prints for programs
+        return Prodigy(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
 LIBRARY = {"adafactor": _adafactor, "lion": _lion, "prodigy": _prodigy}

@@ -49,7 +49,7 @@ COMPUTED_WITH = (
 )
 VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 CURVE_SIZE = (900, 420)
-MARGIN = (64, 16, 16, 52)
+MARGIN = (64, 28, 16, 52)
 SMOOTHING = 50
 VALIDATED = {"raw": (230, 120, 20), "ema": (20, 140, 60)}
 log = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ def curve(losses: Sequence[float], validations: Sequence[Mapping[str, Any]] = ()
         draw.text((place(value, 0)[0], bottom + 8), f"{value:g}", fill=(60, 60, 60), font=font, anchor="ma")
     legend = "loss: each step grey, mean of the last 50 blue"
     legend += "; validation: raw orange, average green" if validations else ""
-    draw.text((right, top), legend, fill=(60, 60, 60), font=font, anchor="rt")
+    draw.text((right, top - 8), legend, fill=(60, 60, 60), font=font, anchor="rb")
     draw.text(((left + right) / 2, CURVE_SIZE[1] - 6), "step", fill=(60, 60, 60), font=font, anchor="ms")
     for x, y in (place(step, loss) for step, loss in enumerate(losses, start=1)):
         draw.rectangle((x - 1, y - 1, x + 1, y + 1), fill=(190, 190, 190))

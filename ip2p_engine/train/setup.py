@@ -244,7 +244,7 @@ def begin(
         folder=folder,
         stream=batches(reader, order, config, share, first),
         share=share,
-        validation=ValidationSet(source, config, masks=masks) if config.validate_every else None,
+        validation=ValidationSet(source, config, masks=masks, scores=folder.writes) if config.validate_every else None,
         base=base,
         about=about,
         first=first,

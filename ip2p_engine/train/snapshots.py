@@ -67,13 +67,19 @@ def snapshots(run: Path) -> list[Snapshot]:
 
 
 def coefficients(kept: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> list[float]:
-    """What each kept average counts in the wanted one; both are (step, sigma_rel). Least squares, equation 4."""
+    """What each kept average counts in the wanted one; both are (step, sigma_rel).
+
+    Least squares (equation 4) among those that sum to 1, as an average's weights do: where snapshots are too few for
+    a length, free ones would sum to less, and no network works with all its weights scaled.
+    """
     steps, exponents = (np.array(column, dtype=np.float64) for column in zip(*kept, strict=True))
     exponents = np.array([power_exponent(one) for one in exponents])
     target, exponent = wanted[0], power_exponent(wanted[1])
     matrix = _products(steps[:, None], exponents[:, None], steps[None], exponents[None])
     right = _products(steps, exponents, target, exponent)
-    return np.linalg.lstsq(matrix, right, rcond=None)[0].tolist()
+    ones = np.ones((1, len(kept)))
+    bordered = np.block([[matrix, ones.T], [ones, np.zeros((1, 1))]])  # of Lagrange's multiplier
+    return np.linalg.lstsq(bordered, np.append(right, 1.0), rcond=None)[0][:-1].tolist()
 
 
 def _products(t: Any, a: Any, s: Any, b: Any) -> Any:

@@ -79,7 +79,8 @@ def read_own(path: Path) -> list[Own]:
 class ValidationSet:
     """Pairs that are held out, or where none are some of training's, and pictures of the user's own."""
 
-    def __init__(self, source: Rows | Stream, config: TrainConfig, *, masks: bool = False) -> None:
+    def __init__(self, source: Rows | Stream, config: TrainConfig, *, masks: bool = False, scores: bool = True) -> None:
+        """``scores``: whether this process is the one that asks for them, and needs the CLIP."""
         self._config, self._masks = config, masks
         rest = held_out_rows(source)
         self.held_out = rest is not None
@@ -89,7 +90,7 @@ class ValidationSet:
         self.own = read_own(Path(config.validate_with)) if config.validate_with else []
         self._encoded: list[tuple[Encoded, list[str]]] | None = None
         # On the CPU, so that it takes no memory where training needs it.
-        self._clip = ClipSimilarity.load(config.validation_clip) if config.validation_clip else None
+        self._clip = ClipSimilarity.load(config.validation_clip) if config.validation_clip and scores else None
 
     def losses(self, model: Model, average: Average, encoder: Encoder, micro: int) -> dict[str, float]:
         """The objective's mean over the pairs, by the raw and by the averaged weights.

@@ -73,6 +73,10 @@ def test_commands_take_a_run(stopped, tmp_path, capsys):
     card = json.loads(capsys.readouterr().out)
     assert (card["layout"], card["in_channels"], card["training"]["step"]) == ("run", 8, 3)
     assert "directory" not in card["training"]
+    assert command("inspect", stopped) == 0
+    said = capsys.readouterr().out
+    assert "\ntraining     " in said and "batch_size 4" in said and "compile" not in said
+    assert all(len(line) < 120 for line in said.splitlines() if str(stopped) not in line)
     assert command("convert", stopped, tmp_path / "a.safetensors", "--to", "ldm") == 0
     assert equal(unet(tmp_path / "a.safetensors"), unet(stopped))
     assert command("inspect", tmp_path / "a.safetensors", "--json") == 0

@@ -250,6 +250,49 @@ def test_optimizers_of_libraries_get_the_runs_numbers(name, package):
         assert torch.allclose(text, torch.tensor([4 * 0.975 + 0.05]))
 
 
+def trained_by(name, start, steps, **settings):
+    """A parameter after so many steps on f(x) = |x - 1|^2 / 2."""
+    weight = torch.nn.Parameter(start.clone())
+    (optimizer,) = make_optimizers({"inner.weight": weight}, TrainConfig(optimizer=name, **settings))
+    for _ in range(steps):
+        weight.grad = weight.detach() - 1
+        optimizer.step()
+    return weight.detach()
+
+
+def test_prodigy_is_that_of_its_paper_and_prints_nothing(capsys):
+    """Mishchenko & Defazio (2023), algorithm 4, with decoupled weight decay."""
+    pytest.importorskip("prodigyopt")
+    start, (b1, b2), decay = torch.tensor([3.0, -2.0, 0.5]).double(), (0.8, 0.99), 0.1
+    found = trained_by("prodigy", start, 12, learning_rate=1.0, weight_decay=decay, betas=(b1, b2))
+    x, d, r = start, 1e-6, 0.0
+    m, v, s = (torch.zeros(3, dtype=torch.float64) for _ in range(3))
+    for _ in range(12):
+        g, root = x - 1, b2**0.5
+        r = root * r + (1 - root) * d**2 * float(g @ (start - x))
+        s = root * s + (1 - root) * d**2 * g
+        m, v = b1 * m + (1 - b1) * d * g, b2 * v + (1 - b2) * d**2 * g**2
+        rate, d = d, max(d, r / float(s.abs().sum()))
+        x = x * (1 - decay * rate) - rate * m / (v.sqrt() + d * 1e-8)
+    assert d > 1e-3 and torch.allclose(found, x, atol=1e-7)
+    assert capsys.readouterr().out == ""
+
+
+def test_adafactor_is_that_of_its_paper():
+    """Shazeer & Stern (2018), algorithm 4, a matrix' second moments by their rows and columns."""
+    start, rate, decay = torch.tensor([[3.0, -2.0, 0.5], [1.5, 4.0, -1.0]]), 0.2, 0.1
+    found = trained_by("adafactor", start, 4, learning_rate=rate, weight_decay=decay)
+    x, rows, columns = start.double(), torch.zeros(2, 1).double(), torch.zeros(1, 3).double()
+    for t in range(1, 5):
+        g, kept = x - 1, 1 - t**-0.8
+        rows = kept * rows + (1 - kept) * (g**2).mean(1, keepdim=True)
+        columns = kept * columns + (1 - kept) * (g**2).mean(0, keepdim=True)
+        update = g / (rows * columns / rows.mean()).sqrt()
+        size = max(1e-3, float((x**2).mean().sqrt())) * min(rate, t**-0.5)
+        x = x * (1 - rate * decay) - size * update / max(1.0, float((update**2).mean().sqrt()))
+    assert torch.allclose(found.double(), x, atol=1e-5) and (x - start).abs().max() > 0.1
+
+
 def test_a_rate_beyond_the_weights_type_is_its_largest_number():
     """The run's own check of the loss then names the step; torch would end with an error of its own."""
     weight = torch.nn.Parameter(torch.ones(4, 4))

@@ -56,9 +56,11 @@ def test_the_running_average_has_the_profile_of_a_power():
     assert torch.allclose(followed(values, 0.1)[-1].double(), wanted, atol=1e-5)
 
 
-def test_coefficients_are_the_least_squares_of_the_profiles():
-    """By a fine grid, in plain numpy."""
-    kept = [(step, one) for step in (25, 50, 75, 100) for one in (0.05, 0.1)]
+@pytest.mark.parametrize("steps", [(25, 50, 75, 100), (50, 100)])
+@pytest.mark.parametrize("sigma_rel", [0.02, 0.07, 0.25])
+def test_coefficients_are_the_least_squares_of_the_profiles_that_sum_to_one(steps, sigma_rel):
+    """By a fine grid, in plain numpy, the last one being what the others leave."""
+    kept = [(step, one) for step in steps for one in (0.05, 0.1)]
     tau = (np.arange(200_000) + 0.5) / 2000
 
     def profile(step, sigma_rel):
@@ -66,10 +68,12 @@ def test_coefficients_are_the_least_squares_of_the_profiles():
         return np.where(tau <= step, (exponent + 1) / step * (tau / step) ** exponent, 0)
 
     matrix = np.stack([profile(*one) for one in kept], axis=1)
-    wanted = np.linalg.lstsq(matrix, profile(100, 0.07), rcond=None)[0]
-    found = coefficients(kept, (100, 0.07))
-    assert np.allclose(matrix @ found, matrix @ wanted, atol=1e-4 * profile(100, 0.07).max())
-    assert coefficients(kept, (100, 0.05)) == pytest.approx([0] * 6 + [1, 0], abs=1e-6)
+    free, rest, last = matrix[:, :-1] - matrix[:, -1:], profile(100, sigma_rel) - matrix[:, -1], matrix[:, -1]
+    wanted = free @ np.linalg.lstsq(free, rest, rcond=None)[0] + last
+    found = coefficients(kept, (100, sigma_rel))
+    assert sum(found) == pytest.approx(1, abs=1e-9)
+    assert np.allclose(matrix @ found, wanted, atol=1e-4 * profile(100, sigma_rel).max())
+    assert coefficients(kept, (100, 0.05)) == pytest.approx([0] * (len(kept) - 2) + [1, 0], abs=1e-6)
 
 
 def test_another_length_is_what_following_it_would_have_given(tmp_path):

@@ -354,6 +354,11 @@ def test_a_resolution_brings_its_bounds():
         ({"resolution": 255}, "multiple of 8"),
         ({"columns": ("a", "b", "")}, "name three"),
         ({"optimizer": "muon", "precision": "float16"}, "muon has no gradient scaler"),
+        ({"optimizer": "lion", "learning_rate": 0.0}, "lion takes no learning_rate of 0"),
+        (
+            {"optimizer": "prodigy", "learning_rate": 1.0, "train_text_encoder": True, "text_learning_rate": 0.5},
+            "prodigy finds one rate for all weights",
+        ),
         ({"streaming": True, "cache": True}, "turn streaming off"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5; give a whole number"),

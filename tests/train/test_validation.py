@@ -127,6 +127,7 @@ def test_clip_scores_edits_as_by_hand_and_costs_nothing_unnamed(trained, records
     )
     monkeypatch.setattr(ClipSimilarity, "load", lambda *_: pytest.fail("a CLIP was loaded"))
     assert ValidationSet(open_source(pairs, CONFIG), CONFIG).scores(rows) == {}
+    assert ValidationSet(open_source(pairs, config), config, scores=False).scores(rows) == {}
     with pytest.raises(pytest.fail.Exception):
         ValidationSet(open_source(pairs, config), config)
 
