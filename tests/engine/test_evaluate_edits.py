@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTModel
 from ip2p_engine import cli
 from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.clip.similarity import ClipSimilarity
-from ip2p_engine.data.reading import open_pairs, store_identity
+from ip2p_engine.data.reading import name_of_pairs, open_pairs, store_identity
 from ip2p_engine.data.record import PairRecord
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.edit import EditConfig, InstructPix2Pix
@@ -389,23 +389,25 @@ def test_other_content_under_magicbrushs_names_is_refused(content, said, tmp_pat
 
 
 def test_what_a_checkpoint_has_seen(store, tmp_path):
-    """As its header says: nothing, other data, the same with pairs held out, the same."""
+    """As its header says: nothing, other data, the same with pairs held out, the same, one of several sets."""
     source, pairs = load_model("embedded", device="cpu"), open_pairs(store)
     digest = digest_of_text(store_identity(pairs))
     for name, more in (
         ("other", {"data_digest": "x"}),
         ("held", {"data_digest": digest, "held_out": 4}),
         ("same", {"data_digest": digest}),
+        ("among", {"data_digest": "x", "data_sets": ["y", name_of_pairs(pairs)]}),
     ):
         save_ldm(
             source, tmp_path / f"{name}.safetensors", training={"data": "mine", "step": 5, "licences": ["cc"], **more}
         )
-    named = [(name, str(tmp_path / f"{name}.safetensors")) for name in ("other", "held", "same")]
+    named = [(name, str(tmp_path / f"{name}.safetensors")) for name in ("other", "held", "same", "among")]
     table = seen_table([("e", "embedded"), *named], pairs)
     assert table.rows[0] == ("e", "scenes", "", "", "")
-    assert [row[1:4] for row in table.rows[1:]] == [("mine", 5, "cc")] * 3
+    assert [row[1:4] for row in table.rows[1:]] == [("mine", 5, "cc")] * 4
     said = [row[4] for row in table.rows[1:]]
     assert said[0].startswith("other data") and "4 pairs were held out" in said[1] and "has seen these pairs" in said[2]
+    assert said[3] == "among its data: it has seen these pairs, or some"
 
 
 @pytest.mark.slow
