@@ -1,6 +1,9 @@
 """A folder of 24-megapixel photographs through ``ip2p edit``: peak memory by their number, and speed beside a loop.
 
-python benchmarks/folder.py [--many 64] [--few 4] [--steps 1] [--checkpoint embedded] [--json]
+python benchmarks/folder.py [--many 64] [--few 4] [--turns 1] [--steps 1] [--checkpoint embedded] [--folder FOLDER]
+
+With more turns the folder and the loop run in turn, each first every other time, and the medians count: what else runs
+on the machine meets both.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -71,10 +76,22 @@ def one_by_one(pictures: list[Path], out: Path, options: argparse.Namespace) -> 
         save_image(result.image, out / f"{path.stem}.png", result.settings)
 
 
+def apart_of(work: Any, pictures: list[Path], scratch: str, options: argparse.Namespace) -> dict[str, float]:
+    """What ``apart`` measured of some pictures; what was made is removed."""
+    with TemporaryDirectory(dir=scratch) as out:
+        measured = apart(work, pictures, Path(out), options)
+    return {"pictures": len(pictures), **measured, "pictures_a_second": len(pictures) / measured["seconds"]}
+
+
+def middle(turns: list[dict[str, float]], name: str) -> float:
+    return statistics.median(turn[name] for turn in turns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--many", type=int, default=64)
     parser.add_argument("--few", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--checkpoint", default="embedded")
     parser.add_argument("--folder", type=Path, help="where the pictures lie, or are made")
@@ -89,18 +106,15 @@ def main() -> None:
             if not path.exists():
                 Image.fromarray(np.roll(first, 90 * number, axis=1)).save(path, quality=92)
         del first
-        jobs = {"few": (command, options.few), "many": (command, options.many), "loop": (one_by_one, options.many)}
-        found = {}
-        for name, (work, count) in jobs.items():
-            out = Path(scratch) / name
-            out.mkdir()
-            measured = apart(work, pictures[:count], out, options)
-            found[name] = {"pictures": count, **measured, "pictures_a_second": count / measured["seconds"]}
-            for path in out.iterdir():
-                path.unlink()
-    found["memory"] = found["many"]["peak_mib"] / found["few"]["peak_mib"]
-    found["speed"] = found["many"]["pictures_a_second"] / found["loop"]["pictures_a_second"]
-    found["speed_by_processor"] = found["loop"]["processor"] / found["many"]["processor"]
+        found: dict[str, Any] = {"few": apart_of(command, pictures[: options.few], scratch, options)}
+        both = {"many": command, "loop": one_by_one}
+        for turn in range(options.turns):
+            for name in list(both)[:: -1 if turn % 2 else 1]:
+                found.setdefault(name, []).append(apart_of(both[name], pictures, scratch, options))
+    many, loop = (found[name] for name in both)
+    found["memory"] = middle(many, "peak_mib") / found["few"]["peak_mib"]
+    found["speed"] = middle(loop, "seconds") / middle(many, "seconds")
+    found["speed_by_processor"] = middle(loop, "processor") / middle(many, "processor")
     print(json.dumps(found, indent=1))
 
 

@@ -371,6 +371,8 @@ class InstructPix2Pix:
         spec = self.model.spec
         if given.text_cfg is given.image_cfg is given.guidance_interval is None and spec.guidance_high:
             values["guidance_interval"] = (spec.guidance_low, spec.guidance_high)
+        if spec.takes_mask and given.auto_mask:
+            raise ConfigError("auto_mask has nothing to say to a checkpoint that is told a mask; give masks, or none")
         own = {name: getattr(spec, name) for name in (*SCALES, "steps", "sampler", "guidance", "suffix", "resolution")}
         own["schedule"] = spec.levels
         if isinstance(given.guidance, str) and given.guidance != spec.guidance:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b, sha256
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ __all__ = [
     "NO_JSON",
     "base_name",
     "check_file",
+    "comma_of",
     "csv_rows",
     "digest_of_files",
     "digest_of_text",
@@ -403,12 +404,28 @@ def json_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[d
 
 
 def csv_rows(path: Path, error: Error) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file by the names in its first line; raises the given class, with the line's number."""
-    rows = csv.DictReader(text_lines(path, error))
+    """The rows of a CSV file by the names in its first line; raises the given class, with the line's number.
+
+    Its fields end at commas, semicolons or tabs, whichever the first line has most of.
+    """
+    lines = text_lines(path, error)
+    first = next(lines, "")
+    rows = csv.DictReader(chain([first], lines), delimiter=comma_of(first))
     try:
-        yield from rows
+        for row in rows:
+            if any(row.pop(None, ())):  # type: ignore[call-overload]
+                raise error(
+                    f"{path}, line {rows.reader.line_num}, has more fields than the first line; put a text that holds "
+                    "commas in quotes"
+                )
+            yield row
     except csv.Error as cause:
         raise error(f"{path}, line {rows.reader.line_num}, is not CSV ({cause}); correct or remove it") from cause
+
+
+def comma_of(line: str) -> str:
+    """What ends the fields of a CSV file with that first line; some languages' Excel writes semicolons."""
+    return max(",;\t", key=line.count)
 
 
 def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[str]:

@@ -70,8 +70,11 @@ PNG_LEVEL = 1  # four times as fast as Pillow's 6, and a tenth larger
 # Names that mean pictures although Pillow may not know them: nobody wants a folder of such a name.
 PICTURE_SUFFIXES = (".avif", ".bmp", ".heic", ".heics", ".heif", ".hif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
 HEIC_MARKS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-# Full-size pictures that are opened or written at one time: memory does not grow with the threads that wait to.
-FULL_SIZE = BoundedSemaphore(max(2, min(4, (os.cpu_count() or 1) // 2)))
+# Cores that this process may use; a container may have fewer than the machine. Not told on Windows and macOS.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Full-size pictures that are opened or written at one time: memory does not grow with the threads that wait to, and on
+# one core they take turns, as a loop would.
+FULL_SIZE = BoundedSemaphore(max(min(2, CORES), min(4, CORES // 2)))
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 JPEG_SETTINGS = 65533  # bytes of EXIF
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..ip2p_engine.diffusion.noise import SampleNoise
 from ..ip2p_engine.diffusion.schedule import make_sigmas
-from ._guiders import AreaSampler, DualGuider, EngineSampler, fractional_time, ladder, step_callback
+from ..ip2p_engine.errors import ConfigError
+from ._guiders import MASK, AreaSampler, DualGuider, EngineSampler, fractional_time, ladder, step_callback
 from ._models import spec_of
 from .conditioning import size_values
 
@@ -40,11 +41,17 @@ class NativeEditor:
     """What the progress bar counts beside this call: pictures before it, and in all."""
 
     def latents(
-        self, source: Tensor, instructions: Sequence[str], seeds: Sequence[int], mask: Tensor | None = None
+        self,
+        source: Tensor,
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        mask: Tensor | None = None,
+        told: Tensor | None = None,
     ) -> Tensor:
         """Edited latents (B, 4, h, w), unscaled, of image conditions ``source``, the n-th by the n-th instruction.
 
-        In parts of 8, and a picture does not depend on its part. ``mask`` (B, 1, H, W) is 1 where it may change.
+        In parts of 8, and a picture does not depend on its part. ``mask`` (B, 1, H, W) is 1 where it may change;
+        ``told`` (B, 4, h, w) is a mask's latents, for networks of 12 channels.
         """
         model = fractional_time(self.model)
         parts = source.split(AT_ONCE)
@@ -53,12 +60,20 @@ class NativeEditor:
             chosen = slice(number * AT_ONCE, number * AT_ONCE + len(part))
             done, of = self.done + number * AT_ONCE, self.of or len(source)
             show = step_callback(model, self.steps, done, of, len(part))
-            free = None if mask is None else mask[chosen]
-            edited.append(self._part(model, part, instructions[chosen], seeds[chosen], free, show))
+            free, shown = (None if one is None else one[chosen] for one in (mask, told))
+            guider = self._guider(model, part, instructions[chosen], shown)
+            edited.append(self._part(guider, part, seeds[chosen], free, show))
         return torch.cat(edited).to(source)
 
     def areas(self, source: Tensor, instructions: Sequence[str]) -> Tensor:
-        """Where each picture's instruction may act, (B, 1, h, w), as the engine's ``find_area`` has it."""
+        """Where each picture's instruction may act, (B, 1, h, w), as the engine's ``find_area`` has it.
+
+        Raises ConfigError for a network that is told a mask: it looks where that says.
+        """
+        if spec_of(self.model).takes_mask:
+            raise ConfigError(
+                "find_area has nothing to say to a MODEL that is told a mask; paint one, or switch it off"
+            )
         model, found = fractional_time(self.model), []
         for start in range(0, len(source), AT_ONCE):
             part, sampler = source[start : start + AT_ONCE], AreaSampler()
@@ -68,18 +83,17 @@ class NativeEditor:
             found.append(sampler.found)
         return torch.cat(found)
 
-    def _guider(self, model: Any, source: Tensor, texts: Sequence[str]) -> DualGuider:
+    def _guider(self, model: Any, source: Tensor, texts: Sequence[str], told: Tensor | None = None) -> DualGuider:
         guider = DualGuider(model, self.text_cfg, self.image_cfg, **self.guidance)
         values = {"concat_latent_image": source, **size_values(source)}
+        values |= {} if told is None else {MASK: lambda: told}
         said = [f"{text}{spec_of(self.model).suffix}" for text in texts]
         guider.set_conds(text_rows(self.clip, said, values), text_rows(self.clip, [""], values))
         return guider
 
-    def _part(
-        self, model: Any, source: Tensor, texts: Sequence[str], seeds: Sequence[int], mask: Tensor | None, show: Any
-    ) -> Tensor:
-        noise, sigmas = SampleNoise(seeds), make_sigmas(self.schedule, ladder(model), self.steps)
-        return self._guider(model, source, texts).sample(
+    def _part(self, guider: DualGuider, source: Tensor, seeds: Sequence[int], mask: Tensor | None, show: Any) -> Tensor:
+        noise, sigmas = SampleNoise(seeds), make_sigmas(self.schedule, ladder(guider.model_patcher), self.steps)
+        return guider.sample(
             noise.draw(source),
             source,
             EngineSampler(self.sampler, sigmas, noise.ahead(self.steps)),

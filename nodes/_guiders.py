@@ -24,6 +24,7 @@ from ..ip2p_engine.hooks import Hooks
 from ._models import require_edit, spec_of
 
 __all__ = [
+    "MASK",
     "SIGMA",
     "AreaSampler",
     "DualGuider",
@@ -36,6 +37,7 @@ __all__ = [
 
 IMAGE = "concat_latent_image"
 SIGMA = "ip2p_sigma"
+MASK = "ip2p_mask"  # in a condition: what makes the mask's latents (B or 1, 4, h, w), asked where a network is told it
 BLIND = ("t", "u")  # branches without the picture, by the index of their text's condition
 CFG_HOOKS = (
     "sampler_pre_cfg_function",
@@ -71,7 +73,7 @@ class DualGuider(comfy.samplers.CFGGuider):
         """
         require_edit(model)
         super().__init__(model)
-        name = spec_of(model).guidance
+        name, self._takes_mask = spec_of(model).guidance, spec_of(model).takes_mask
         self._formula = FORMULAS[name]
         self.text_cfg, self.image_cfg = check_scale("text_cfg", text_cfg), check_scale("image_cfg", image_cfg)
         self._guidance = guidance_of(text_cfg, image_cfg, name=name, interval=interval, rescale=rescale, apg=apg)
@@ -82,7 +84,22 @@ class DualGuider(comfy.samplers.CFGGuider):
         picture = next((values[IMAGE] for _, values in positive if IMAGE in values), None)
         if picture is None:
             raise ConfigError("the positive condition carries no picture; wire it through IP2P Encode Image first")
-        self.inner_set_conds({"positive": _with_image(positive, picture), "negative": _with_image(negative, picture)})
+        given = {"positive": _with_image(positive, picture), "negative": _with_image(negative, picture)}
+        self.inner_set_conds({name: _with_mask(one) for name, one in given.items()} if self._takes_mask else given)
+
+    def sample(
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: comfy.samplers.Sampler,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        *more: Any,
+        **named: Any,
+    ) -> Tensor:
+        """As core's; a network that is told the mask is not bound by it too."""
+        bound = None if self._takes_mask else denoise_mask
+        return super().sample(noise, latent_image, sampler, sigmas, bound, *more, **named)
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006
         """The guided clean latent; ComfyUI's name, and its signature, for what a denoiser returns."""
@@ -166,6 +183,18 @@ def _with_image(conditioning: list, picture: Tensor) -> list:
     """The conditions, with the picture where they have none."""
     given = node_helpers.conditioning_set_values(conditioning, {IMAGE: picture})
     return [own if IMAGE in own[1] else filled for own, filled in zip(conditioning, given, strict=True)]
+
+
+def _with_mask(conditioning: list) -> list:
+    """The conditions with their mask's latents after the picture's."""
+    return [[text, {**values, IMAGE: _picture_and_mask(values)}] for text, values in conditioning]
+
+
+def _picture_and_mask(values: dict[str, Any]) -> Tensor:
+    if MASK not in values:
+        raise ConfigError("this MODEL is told a mask too; wire both conditions through IP2P Encode Image")
+    picture = values[IMAGE]
+    return torch.cat([picture, values[MASK]().to(picture).expand_as(picture)], dim=1)
 
 
 def _without_image(conds: Conds) -> Conds:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar
 
 import comfy.latent_formats
@@ -42,6 +43,8 @@ PUBLISHED_AS = "published/"  # before the names of ip2p fetch
 SPEC, OWN_WORLD = "ip2p_spec", "ip2p_embedded"
 CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
+AS_TOLD = "process_ip2p_image_in"  # core's name for how an InstructPix2Pix is told its picture; others lack it
+TOLD = (8, 12)  # channels: noise, picture; noise, picture, mask
 STANDARD = {("sd1", 320), ("sd2", 320), ("sdxl", 320), ("cosxl", 320)}
 LOAD_INSTEAD = "load one, e.g. instruct-pix2pix-00-22000.safetensors, with IP2P Load Checkpoint"
 
@@ -149,10 +152,12 @@ def in_channels(model: comfy.model_patcher.ModelPatcher) -> int:
 
 
 def require_edit(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raises CheckpointError unless the MODEL takes the 8 channels of an InstructPix2Pix."""
+    """Raises CheckpointError unless the MODEL's network is told a picture as an InstructPix2Pix is."""
     channels = in_channels(model)
-    if channels != 8:
+    if not hasattr(model.model, AS_TOLD):
         got = f"this MODEL takes {channels} input channels" if channels else "this MODEL is of another kind"
+        if channels in TOLD:  # SD2, and UltraEdit, which core takes for models of other kinds
+            raise CheckpointError(f"{got} and was not loaded as an InstructPix2Pix; use IP2P Load Checkpoint")
         raise CheckpointError(f"{got}, and an InstructPix2Pix takes 8; {LOAD_INSTEAD}")
 
 
@@ -168,12 +173,7 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
 
     bundle = open_bundle(source, weights=weights, header_only=True)
     check_bundle(bundle)  # before core counts layers by the names, as far as a stranger's names go
-    if bundle.spec.takes_mask:
-        raise CheckpointError(
-            f"{bundle.path.name} is told a mask (UltraEdit, 12 input channels), which ComfyUI's networks have no place "
-            "for; edit with it by ip2p edit --mask"
-        )
-    if bundle.spec.in_channels != 8 and source != "embedded-sd":
+    if not bundle.spec.edits and source != "embedded-sd":
         raise CheckpointError(
             f"{bundle.path.name} has a UNet of {bundle.spec.in_channels} input channels (text to image), and an "
             f"InstructPix2Pix takes 8; {LOAD_INSTEAD}"
@@ -206,6 +206,8 @@ def _native(parts: tuple, spec: Any, *, embedded: bool) -> Native:
     model, clip, vae = parts
     model.set_attachments(SPEC, spec)
     model.set_attachments(OWN_WORLD, embedded)
+    if spec.edits and not hasattr(model.model, AS_TOLD):
+        _tell_pictures(model.model, spec.latent_scale if spec.scaled_condition else 1.0)
     config = model.model.model_config
     if spec.zero_snr:  # core knows it by a tensor, and of SDXL alone
         config.sampling_settings = {**config.sampling_settings, "zsnr": True}
@@ -213,6 +215,15 @@ def _native(parts: tuple, spec: Any, *, embedded: bool) -> Native:
         sampling = comfy.model_base.model_sampling(config, comfy.model_base.ModelType.V_PREDICTION)
         model.add_object_patch("model_sampling", sampling)
     return Native(model=model, clip=clip, vae=vae, spec=spec)
+
+
+def _tell_pictures(network: comfy.model_base.BaseModel, scale: float) -> None:
+    """Let a network that core takes for another kind see its conditions as core's InstructPix2Pix do.
+
+    Core knows those of SD1.5 and SDXL with 8 channels; SD2 and UltraEdit's 12 channels become inpainting models there.
+    """
+    network.concat_cond = MethodType(comfy.model_base.IP2P.concat_cond, network)
+    setattr(network, AS_TOLD, lambda latents: latents * scale)
 
 
 def _through_the_engine(source: str | Path, weights: str, base: str | Path | None, standard: bool) -> tuple:
@@ -271,7 +282,7 @@ class _NarrowEdit(_NarrowText):
 
 def _narrow_model(loaded: Any, state: dict[str, Tensor], decoder: nn.Module) -> comfy.model_patcher.ModelPatcher:
     detected = comfy.model_detection.detect_unet_config(state, UNET)
-    config = (_NarrowEdit if loaded.spec.in_channels == 8 else _NarrowText)(detected)
+    config = (_NarrowEdit if loaded.spec.edits else _NarrowText)(detected)
     config.unet_config["num_heads"] = loaded.unet.config.attention_head_dim  # diffusers' old name for the heads
     types = comfy.model_base.ModelType
     config.network_type = types.V_PREDICTION if loaded.spec.prediction == "v" else types.EPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import node_helpers
@@ -13,6 +14,7 @@ from ..ip2p_engine.errors import ConfigError
 from ..ip2p_engine.images import fit, give_back, plan_size
 from ..ip2p_engine.pictures import area_pictures, whole_area
 from ._api import io, schema
+from ._guiders import MASK
 from ._host import to_image, to_pictures
 
 SIZES = ["paper", "keep"]
@@ -85,9 +87,11 @@ class EncodeImage(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         latent = encode(vae, image, size, resolution)
-        values = {"concat_latent_image": latent, **size_values(latent)}
+        masks = mask_pictures(mask, image)
+        told = partial(mask_latent, vae, masks, latent)
+        values = {"concat_latent_image": latent, MASK: told, **size_values(latent)}
         conditions = [node_helpers.conditioning_set_values(given, values) for given in (positive, negative)]
-        return io.NodeOutput(*conditions, start_latent(latent, mask_pictures(mask, image)))
+        return io.NodeOutput(*conditions, start_latent(latent, masks))
 
 
 class RestoreSize(io.ComfyNode):
@@ -183,6 +187,13 @@ def noise_mask(masks: list[Image.Image], latent: Tensor) -> Tensor:
     """Where a latent may change (B, 1, H, W): the masks, cropped as ``fit`` cropped their pictures."""
     size = (8 * latent.shape[-1], 8 * latent.shape[-2])
     return to_image([fit(one, size) for one in masks])[..., 0].unsqueeze(1)
+
+
+def mask_latent(vae: Any, masks: list[Image.Image], latent: Tensor) -> Tensor:
+    """What UltraEdit's networks are told of masks, (B, 4, h, w): their latents as pictures; of none, of a white one."""
+    size = (8 * latent.shape[-1], 8 * latent.shape[-2])
+    shown = [fit(one, size).convert("RGB") for one in masks] or [Image.new("RGB", size, "white")] * len(latent)
+    return vae.encode(to_image(shown))
 
 
 def bounded(

@@ -13,6 +13,7 @@ from ._api import Pairs, advanced, io, schema
 from ._editor import NativeEditor, literal
 from ._models import require_edit, spec_of
 from .compare import numbers
+from .conditioning import mask_latent
 from .filtering import CLIPS, scorer
 from .pairs import require_pairs
 
@@ -105,8 +106,9 @@ class NativeMethod:
         return {"method": "instruct-pix2pix", **setting.values, "steps": self._steps}
 
     def prepare(self, samples: Sequence[Any]) -> Any:
-        """The pictures, encoded once for all settings."""
-        return self._vae.encode(_host.to_image([one.source for one in samples]))
+        """The pictures, encoded once for all settings, and the white mask that some networks are told."""
+        pictures = self._vae.encode(_host.to_image([one.source for one in samples]))
+        return pictures, mask_latent(self._vae, [], pictures) if spec_of(self._model).takes_mask else None
 
     def make(self, samples: Sequence[Any], prepared: Any, setting: Any) -> Any:
         """The edited pictures of one setting."""
@@ -115,7 +117,8 @@ class NativeMethod:
         values: dict[str, Any] = {**setting.values, "done": self._done, "of": self.edits}
         editor = NativeEditor(model=self._model, clip=self._clip, steps=self._steps, **values)
         texts = [literal(one.instruction) for one in samples]
-        latents = editor.latents(prepared, texts, [one.seed for one in samples])
+        pictures, told = prepared
+        latents = editor.latents(pictures, texts, [one.seed for one in samples], told=told)
         self._done += len(samples)
         return Made(edited=_host.to_pictures(self._vae.decode(latents)))
 

@@ -14,7 +14,17 @@ from ._editor import NativeEditor
 from ._guiders import DualGuider
 from ._host import show_finished, teller, to_image, to_pictures
 from ._models import is_embedded, require_edit, spec_of
-from .conditioning import MASK_TOOLTIP, SIZE_TOOLTIP, SIZES, as_mask, bounded, encode, in_frame, mask_pictures
+from .conditioning import (
+    MASK_TOOLTIP,
+    SIZE_TOOLTIP,
+    SIZES,
+    as_mask,
+    bounded,
+    encode,
+    in_frame,
+    mask_latent,
+    mask_pictures,
+)
 
 TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
 # ComfyUI's seeds have 64 bits; a generator of the engine takes 63.
@@ -310,8 +320,9 @@ class Sample(io.ComfyNode):
             guidance=options_of(guidance_low, guidance_high, rescale, apg),
         )
         texts = [instruction] * len(source)
+        told = mask_latent(vae, masks, source) if spec_of(model).takes_mask else None
         free, masks = bounded(masks, source, image, editor.areas(source, texts) if find_area else None)
-        latent = editor.latents(source, texts, [seed] * len(source), free)
+        latent = editor.latents(source, texts, [seed] * len(source), free, told)
         edited = in_frame(vae.decode(latent), image, masks, vae.decode(source) if detail else None)
         show_finished(edited[:1], steps * len(source), steps * len(source))
         told = _notice(model, image, source, cls.hidden.unique_id)

@@ -433,7 +433,7 @@ This runs as it is: the embedded CLIP knows only scenes. **For photographs** cho
         instruction="make the star purple",
     )
     kept = graph.add(1, "IP2P_ClipFilter", title="Scores of your pictures", pairs=own["pairs"], **EMBEDDED_THRESHOLDS)
-    shown = compare(graph, 2, first, second, shown=330)
+    shown = compare(graph, 2, first, second, width=660, shown=330)
     graph.add(2, "PreviewAny", title="Scores", source=kept["scores"], width=660, shown=230)
     saved = graph.add(1, "IP2P_SaveDataset", pairs=kept["pairs"], name="my-own")
     graph.add(2, "PreviewAny", title="What is in it", source=saved["report"], width=660, shown=120)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files import locked
+from ..files import locked, sha256_of
 from ..progress import progress
 from .published import Published
 
-__all__ = ["CACHE_VARIABLE", "A_DAY", "cache", "download", "fetched"]
+__all__ = ["CACHE_VARIABLE", "A_DAY", "bring", "cache", "download", "fetched", "snapshot"]
 
 CACHE_VARIABLE = "IP2P_CACHE"
 A_DAY = 24 * 3600
 BLOCK = 1 << 22
 NETWORKS = ("unet", "vae", "text_encoder")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cache() -> Path:
@@ -32,16 +34,63 @@ def fetched(known: Published) -> Path | None:
     if known.addresses:
         target = _place(known)
         return target if target.is_file() else None
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    folder = snapshot(known.repository)
+    if folder is None or known.file:
+        return folder / known.file if folder and (folder / known.file).is_file() else None
+    whole = all(any((folder / name).glob("*.safetensors")) or any((folder / name).glob("*.bin")) for name in NETWORKS)
+    return folder if whole else None
 
-    if known.file:
-        found = try_to_load_from_cache(known.repository, known.file)
-        return Path(found) if isinstance(found, str) else None
-    with suppress(Exception):  # the client's own error, by its version, where there is nothing
-        folder = Path(snapshot_download(known.repository, local_files_only=True))
-        if all(any((folder / name).glob("*.safetensors")) or any((folder / name).glob("*.bin")) for name in NETWORKS):
-            return folder
+
+def snapshot(repository: str) -> Path | None:
+    """The folder of what the hub's client has of a repository; None if that is nothing. No connection.
+
+    The client's own question (2.4) takes a repository of which loading needs a part for one that is not here.
+    """
+    home = _home(repository)
+    with suppress(OSError):
+        folder = home / "snapshots" / (home / "refs" / "main").read_text().strip()
+        return folder if folder.is_dir() else None
     return None
+
+
+def _home(repository: str) -> Path:
+    """A repository's folder in the hub's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+
+
+def bring(repository: str, file: str) -> None:
+    """A large file of the hub into its client's cache, where the client finds it; what a broken try brought is kept.
+
+    Some clients (2.4) begin anew. Whatever the hub refuses, the client says itself afterwards.
+    Raises CheckpointError for bytes that are not the hub's.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    about = None
+    if not isinstance(try_to_load_from_cache(repository, file), str):
+        with suppress(Exception):  # the client's own errors, by its version
+            about = get_hf_file_metadata(url := hf_hub_url(repository, file))
+    if about is None or not about.size or not SHA256.fullmatch(about.etag or ""):  # small ones have no digest
+        return
+    folder = _home(repository) / "blobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    blob, part = folder / str(about.etag), folder / f"{about.etag}.part"
+    refusal = f"another process has been fetching {file} for a day; end it"
+    with locked(part.with_suffix(".lock"), refusal, CheckpointError, wait=A_DAY):
+        if blob.exists():
+            return
+        with part.open("r+b" if part.exists() else "wb") as stream:
+            begun = min(stream.seek(0, os.SEEK_END), about.size)
+            http_get(url, stream, resume_size=begun, headers=build_hf_headers(), expected_size=about.size)
+        if sha256_of(part) != about.etag:
+            part.unlink()
+            raise CheckpointError(f"{file} of {repository} came damaged; fetch it again")
+        part.replace(blob)
 
 
 def download(known: Published) -> Path:

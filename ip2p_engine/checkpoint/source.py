@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError, first_line
 from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_folder
-from .download import A_DAY, CACHE_VARIABLE, cache, download, fetched
+from .download import A_DAY, CACHE_VARIABLE, bring, cache, download, fetched, snapshot
 from .published import PUBLISHED, Published, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
@@ -160,18 +160,22 @@ def _fetch(repository: str, file: str, weights: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if file:
+        bring(repository, file)
         return Path(hf_hub_download(repository, file))
     names, cached = _listing(repository)
     chosen = choose_files(names, weights=weights)
-    if any(name.endswith(WEIGHT_SUFFIXES) for name in chosen):
-        return cached or Path(snapshot_download(repository, allow_patterns=chosen))
-    only = _only_file(repository, names)
-    return cached / only if cached else Path(hf_hub_download(repository, only))
+    large = [name for name in chosen if name.endswith(WEIGHT_SUFFIXES)]
+    only = "" if large else _only_file(repository, names)
+    if cached:
+        return cached / only
+    for name in large or [only]:
+        bring(repository, name)
+    return Path(hf_hub_download(repository, only) if only else snapshot_download(repository, allow_patterns=chosen))
 
 
 def _listing(repository: str) -> tuple[list[str], Path | None]:
     """(file names, None) as the hub says, or without a connection (names, folder) of what was downloaded before."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -180,7 +184,9 @@ def _listing(repository: str) -> tuple[list[str], Path | None]:
     except HfHubHTTPError:
         raise
     except Exception:  # no connection, or offline by choice
-        cached = Path(snapshot_download(repository, local_files_only=True))
+        cached = snapshot(repository)
+        if cached is None:
+            raise
         return [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()], cached
 
 

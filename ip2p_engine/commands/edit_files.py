@@ -126,7 +126,7 @@ class _LeftOut:
 
     def add(self, source: Source, error: Exception) -> None:
         if source not in self.errors:
-            self.errors[source] = error
+            self.errors[source] = error = source.told(error)
             if self.sources > 1:
                 write_note(f"ip2p: left out: {error}")
 
@@ -144,10 +144,12 @@ def _check_sources(rows: Sequence[Row], config: EditConfig, strict: bool, left_o
     """Headers, sizes; with ``strict`` the pixels too. Raises ImageError if nothing is left."""
     for source in {id(row.source): row.source for row in rows}.values():
         try:
+            if source.fault:
+                raise source.fault
             size = open_image(source.picture).size if strict else upright_size(source.picture)
         except ImageError as error:
             if strict:
-                raise
+                raise source.told(error) from error
             left_out.add(source, error)
         else:
             plan_size(config.size, *size, config.resolution or 512)

@@ -27,6 +27,7 @@ SECONDS = 60
 TABLES = (".csv", ".jsonl")
 PICTURE_COLUMNS = ("image", "picture", "source", "file_name", "source_image", "original_image", "input_image")
 TEXT_COLUMNS = ("instruction", "text", "prompt", "edit_prompt")
+WHOLE = re.compile(r"(-?\d+)\.0*")  # as programs write whole numbers of a column with gaps
 NUMBERS = {"text_cfg": float, "image_cfg": float, "steps": int}
 
 
@@ -36,6 +37,17 @@ class Source:
 
     name: str
     picture: str | bytes
+    address: str = ""
+    """Where a copy came from; it names the picture to people."""
+    fault: ImageError | None = None
+    """Why there is no picture, where an address gave none."""
+
+    def told(self, error: Exception) -> Exception:
+        """An error about the picture with the name that people know it by."""
+        if not self.address or not isinstance(error, ImageError):
+            return error
+        known = "the given data" if isinstance(self.picture, bytes) else self.picture
+        return ImageError(str(error).replace(known, self.address))
 
     @property
     def stem(self) -> str:
@@ -68,14 +80,14 @@ def find_sources(words: Sequence[str], scratch: Path) -> list[Source]:
     """The pictures that words name; addresses are copied into ``scratch``, a folder.
 
     A file of that name wins over everything else that a word may mean. Raises ImageError for a folder or a pattern
-    without pictures, and for an address that cannot be read.
+    without pictures.
     """
     return [source for word in words for source in _named(word, scratch)]
 
 
 def _named(word: str, scratch: Path) -> Iterator[Source]:
     if word == STDIN and not os.path.lexists(word):
-        yield Source("stdin", _standard_input())
+        yield Source("stdin", _standard_input(), address="standard input")
         return
     if is_url(word):
         yield _download(word, scratch)
@@ -121,19 +133,23 @@ def _standard_input() -> bytes:
 
 
 def _download(address: str, scratch: Path) -> Source:
-    """A copy of what lies at an address, under its own name."""
-    shown = public_name(address)
+    """A copy of what lies at an address, under its own name; what goes wrong is the picture's fault."""
+    shown, name, target = public_name(address), "picture", scratch / f"{len(list(scratch.iterdir()))}"
     try:
-        name = unquote(Path(urlsplit(address).path).name) or "picture"
-        target = scratch / f"{len(list(scratch.iterdir()))}{Path(name).suffix[:10]}"
+        name = unquote(Path(urlsplit(address).path).name) or name
+        target = target.with_suffix(Path(name).suffix[:10])
+        target.touch()
         with _remote(address) as stream, target.open("wb") as copy:
             while block := stream.read(1 << 20):
                 copy.write(block)
                 if copy.tell() > MAX_BYTES:  # a server may never end
                     raise ImageError(f"{shown} gives more than 1 GiB; give the address of one picture")
+    except ImageError as error:
+        return Source(name, str(target), shown, error)
     except (OSError, ValueError, ImportError, urllib.error.URLError) as error:
-        raise ImageError(f"{shown} cannot be read ({reason_of(error, address)}); check the address") from error
-    return Source(name, str(target))
+        fault = ImageError(f"{shown} cannot be read ({reason_of(error, address)}); check the address")
+        return Source(name, str(target), shown, fault)
+    return Source(name, str(target), shown)
 
 
 def _remote(address: str) -> Any:
@@ -155,7 +171,8 @@ def read_table(path: Path, seed: int, scratch: Path) -> list[Row]:
     lines = csv_rows(path, ConfigError) if path.suffix.lower() == ".csv" else json_lines(path, ConfigError)
     known: dict[str, Source] = {}
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, said in enumerate(lines, start=1):
+        line = _plain(said)
         place = f"{path}, row {number}"
         word = _value(line, PICTURE_COLUMNS, place)
         if word not in known:
@@ -174,8 +191,15 @@ def read_table(path: Path, seed: int, scratch: Path) -> list[Row]:
 def _of_table(word: str, folder: Path, scratch: Path) -> Source:
     if is_url(word):
         return _download(word, scratch)
-    path = Path(word).expanduser()
-    return Source(path.name, str(path if path.is_absolute() else folder / path))
+    path = folder / Path(word).expanduser()
+    if not path.exists() and (written := folder / word.replace("\\", "/")).exists():  # a table from Windows
+        path = written
+    return Source(path.name, str(path))
+
+
+def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without the capitals of its columns' names and the blanks around its words."""
+    return {str(name).strip().lower(): one.strip() if isinstance(one, str) else one for name, one in line.items()}
 
 
 def _said(line: Mapping[str, Any], name: str) -> bool:
@@ -191,6 +215,8 @@ def _value(line: Mapping[str, Any], names: Sequence[str], place: str) -> str:
 
 def _number(value: Any, kind: Any, place: str) -> Any:
     try:
+        if kind is int and isinstance(value, str) and (whole := WHOLE.fullmatch(value)):
+            value = whole[1]
         number = kind(value)
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
             raise ValueError

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import DatasetError
-from ..files import NO_JSON, check_file, disk_errors, json_lines, read_json
+from ..files import NO_JSON, check_file, comma_of, disk_errors, json_lines, read_json
 from .layouts import SUFFIXES
 from .parquet import ParquetFiles
 
@@ -173,7 +173,7 @@ class CsvTable(_TextTable):
 
     def _index(self, stream: BinaryIO) -> Iterator[int]:
         first = stream.readline(LONGEST_LINE).decode("utf-8-sig", "replace")
-        self._comma = max(",;\t", key=first.count)
+        self._comma = comma_of(first)
         stream.seek(0)
         reader = csv.reader(self._lines(stream), delimiter=self._comma)
         self._header = [_hub_name(name.strip()) for name in next(reader, [])]

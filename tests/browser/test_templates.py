@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from contrast import ELEMENTS, contrast, faint, texts
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser, pytest.mark.slow]
 PAGES = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
@@ -24,38 +25,6 @@ RECTANGLES = """() => window.app.graph.nodes.map(node => {
     const box = element.getBoundingClientRect();
     return [node.title, box.x, box.y, box.width, box.height];
 })"""
-NOTES = """() => {
-    const numbers = text => (text.match(/[\\d.]+/g) || []).map(Number);
-    const ground = element => {
-        for (let one = element; one; one = one.parentElement) {
-            const colour = numbers(getComputedStyle(one).backgroundColor);
-            if (colour.length === 3 || colour[3] > 0.99) return colour.slice(0, 3);
-        }
-        return [34, 34, 34];
-    };
-    const found = [];
-    for (const note of document.querySelectorAll('.comfy-markdown, .comfy-markdown-content, .lg-node-content')) {
-        const words = document.createTreeWalker(note, NodeFilter.SHOW_TEXT);
-        while (words.nextNode()) {
-            const text = words.currentNode.textContent.trim(), owner = words.currentNode.parentElement;
-            if (!text || !owner.closest('p, h1, h2, ul, ol')) continue;
-            found.push([text.slice(0, 40), numbers(getComputedStyle(owner).color).slice(0, 3), ground(owner)]);
-        }
-    }
-    return found;
-}"""
-
-
-def contrast(one, two):
-    """WCAG 2's ratio of two colours."""
-
-    def luminance(colour):
-        parts = [part / 255 for part in colour]
-        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    dark, light = sorted((luminance(one), luminance(two)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_contrast_is_wcag_s():
@@ -92,9 +61,8 @@ def test_a_template_fits_and_can_be_read(rendering, screenshots, file):
         page.wait_for_timeout(1000)
         assert page.evaluate("window.app.canvas.ds.scale") >= SMALLEST
         assert overlaps(page.evaluate(RECTANGLES)) == []
-        notes = page.evaluate(NOTES)
-        assert len(notes) > 3
-        assert [(text, *colours) for text, *colours in notes if contrast(*colours) < 4.5] == []
+        assert len(page.evaluate(ELEMENTS)) > 3 and len(texts(page, name)) > 50
+        assert faint(page, name) == []
 
 
 def overlaps(rectangles):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -19,6 +19,7 @@ from ip2p_engine.checkpoint.build import build
 from ip2p_engine.checkpoint.keys import OLD_ATTENTION, infer_control, ldm_autoencoder_name, ldm_control_name
 from ip2p_engine.checkpoint.recognise import EMBEDDED_FOLDER
 from ip2p_engine.checkpoint.write import save_diffusers, save_ldm
+from ip2p_engine.diffusion.noise import SampleNoise
 from ip2p_engine.errors import CheckpointError, ConfigError
 from ip2p_engine.images import read_settings
 from ip2p_engine.networks.added import with_words
@@ -30,6 +31,7 @@ from ip2p_engine.tokenizer import clip_tokenizer, tokenize
 SKETCH = EMBEDDED_FOLDER / "control" / "scenes-sketch.safetensors"
 HEART = render(Scene(shape="heart", colour="red", background="sky", size="large"))
 STAR = render(Scene(shape="star", colour="red", background="grey", size="small", style="sketch", place="top left"))
+STEPS = 2
 RED = 736  # the token of "red"
 
 
@@ -38,7 +40,7 @@ def pixels(result):
 
 
 def edited(editor, text="make it night", **more):
-    return editor.edit(HEART, text, seeds=1, steps=3, sampler="euler", **more)[0]
+    return editor.edit(HEART, text, seeds=1, steps=STEPS, sampler="euler", **more)[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def vae_files(other, folder):
 
 
 def test_an_autoencoder_goes_by_every_name(editor, other, tmp_path):
-    expected = edited(InstructPix2Pix(other, name="embedded"))
+    expected, plain = edited(InstructPix2Pix(other, name="embedded")), edited(editor)
     digests = set()
     for path in vae_files(other, tmp_path):
         with_vae = InstructPix2Pix(editor.model, name="embedded")
@@ -82,10 +84,10 @@ def test_an_autoencoder_goes_by_every_name(editor, other, tmp_path):
         result = edited(with_vae)
         assert np.array_equal(pixels(result), pixels(expected)), path
         assert result.settings["vae"]["name"] == path.name and str(tmp_path) not in str(result.settings)
-        assert result.settings["checkpoint_digest"] == edited(editor).settings["checkpoint_digest"]
+        assert result.settings["checkpoint_digest"] == plain.settings["checkpoint_digest"]
         digests.add(result.settings["vae"]["digest"])
-    assert len(digests) == 1 and edited(editor).settings["vae"] is None
-    assert np.abs(pixels(expected) - pixels(edited(editor))).mean() > 5
+    assert len(digests) == 1 and plain.settings["vae"] is None
+    assert np.abs(pixels(expected) - pixels(plain)).mean() > 5
 
 
 def test_what_is_no_autoencoder_of_the_family_is_a_sentence(other, tmp_path):
@@ -128,15 +130,17 @@ def test_a_word_is_its_vectors(editor, tmp_path):
     table = editor.model.text_encoders[0].get_input_embeddings().weight
     plain, blue = edited(editor, "paint it red"), edited(editor, "paint it blue")
     assert np.abs(pixels(plain) - pixels(blue)).mean() > 1
+    red = encode_text(editor.model, ["paint it red"]).tokens
     for path, own in word_files(table[[RED]].clone(), tmp_path).items():
         knowing = InstructPix2Pix(editor.model, name="embedded")
         knowing.load_embeddings(path)
-        for word in (f"embedding:{path.stem}", f"embedding:{path.name}", own):
-            result = edited(knowing, f"paint it {word}")
-            assert np.array_equal(pixels(result), pixels(plain)), (path, word)
-        assert np.array_equal(pixels(edited(knowing, "paint it blue")), pixels(blue))
+        for word in (f"embedding:{path.stem}", f"embedding:{path.name}"):
+            assert torch.equal(encode_text(knowing.model, [f"paint it {word}"]).tokens, red), (path, word)
+        result = edited(knowing, f"paint it {own}")
+        assert np.array_equal(pixels(result), pixels(plain)), path
         assert [one["name"] for one in result.settings["embeddings"]] == [path.name]
         assert result.settings["checkpoint_digest"] == plain.settings["checkpoint_digest"]
+    assert np.array_equal(pixels(edited(knowing, "paint it blue")), pixels(blue))
 
 
 @pytest.mark.parametrize("end", [2, 49407])
@@ -222,6 +226,67 @@ def test_a_full_size_controlnet_is_known_by_its_shapes(family):
         assert defaults == {name: expected[name] for name in left_out}
 
 
+def miniature(family, channels, kind, **more):
+    """SD2's or SDXL's structure, with their heads of 64, at a width of 64 and 128."""
+    levels = ("CrossAttnDownBlock2D",) * 2 if family == "sd2" else ("DownBlock2D", "CrossAttnDownBlock2D")
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 24 + 6 * 256,
+        "transformer_layers_per_block": (1, 2),
+    }
+    return kind(
+        in_channels=channels,
+        block_out_channels=(64, 128),
+        down_block_types=levels,
+        layers_per_block=1,
+        attention_head_dim=(1, 2),
+        cross_attention_dim=24 if family == "sd2" else 48,
+        use_linear_projection=True,
+        **(added if family == "sdxl" else {}),
+        **more,
+    ).eval()
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_a_controlnet_of_sd2_and_sdxl_adds_what_diffusers_adds(family, tiny_pair_model, tmp_path):
+    """One step to sigma 0 by files under both names, against the two networks themselves."""
+    torch.manual_seed(0)
+    ups = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D" if family == "sd2" else "UpBlock2D")
+    unet = miniature(family, 8, UNet2DConditionModel, up_block_types=ups).requires_grad_(False)
+    network = miniature(family, 4, ControlNetModel, conditioning_embedding_out_channels=(8, 16, 24, 32))
+    for weight in (one for one in network.requires_grad_(False).parameters() if not one.any()):
+        weight.normal_(std=0.05)  # the zeros that training begins with
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, tmp_path / "names.safetensors")
+    ldm = {f"control_model.{ldm_control_name(name, network.config)}": value for name, value in state.items()}
+    save_file(ldm, tmp_path / "ldm.safetensors")
+    model = replace(tiny_pair_model(family, in_channels=8), unet=unet)
+    how = {"seeds": 1, "steps": 1, "sampler": "euler", "text_cfg": 1.0, "image_cfg": 1.0}  # c alone
+    condition, sigma = InstructPix2Pix(model).condition(HEART, "make it snow"), float(model.schedule.sigmas[-1])
+    x = SampleNoise([1]).draw(condition.image) * sigma
+    scaled, t, text = x / (sigma**2 + 1) ** 0.5, model.timestep(sigma), condition.text
+    added = None
+    if text.pooled is not None:
+        added = {"text_embeds": text.pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
+    given = {"encoder_hidden_states": text.tokens, "added_cond_kwargs": added}
+    down, middle = network(
+        scaled, t, controlnet_cond=hint_of(STAR, (64, 64)), conditioning_scale=0.7, return_dict=False, **given
+    )
+    inputs, more = torch.cat([scaled, condition.image], dim=1), {"down_block_additional_residuals": down}
+    said = unet(inputs, t, mid_block_additional_residual=middle, **more, **given).sample
+    expected = (
+        x - sigma * said if family == "sdxl" else scaled / (sigma**2 + 1) ** 0.5 - said * sigma / (sigma**2 + 1) ** 0.5
+    )
+    for file in ("names", "ldm"):
+        editor = InstructPix2Pix(model)
+        plain = editor.edit(HEART, "make it snow", **how)[0].latent
+        editor.load_control(tmp_path / f"{file}.safetensors")
+        latent = editor.edit(HEART, "make it snow", control_images=STAR, control_weight=0.7, **how)[0].latent
+        torch.testing.assert_close(latent[None], expected, atol=2e-3, rtol=1e-3)
+        assert (latent - plain).abs().max() > 0.05
+
+
 def shape(value):
     return tuple(value) if isinstance(value, list) else value
 
@@ -255,10 +320,10 @@ def test_every_branch_sees_the_control(controlled):
     for scales, rows in (((4.0, 1.5), 3), ((4.0, 1.0), 2), ((1.0, 1.0), 1)):
         asked.clear()
         edited(controlled, control_images=STAR, text_cfg=scales[0], image_cfg=scales[1])
-        assert asked == [rows] * 3
+        assert asked == [rows] * STEPS
         asked.clear()
         edited(controlled, control_images=STAR, text_cfg=scales[0], image_cfg=scales[1], together=False)
-        assert asked == [1] * 3 * rows
+        assert asked == [1] * STEPS * rows
     handle.remove()
 
 

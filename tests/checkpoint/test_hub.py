@@ -140,12 +140,9 @@ def offline(monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise Unreachable("no route")
 
-    real = huggingface_hub.snapshot_download
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **options: real(name, cache_dir=tmp_path, **options)
-    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
 
 def snapshot_folder(tmp_path, name="owner/name"):

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.spec import recommended
 from ip2p_engine.checkpoint.write import ldm_state, save_diffusers, save_ldm
 from ip2p_engine.diffusion.guidance import DualGuidance
@@ -48,10 +50,10 @@ KNOWN_AS = {
 }
 
 
-def spec_of(family: str) -> ModelSpec:
+def spec_of(family: str, channels: int = 8) -> ModelSpec:
     edm = family == "cosxl"
     kind = {"prediction": "v" if edm else "eps", "schedule": "edm" if edm else "ddpm"}
-    return ModelSpec(family=family, in_channels=8, **kind, **recommended(family, 8))
+    return ModelSpec(family=family, in_channels=channels, **kind, **recommended(family, channels))
 
 
 def autoencoder_of(family: str, widths=(128, 256, 512, 512), layers=2) -> AutoencoderKL:
@@ -69,11 +71,11 @@ def clip_of(width: int, layers: int, act: str, kind=CLIPTextModel, **more):
     return kind(CLIPTextConfig(**sizes, num_attention_heads=width // 64, hidden_act=act, projection_dim=width, **more))
 
 
-def full_size(family: str) -> Model:
+def full_size(family: str, channels: int = 8) -> Model:
     """An edit model of the published size."""
     texts = (clip_of(768, 12, "quick_gelu"),)
     if family == "sd1":
-        unet = UNet2DConditionModel(in_channels=8, cross_attention_dim=768, attention_head_dim=8)
+        unet = UNet2DConditionModel(in_channels=channels, cross_attention_dim=768, attention_head_dim=8)
     elif family == "sd2":
         heads = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
         unet = UNet2DConditionModel(in_channels=8, cross_attention_dim=1024, **heads)
@@ -90,7 +92,7 @@ def full_size(family: str) -> Model:
             **XL_BLOCKS,
         )
         texts = (*texts, clip_of(1280, 32, "gelu", CLIPTextModelWithProjection))
-    return Model(spec=spec_of(family), unet=unet, autoencoder=autoencoder_of(family), text_encoders=texts)
+    return Model(spec=spec_of(family, channels), unet=unet, autoencoder=autoencoder_of(family), text_encoders=texts)
 
 
 def narrow(family: str) -> Model:
@@ -180,6 +182,32 @@ def test_three_loaders_take_one_step_alike(in_comfyui, exported, inputs, tmp_pat
     sys.stdout.write(f"{distances}\n")
     assert len(distances) == 4
     assert {name: gap for name, gap in distances.items() if not gap < STEP_TOLERANCE} == {}
+
+
+@pytest.mark.parametrize(("family", "channels"), [("sd2", 8), ("sd1", 12)])
+def test_what_core_takes_for_another_kind_edits_by_our_loader(family, channels, in_comfyui, tmp_path):
+    """SD2, and UltraEdit's 12 channels, at full size: told the picture and the mask, one step as headless."""
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip("minutes and 8 GB; set COMFYUI_PATH to a ComfyUI checkout to run it")
+    torch.manual_seed(0)
+    file = save_ldm(full_size(family, channels), tmp_path / "full.safetensors", torch.float16)
+    editor = InstructPix2Pix.load(str(file), device="cpu", dtype=torch.float32)
+    picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    mask = Image.radial_gradient("L").resize((64, 64))
+    with torch.inference_mode():
+        condition = editor.condition(picture, "make it snow", masks=mask if channels == 12 else None)
+    how = {"seeds": 7, "steps": 1, "sampler": "euler", "schedule": "model", "text_cfg": 7.5, "image_cfg": 1.5}
+    ours = editor.edit(picture, "make it snow", masks=mask if channels == 12 else None, size="keep", **how)[0].latent
+    image, *told = condition.image.split(4, dim=1)
+    del editor
+    save_file(
+        {"image": image.contiguous(), **({"told": told[0].contiguous()} if told else {})}, tmp_path / "in.safetensors"
+    )
+    in_comfyui("loaded_edit.py", file, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    theirs = load_file(tmp_path / "out.safetensors")["latent"] * spec_of(family).latent_scale
+    distance = largest(ours, theirs) / ours.abs().max().item()
+    sys.stdout.write(f"{family}, {channels} channels: {distance}\n")
+    assert distance < STEP_TOLERANCE
 
 
 def test_comfyui_knows_the_name_and_shape_of_every_tensor_at_full_size(in_comfyui, tmp_path):

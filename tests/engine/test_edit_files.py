@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,8 @@ from PIL import Image
 
 from ip2p_engine import InstructPix2Pix, cli
 from ip2p_engine.commands import edit as edit_command
+from ip2p_engine.commands.edit_sources import read_table
+from ip2p_engine.errors import ConfigError
 from ip2p_engine.files import write_new
 from ip2p_engine.images import open_image, pixels_digest, read_settings
 from ip2p_engine.scenes.world import Scene, render
@@ -125,6 +128,45 @@ def test_addresses(address, tmp_path, capsys):
         assert run("edit", wrong, *SNOW, "--out", tmp_path / "no") == 2
         said = capsys.readouterr().err
         assert "cannot be read" in said and "secret" not in said and "Traceback" not in said
+
+
+def test_an_address_without_a_picture_is_left_out_by_its_name(address, photos, tmp_path, capsys):
+    (photos / "page.html").write_text("<html>")
+    words = (f"{address}/a.png", f"{address}/missing.png?token=secret", f"{address}/page.html")
+    assert run("edit", *words, *SNOW, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert made(tmp_path / "out") == ["a_edited_seed0.png"] and "secret" not in said and "/tmp" not in said
+    assert f"{address}/page.html is not a picture" in said and f"{address}/missing.png cannot be read" in said
+    assert run("edit", *words, *SNOW, "--strict", "--out", tmp_path / "no") == 2
+    assert f"{address}/missing.png cannot be read" in capsys.readouterr().err and not made(tmp_path / "no")
+
+
+def test_standard_input_that_is_no_picture_goes_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"hello")))
+    assert run("edit", "-", *SNOW, "--out", tmp_path / "out") == 2
+    assert "standard input is not a picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image;instruction;seed\na.png;make it snow;3\n",  # Excel, where numbers have commas
+        "image\tinstruction\tseed\na.png\tmake it snow\t3\n",
+        "\ufeffImage, Instruction ,SEED\r\n a.png , make it snow, 3.0 \r\n\r\n",
+        'image,instruction,seed,\n".\\a.png",make it snow,3,\n',  # written on Windows
+    ],
+    ids=["semicolons", "tabs", "capitals and blanks", "backslashes"],
+)
+def test_tables_as_other_programs_write_them(text, photos, tmp_path):
+    (photos / "edits.csv").write_bytes(text.encode())
+    (row,) = read_table(photos / "edits.csv", 0, tmp_path)
+    assert (row.instruction, row.seed, Path(row.source.picture).resolve()) == ("make it snow", 3, photos / "a.png")
+
+
+def test_a_text_with_commas_is_not_cut(photos, tmp_path):
+    (photos / "edits.csv").write_text("image,instruction\na.png,make it snow, and night\n")
+    with pytest.raises(ConfigError, match="line 2, has more fields than the first line; put a text .* in quotes"):
+        read_table(photos / "edits.csv", 0, tmp_path)
 
 
 def test_a_table_is_a_row_an_edit(photos, tmp_path, capsys):
