@@ -413,7 +413,7 @@ def csv_rows(path: Path, error: Error) -> Iterator[dict[str, Any]]:
     rows = csv.DictReader(chain([first], lines), delimiter=comma_of(first))
     try:
         for row in rows:
-            if any(row.pop(None, ())):  # type: ignore[call-overload]
+            if any(row.pop(None, ())):
                 raise error(
                     f"{path}, line {rows.reader.line_num}, has more fields than the first line; put a text that holds "
                     "commas in quotes"
