@@ -12,20 +12,15 @@ original copies.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib.util
 import json
-import platform
 import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from measuring import Taken, in_turn, machine, middle, ratios
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -50,10 +45,10 @@ def main() -> None:
     }
     results = {name: run() for name, run in ways.items()}
     apart = {name: float((z - results["ours"]).abs().max()) for name, z in results.items()}
-    runs = [{name: measure(run, model.device) for name, run in ways.items()} for _ in range(options.runs)]
+    runs = in_turn(ways, model.device, options.runs)
     for name in ways:
         print(json.dumps({"way": name, **row(name, runs, options), "difference": apart[name]}), flush=True)
-    print(json.dumps(machine(options)))
+    print(json.dumps({**machine(options), "width": options.width, "pixels": options.pixels}))
 
 
 def parse() -> argparse.Namespace:
@@ -104,56 +99,19 @@ def load_slow():
     return module
 
 
-def row(name: str, runs: list[dict], options: argparse.Namespace) -> dict:
-    seconds, peak, ours = (statistics.median(run[w][c] for run in runs) for w, c in ((name, 0), (name, 1), ("ours", 1)))
+def row(name: str, runs: list[dict[str, Taken]], options: argparse.Namespace) -> dict:
+    seconds = statistics.median(run[name].seconds for run in runs)
+    peak, ours = (statistics.median(run[way].peak for run in runs) for way in (name, "ours"))
+    faster = ratios(runs, "ours", name)
     return {
         "pairs": options.pairs,
         "steps": options.steps,
         "seconds": round(seconds, 3),
         "pairs_per_second": round(options.pairs / seconds, 4),
         "peak_mb": round(peak, 1),
-        "speed_of_ours": round(statistics.median(run[name][0] / run["ours"][0] for run in runs), 3),
+        "speed_of_ours": [faster[0], middle(faster), faster[-1]],
         "memory_of_ours": round(ours / peak, 3) if peak else None,
     }
-
-
-def measure(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """(seconds, megabytes added at the peak)."""
-    gc.collect()
-    give_back_freed_memory()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        started = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        return time.perf_counter() - started, (torch.cuda.max_memory_allocated() - before) / 2**20
-    before, peak, done = resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
-    return seconds, max(0.0, peak[0] - before)
-
-
-def give_back_freed_memory() -> None:
-    """Otherwise what an earlier way has freed hides what this one takes (glibc keeps it)."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident() -> float:
-    """This process's resident memory in megabytes (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 def sd15(device: torch.device, dtype: torch.dtype, width: int) -> Model:
@@ -183,18 +141,6 @@ def sd15(device: torch.device, dtype: torch.dtype, width: int) -> Model:
         steps=100,
     )
     return Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
-
-
-def machine(options: argparse.Namespace) -> dict:
-    name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "dtype": options.dtype,
-        "width": options.width,
-        "pixels": options.pixels,
-        "torch": torch.__version__,
-    }
 
 
 if __name__ == "__main__":

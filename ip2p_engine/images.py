@@ -37,6 +37,7 @@ __all__ = [
     "fit",
     "frame_of",
     "give_back",
+    "images_of",
     "is_picture_name",
     "open_image",
     "open_mask",
@@ -48,6 +49,7 @@ __all__ = [
     "save_image",
     "strip",
     "to_images",
+    "to_levels",
     "to_tensor",
     "upright_size",
 ]
@@ -384,17 +386,36 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     Rounds to the nearest of 0 .. 255, where the original truncates (and so darkens by half a level). Raises
     ImageError for another shape, and for values that are not finite.
     """
+    return images_of([to_levels(pixels)])
+
+
+def to_levels(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(levels (B, H, W, 3) of 0 .. 255, how many values are not finite) as ``to_images`` rounds, on the pixels' device.
+
+    Raises ImageError for another shape.
+    """
     import torch
 
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ImageError(f"pixels have the shape {tuple(pixels.shape)}; give (batch, 3, height, width)")
     values = pixels.detach().float()
-    lost = int((~values.isfinite()).sum())
-    if lost:
-        got = f"{lost} of {values.numel()} decoded values are not finite"
-        raise ImageError(f"{got}, which a half-precision autoencoder causes by overflow; run it in float32 or bfloat16")
     levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    return levels.permute(0, 2, 3, 1).contiguous(), (~values.isfinite()).sum()
+
+
+def images_of(parts: Sequence[tuple[Tensor, Tensor]]) -> list[Image.Image]:
+    """Pictures of what ``to_levels`` gave, part by part; a device is waited for once.
+
+    Raises ImageError for values that are not finite.
+    """
+    import torch
+
+    there = [levels.to("cpu", non_blocking=True) for levels, _ in parts]
+    lost = int(torch.stack([count for _, count in parts]).sum())  # and by now the copies are there
+    if lost:
+        got = f"{lost} of {sum(levels.numel() for levels in there)} decoded values are not finite"
+        raise ImageError(f"{got}, which a half-precision autoencoder causes by overflow; run it in float32 or bfloat16")
+    return [Image.fromarray(picture) for levels in there for picture in levels.numpy()]
 
 
 def save_image(

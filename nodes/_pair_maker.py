@@ -45,13 +45,13 @@ class PairGuider(comfy.samplers.CFGGuider):
     def __init__(self, model: Any, scales: Sequence[float], plan: PairPlan) -> None:
         super().__init__(model)
         self._scale = torch.tensor(scales).repeat_interleave(2).view(-1, 1, 1, 1)
-        self._plan, self._rows = plan, _Rows()
+        self._plan, self._rows = plan, _Rows(plan)
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006
         """The guided clean latents of [source, edited, source, edited, ...]."""
         now = self._plan.step(model_options["transformer_options"][SIGMA])
         positive, negative = self.conds["source" if now.early else "positive"], self.conds["negative"]
-        told = with_options(model_options, {STEP: now, ROWS: self._rows})
+        told = with_options(model_options, {STEP: now, ROWS: self._rows.on(x.device)})
         c, u = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, told)
         self._scale = self._scale.to(x)
         return comfy.samplers.cfg_function(
@@ -60,17 +60,22 @@ class PairGuider(comfy.samplers.CFGGuider):
 
 
 class _Rows:
-    """Which row's queries and keys each row uses, brought to the device once for all layers and steps."""
+    """Which row's queries and keys each row uses, brought to the device before the first step for all of them."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple, Tensor] = {}
+    def __init__(self, plan: PairPlan) -> None:
+        self._patterns = {plan.step(sigma).active for sigma in plan.sigmas[:-1]}
+        self._known: dict[tuple[tuple[bool, ...], int], Tensor] = {}
 
-    def of(self, active: tuple[bool, ...], halves: int, device: torch.device) -> Tensor:
-        """The rows of ``sharing_rows``, on the device."""
-        key = (active, halves, device)
-        if key not in self._known:
-            self._known[key] = torch.tensor(sharing_rows(active, halves), device=device)
-        return self._known[key]
+    def on(self, device: torch.device) -> _Rows:
+        """Itself, on the device; a walk stays on one."""
+        if not self._known:
+            keys = [(active, halves) for active in self._patterns for halves in (1, 2)]
+            self._known = {key: torch.tensor(sharing_rows(*key)).to(device, non_blocking=True) for key in keys}
+        return self
+
+    def of(self, active: tuple[bool, ...], halves: int) -> Tensor:
+        """The rows of ``sharing_rows``; ComfyUI may evaluate the two conditions together or apart."""
+        return self._known[active, halves]
 
 
 def _share(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,8 +83,7 @@ def _share(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -
     active = options[STEP].active
     if not any(active):
         return n, context, value
-    # ComfyUI may evaluate the two conditions together or apart.
-    rows = options[ROWS].of(active, len(options["cond_or_uncond"]), n.device)
+    rows = options[ROWS].of(active, len(options["cond_or_uncond"]))
     return *share_self_attention(n, context, rows), value
 
 

@@ -69,6 +69,8 @@ def run(
     pairs: Sequence[Any], name: str, base: str, preset_name: str, values: dict[str, Any], tell: Callable[[str], None]
 ) -> Any:
     """Train, with progress and Cancel; returns the engine's TrainResult of a finished run."""
+    from torch.utils._triton import has_triton
+
     from ..ip2p_engine.data.store import PairStore
     from ..ip2p_engine.train import preset, train
 
@@ -78,8 +80,10 @@ def run(
     chosen = {key: value for key, value in values.items() if value or key == "seed"}
     if chosen.get("resolution"):
         chosen["resize"] = (chosen["resolution"], round(chosen["resolution"] * 1.125))
+    device = comfy.model_management.get_torch_device().type
     config = preset(preset_name, **chosen, workers=0, validation_count=1)
     config = replace(config, validate_every=min(500, max(5, config.steps // 10)))
+    config = replace(config, compile=config.compile and device == "cuda" and has_triton())
     _require_packages(config)
     manager = comfy.model_management
     manager.unload_all_models()
@@ -91,7 +95,7 @@ def run(
             data=str(pairs.folder) if isinstance(pairs, PairStore) else list(pairs),
             base=_models.source_of(base),
             out=folder,
-            device=manager.get_torch_device().type,
+            device=device,
             on_cache=watch.cache,
             hooks=Hooks(on_result=lambda _, progress: watch.step(progress), should_stop=manager.processing_interrupted),
         )

@@ -45,13 +45,16 @@ class OnDevice(torch.Tensor):
 
 
 class FakeDevice(TorchDispatchMode):
-    """Computes for ``OnDevice`` and keeps a list of (operation, place in the code) of all that waited."""
+    """Computes for ``OnDevice`` and keeps lists of (operation, place in the code): what waited, what was float64.
+
+    Apple's, Intel's and DirectML's devices have no float64.
+    """
 
     current = None
 
-    def __init__(self):
+    def __init__(self, innermost=False):
         super().__init__()
-        self.waits = []
+        self.waits, self.doubles, self._innermost = [], [], innermost
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.run(func, args, kwargs or {})
@@ -69,7 +72,7 @@ class FakeDevice(TorchDispatchMode):
         asked = kwargs.get("device")
         onto = bool(here) if asked is None else torch.device(asked).type == DEVICE.type
         if self._waits(func, args, kwargs, bool(here), onto):
-            self.waits.append((func.overloadpacket.__name__, _caller()))
+            self.waits.append((func.overloadpacket.__name__, _caller(self._innermost)))
         if asked is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func.overloadpacket.__name__ == "_fused_sdp_choice":
@@ -78,6 +81,10 @@ class FakeDevice(TorchDispatchMode):
         # A view of an ordinary tensor is an ordinary one in inference mode too, so all wrappers are.
         with torch.inference_mode(False), torch.no_grad():
             made = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+            if onto and any(
+                isinstance(one, torch.Tensor) and one.dtype == torch.float64 for one in tree_flatten(made)[0]
+            ):
+                self.doubles.append((func.overloadpacket.__name__, _caller(self._innermost)))
             return args[0] if into_host else tree_map(lambda value: _outer(value, here, onto), made)
 
     def _waits(self, func, args, kwargs, involved, onto):
@@ -110,8 +117,11 @@ def on_device(value):
 
 
 @contextmanager
-def fake_device():
-    """A GPU that is not there: ``with fake_device() as gpu: ...; gpu.waits``."""
+def fake_device(innermost=False):
+    """A GPU that is not there: ``with fake_device() as gpu: ...; gpu.waits``.
+
+    A place is the last of the engine's or the nodes' that was on the way; ``innermost``: the last of anybody's.
+    """
     with ExitStack() as stack:
         for name, answer in (
             ("_lazy_init", lambda: None),
@@ -127,7 +137,7 @@ def fake_device():
         before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, before)
-        device = FakeDevice.current = stack.enter_context(FakeDevice())
+        device = FakeDevice.current = stack.enter_context(FakeDevice(innermost))
         stack.callback(setattr, FakeDevice, "current", None)
         yield device
 
@@ -143,10 +153,10 @@ def _outer(value, here, onto):
     return known if known is not None else OnDevice(value) if onto else value
 
 
-def _caller():
+def _caller(innermost):
     """Where in the engine, the nodes or a host something was asked for."""
     frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
     frames = [frame for frame in frames if frame.filename != __file__ and "contextlib" not in frame.filename]
     own = [frame for frame in frames if "/ip2p_engine/" in frame.filename or "/nodes/" in frame.filename]
-    frame = (own or frames)[-1]
-    return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
+    frame = (frames if innermost else own or frames)[-1]
+    return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}"

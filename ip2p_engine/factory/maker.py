@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -121,6 +122,11 @@ class CandidateMaker:
             "factory": asdict(self.config),
         }
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether pictures are finished beside the walks: on a device of their own, and not on a CPU."""
+        return self._generator.model.device.type != "cpu"
+
     def batch_pairs(self) -> int:
         """Pairs in one batch, as the config says or as the free memory allows."""
         return self._generator.batch_pairs()
@@ -130,17 +136,43 @@ class CandidateMaker:
 
         ``hooks.on_progress`` counts candidates. Raises Interrupted once ``hooks.should_stop()``.
         """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ip2p-pairs") as beside:
+            return self.begin(tasks, batch_pairs, beside, hooks).result()
+
+    def begin(
+        self, tasks: Sequence[Task], batch_pairs: int, beside: Executor, hooks: Hooks | None = None
+    ) -> Future[list[MadeCaption]]:
+        """The same, of which this thread does the walks; what follows them is done by ``beside``, one thread.
+
+        That decodes, scores and filters a batch, and encodes the pictures that are kept, while the next one walks,
+        where it ``overlaps``.
+        """
         refused = {task.number: self._refusal(task.edit) for task in tasks}
         jobs = [job for task in tasks if not refused[task.number] for job in self._jobs(task)]
-        results = _Results()
+        results, running = _Results(), list[Future[None]]()
         if jobs:
             preview = self._preview(results)
-            for batch in self._generator.batches(jobs, batch_pairs=batch_pairs, preview=preview, hooks=hooks):
-                done = [PairJob(caption=one.caption, edited_caption=one.edited_caption, seed=one.seed) for one in batch]
-                pictures = [(one.source_image, one.edited_image) for one in batch]
-                results.scores.update(zip(done, self._scores(pictures, done), strict=True))
-                results.pairs.update(zip(done, batch, strict=True))
-        return [self._made(task, refused[task.number], results) for task in tasks]
+            walks = self._generator.walks(jobs, batch_pairs=batch_pairs, preview=preview, hooks=hooks)
+            for start, rows, z in walks:
+                chosen = [jobs[start + row] for row in rows]
+                if self.overlaps:
+                    running.append(beside.submit(self._finish, chosen, z, results))
+                else:
+                    self._finish(chosen, z, results)
+
+        def made() -> list[MadeCaption]:
+            for one in running:
+                one.result()
+            return [self._made(task, refused[task.number], results) for task in tasks]
+
+        return beside.submit(made)
+
+    def _finish(self, jobs: Sequence[PairJob], z: Tensor, results: _Results) -> None:
+        """Decode and score what walked."""
+        batch = self._generator.candidates(jobs, z)
+        pictures = [(one.source_image, one.edited_image) for one in batch]
+        results.scores.update(zip(jobs, self._scores(pictures, jobs), strict=True))
+        results.pairs.update(zip(jobs, batch, strict=True))
 
     def _refusal(self, edit: CaptionEdit) -> str:
         """Why the mode cannot edit these captions; empty if it can."""

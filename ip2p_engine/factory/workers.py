@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -78,7 +79,7 @@ class WorkerPlan:
 
 
 class LocalWorkers:
-    """This process, one group after another."""
+    """This process, one group after another; on a GPU the pictures of one are finished while the next one walks."""
 
     def __init__(self, maker: CandidateMaker) -> None:
         self._maker = maker
@@ -92,9 +93,24 @@ class LocalWorkers:
     def make(self, groups: Sequence[Sequence[Task]], batch_pairs: int, hooks: Hooks) -> Iterator[list[MadeCaption]]:
         each, done = self._maker.config.candidates, 0
         total = each * sum(map(len, groups))
-        for group in groups:
-            yield self._maker.make(group, batch_pairs, shifted(hooks, done, total))
-            done += each * len(group)
+        walked: Future[list[MadeCaption]] | None = None
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ip2p-pairs") as beside:
+            for group in groups:
+                try:
+                    begun = self._maker.begin(group, batch_pairs, beside, shifted(hooks, done, total))
+                except (Exception, KeyboardInterrupt):
+                    if walked is not None:  # finished work is not lost with what stops the next
+                        yield walked.result()
+                    raise
+                if walked is not None:
+                    yield walked.result()
+                walked = begun
+                done += each * len(group)
+                if not self._maker.overlaps:
+                    yield walked.result()
+                    walked = None
+            if walked is not None:
+                yield walked.result()
 
 
 @contextmanager

@@ -12,18 +12,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
-__all__ = ["AttentionCall", "KeyValue", "Sharing", "attend", "install", "project_text", "share_self_attention"]
+__all__ = [
+    "AttentionCall",
+    "KeyValue",
+    "Sharing",
+    "attend",
+    "fused_projections",
+    "install",
+    "is_ours",
+    "project_text",
+    "share_self_attention",
+    "whole_blocks",
+]
 
 KeyValue = tuple[Tensor, Tensor]
+Fused = tuple[Tensor, Tensor | None]
 Mix = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 CPU_BLOCK = 16
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Multi-head softmax(q k^T / sqrt(d)) v on (B, tokens, heads * d) tensors, without materialising the map."""
-    key, value, mask = _in_blocks(key, value)
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head softmax(q k^T / sqrt(d)) v on (B, tokens, heads * d) tensors, without materialising the map.
+
+    ``mask`` (1, keys) is what ``whole_blocks`` gives.
+    """
+    if mask is None:
+        key, value, mask = _in_blocks(key, value)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
     return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -40,6 +56,12 @@ def _in_blocks(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | Non
     mask = torch.zeros(1, key.shape[1] + missing, dtype=key.dtype)
     mask[:, -missing:] = -torch.inf
     return pad(key, (0, 0, 0, missing)), pad(value, (0, 0, 0, missing)), mask
+
+
+def whole_blocks(texts: Sequence[KeyValue]) -> tuple[list[KeyValue], Tensor | None]:
+    """Texts of one length, filled up once where ``attend`` would fill them up in each step, and the mask for it."""
+    filled = [_in_blocks(*text) for text in texts]
+    return [(key, value) for key, value, _ in filled], filled[0][2] if filled else None
 
 
 def share_self_attention(query: Tensor, key: Tensor, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -84,21 +106,22 @@ class AttentionCall:
     """Self-attention sharing; None is plain self-attention."""
     mix: Mix = attend
     """(query, key, value, heads) -> what cross-attention gives, before the last projection."""
+    mask: Tensor | None = None
+    """Hides what the texts were filled up with (``whole_blocks``); not with another mix."""
+    fused: Sequence[Fused] | None = None
+    """Weights and biases of each self-attention's three projections in one, as ``fused_projections`` gives them."""
 
 
 class _Processor:
     """A diffusers attention processor that follows an AttentionCall; without one the processor before it answers."""
 
-    def __init__(self, default: Any) -> None:
-        self._default = default
+    def __init__(self, default: Any, place: int) -> None:
+        """``place``: which of the network's self- or cross-attentions it is."""
+        self._default, self._place = default, place
 
 
 class _CrossAttention(_Processor):
     """Attention to the call's texts."""
-
-    def __init__(self, default: Any, place: int) -> None:
-        super().__init__(default)
-        self._place = place
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, *args: Any, call: AttentionCall | None = None, **given: Any
@@ -106,8 +129,10 @@ class _CrossAttention(_Processor):
         if call is None or call.texts is None:
             return self._default(attn, hidden_states, *args, **given)
         key, value = call.texts[self._place]
-        mixed = call.mix(attn.to_q(hidden_states), key, value, attn.heads)
-        return attn.to_out[1](attn.to_out[0](mixed))
+        query = attn.to_q(hidden_states)
+        if call.mask is None:
+            return attn.to_out[0](call.mix(query, key, value, attn.heads))
+        return attn.to_out[0](attend(query, key, value, attn.heads, call.mask))
 
 
 class _SelfAttention(_Processor):
@@ -120,11 +145,47 @@ class _SelfAttention(_Processor):
             return self._default(attn, hidden_states, *args, **given)
         shared = call.sharing
         looking = hidden_states if shared is None else hidden_states[shared.projected]
-        query, key = attn.to_q(looking), attn.to_k(looking)
+        if call.fused is None:
+            query, key, value = attn.to_q(looking), attn.to_k(looking), attn.to_v(hidden_states)
+        else:
+            query, key, value = _projected(*call.fused[self._place], looking, hidden_states)
         if shared is not None:
             query, key = share_self_attention(query, key, shared.rows)
-        mixed = attend(query, key, attn.to_v(hidden_states), attn.heads)
-        return attn.to_out[1](attn.to_out[0](mixed))
+        return attn.to_out[0](attend(query, key, value, attn.heads))
+
+
+def _projected(weight: Tensor, bias: Tensor | None, looking: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys of some rows and values of all, by one product where they are the same rows."""
+    if looking is own:
+        return linear(own, weight, bias).chunk(3, dim=-1)
+    cut = 2 * len(weight) // 3
+    first, last = (None, None) if bias is None else (bias[:cut], bias[cut:])
+    return (*linear(looking, weight[:cut], first).chunk(2, dim=-1), linear(own, weight[cut:], last))
+
+
+def is_ours(attn: Any) -> bool:
+    """Whether an attention of a UNet follows an AttentionCall and is but projections around softmax(q k^T) v."""
+    odd = (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k, attn.norm_cross, attn.residual_connection)
+    layers = (attn.to_q, attn.to_k, attn.to_v)
+    return (
+        isinstance(attn.processor, _Processor)
+        and not any(odd)
+        and attn.rescale_output_factor == 1
+        and all(type(layer) is nn.Linear for layer in layers)
+    )
+
+
+@torch.no_grad()
+def fused_projections(unet: nn.Module) -> list[Fused]:
+    """Copies of the projections of every self-attention of a UNet as they are now: (q, k, v) in one, and their bias."""
+    found = []
+    for name, module in unet.named_modules():
+        if name.endswith("attn1"):
+            layers: Any = (module.to_q, module.to_k, module.to_v)
+            biases = [layer.bias for layer in layers]
+            bias = None if biases[0] is None else torch.cat(biases)
+            found.append((torch.cat([layer.weight for layer in layers]), bias))
+    return found
 
 
 def install(unet: nn.Module) -> list[Any]:
@@ -133,15 +194,15 @@ def install(unet: nn.Module) -> list[Any]:
     Done once, when a model is loaded: a call that tells nothing is answered as before. Where it was done already,
     nothing changes.
     """
-    layers = []
+    layers: dict[str, list[Any]] = {"attn1": [], "attn2": []}
+    kinds = {"attn1": _SelfAttention, "attn2": _CrossAttention}
     for name, module in unet.named_modules():
-        if name.endswith("attn2"):
-            layers.append(module)
+        kind = name.rpartition(".")[2]
+        if kind in kinds:
             if not isinstance(module.processor, _Processor):
-                module.set_processor(_CrossAttention(module.processor, len(layers) - 1))
-        elif name.endswith("attn1") and not isinstance(module.processor, _Processor):
-            module.set_processor(_SelfAttention(module.processor))
-    return layers
+                module.set_processor(kinds[kind](module.processor, len(layers[kind])))
+            layers[kind].append(module)
+    return layers["attn2"]
 
 
 @torch.no_grad()

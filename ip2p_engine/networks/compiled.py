@@ -10,7 +10,7 @@ import torch
 from ..errors import ConfigError
 from .model import Model
 
-__all__ = ["COMPILE_MODES", "compile_unet"]
+__all__ = ["COMPILE_MODES", "check_compiler", "compile_unet"]
 
 COMPILE_MODES = ("repeated", "max")
 
@@ -23,7 +23,7 @@ def compile_unet(model: Model, mode: str = "repeated", *, backend: str = "induct
     """
     if mode not in COMPILE_MODES:
         raise ConfigError(f"compile_mode is {mode!r}; choose one of {', '.join(COMPILE_MODES)}")
-    _check_compiler(model.device.type, backend)
+    check_compiler(model.device.type, backend)
     chosen: dict[str, Any] = {"backend": backend}
     unet: Any = model.unet
     if mode == "repeated":
@@ -42,9 +42,10 @@ def _blocks(unet: Any) -> int:
     return sum(type(module).__name__ in unet._repeated_blocks for module in unet.modules())
 
 
-def _check_compiler(device: str, backend: str) -> None:
+def check_compiler(device: str, backend: str = "inductor") -> None:
+    """Raises ConfigError where nothing can compile for a kind of device."""
     if device not in ("cuda", "cpu"):
-        raise ConfigError(f"compile is for CUDA and the CPU, and the device is {device}; leave it out")
+        raise ConfigError(f"compile is for CUDA and the CPU, and the device is {device}; leave compile off")
     if backend != "inductor":
         return
     if device == "cpu":
@@ -55,10 +56,10 @@ def _check_compiler(device: str, backend: str) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise ConfigError(
-                "compile needs a C++ compiler, and none is found here; install g++, or leave it out"
+                "compile needs a C++ compiler, and none is found here; install g++, or leave compile off"
             ) from error
         return
     from torch.utils._triton import has_triton
 
     if not has_triton():
-        raise ConfigError("compile on CUDA needs Triton, which is missing; pip install triton, or leave it out")
+        raise ConfigError("compile on CUDA needs Triton, which is missing; pip install triton, or leave compile off")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..devices import free_memory
 from ..errors import CheckpointError
-from ..images import to_images
+from ..images import images_of, to_levels
 from ..tokenizer import END_OF_TEXT, MAX_TOKENS, check_length, token_chunks
 from .control import Control
 from .model import Model
@@ -24,6 +24,7 @@ __all__ = [
     "clean_latents",
     "decode_latents",
     "decode_pictures",
+    "decoded_at_once",
     "embed_text",
     "encode_image",
     "encode_text",
@@ -33,6 +34,8 @@ __all__ = [
 
 LAST_LAYERS = {"sdxl", "cosxl"}
 DECODER_ACTIVATIONS_PER_PIXEL = 16
+DECODER_WIDTHS = 2  # the widest map of all pixels has so many times the last level's channels
+LARGEST_TENSOR = 2**31 - 1
 USABLE_MEMORY = 0.6
 LATENT_CHANNELS = 4
 
@@ -163,13 +166,21 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
 
 def decode_pictures(model: Model, latents: Tensor, most: int) -> list[Image.Image]:
     """The pictures of clean latents (B, 4, h, w), at most so many decoded at once, fewer where memory is short."""
+    count = decoded_at_once(model, latents.shape[-2:], most)
+    return images_of([to_levels(decode_latents(model, part)) for part in latents.split(count)])
+
+
+def decoded_at_once(model: Model, size: Sequence[int], most: int) -> int:
+    """How many latents of (h, w) are decoded at once: as memory allows, and no feature map of 2**31 numbers or more.
+
+    Kernels that count places in 32 bits fail there.
+    """
     autoencoder = model.autoencoder
-    width = autoencoder.config.block_out_channels[0]
-    places = 64 * latents.shape[-2] * latents.shape[-1]
+    width, places = autoencoder.config.block_out_channels[0], 64 * size[0] * size[1]
     a_picture = places * width * DECODER_ACTIVATIONS_PER_PIXEL * autoencoder.dtype.itemsize
     with model.running(autoencoder):  # before it is asked what is free
-        count = max(1, min(most, int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture)))
-    return [image for part in latents.split(count) for image in to_images(decode_latents(model, part))]
+        fitting = int(USABLE_MEMORY * free_memory(autoencoder.device) / a_picture)
+    return max(1, min(most, fitting, LARGEST_TENSOR // (places * width * DECODER_WIDTHS)))
 
 
 def size_ids(model: Model, sizes: Sequence[tuple[int, int]]) -> Tensor | None:

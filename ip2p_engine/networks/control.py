@@ -45,10 +45,12 @@ class Control:
         """The same for so many branches, stacked along the batch."""
         return Control(net=self.net, hint=self.hint.repeat(times, 1, 1, 1), weight=self.weight)
 
-    def residuals(self, x: Tensor, t: Tensor, text: Tensor, added: dict[str, Tensor] | None) -> dict[str, Any]:
-        """What the UNet adds on its way up, by argument, for scaled latents x (B, 4, h, w) at times t (B,)."""
+    def residuals(
+        self, x: Tensor, t: Tensor, text: Tensor, added: dict[str, Tensor] | None
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """What the UNet adds on its way up and in its middle, for scaled latents x (B, 4, h, w) at times t (B,)."""
         dtype = next(self.net.network.parameters()).dtype
-        down, middle = self.net.network(
+        return self.net.network(
             x.to(dtype),
             t,
             text.to(dtype),
@@ -57,7 +59,6 @@ class Control:
             added_cond_kwargs=added,
             return_dict=False,
         )
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def load_control(source: str | Path, model: Model) -> ControlNet:

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from ..checkpoint.report import ACTIVATIONS_PER_PIXEL
 from ..devices import free_memory
-from .attention import AttentionCall, project_text
+from ..errors import ConfigError
+from .attention import AttentionCall, fused_projections, project_text, whole_blocks
 from .conditioning import Conditioning, even
 from .control import Control
 from .feature_cache import FeatureCache
+from .forward import TimeRows, forward, is_plain, project_times
 from .model import Model
 
-__all__ = ["BranchDenoiser", "Times", "denoised_from", "input_scale", "predict"]
+__all__ = ["BranchDenoiser", "Times", "denoised_from", "fused_for", "input_scale", "predict"]
 
 WITH_TEXT, WITH_IMAGE = ("c", "t"), ("c", "i")
 
@@ -50,33 +52,55 @@ def predict(
     call: AttentionCall,
     pooled: Tensor | None = None,
     size_ids: Tensor | None = None,
+    *,
+    times: TimeRows | None = None,
     cache: FeatureCache | None = None,
     control: Controlled | None = None,
 ) -> Tensor:
     """The UNet's output for inputs (B, C, h, w) that are scaled already, at time t (1,); the one place of casts.
 
-    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. A ``cache`` computes what it has not. Returns the inputs'
-    type.
+    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. ``times`` is t as it was projected before. A ``cache``
+    computes what it has not. Returns the inputs' type.
     """
     added = None
     if size_ids is not None and pooled is not None:
         added = {"text_embeds": pooled.to(model.dtype), "time_ids": size_ids}
-    told = {"call": call}
-    rows = t.expand(len(inputs))
+    rows, x = t.expand(len(inputs)), inputs.to(model.dtype)
     networks = (model.unet,) if control is None else (model.unet, control.by.net.network)
     with model.running(*networks), model.turn or nullcontext():
-        given: dict[str, Any] = {}
+        residuals = None
         if control is not None:
-            given = control.by.residuals(inputs[:, :4].to(model.dtype), rows, control.text, added)
+            residuals = control.by.residuals(x[:, :4], rows, control.text, added)
+        if call.fused is None or torch.is_grad_enabled():
+            return _by_diffusers(model, x, rows, call, added, residuals).to(inputs.dtype, copy=model.turn is not None)
+        if times is None:
+            times = project_times(model.unet, t if added is None else rows, added)
         if cache is not None:
-            return cache(model.unet, inputs.to(model.dtype), rows, call, added).to(inputs.dtype)
-        if model.turn is not None:
-            torch.compiler.cudagraph_mark_step_begin()
-        output = model.unet(
-            inputs.to(model.dtype), rows, None, added_cond_kwargs=added, cross_attention_kwargs=told, **given
-        )
-        # The next call of a CUDA graph writes where this one has written.
-        return output.sample.to(inputs.dtype, copy=model.turn is not None)
+            return cache(model.unet, x, times, call).to(inputs.dtype)
+        return forward(model.unet, x, times, call, residuals=residuals)[0].to(inputs.dtype)
+
+
+def _by_diffusers(
+    model: Model,
+    x: Tensor,
+    t: Tensor,
+    call: AttentionCall,
+    added: dict[str, Tensor] | None,
+    residuals: tuple[Sequence[Tensor], Tensor] | None,
+) -> Tensor:
+    """The network's own evaluation; where it is compiled, the next call may write where this one has written."""
+    given: dict[str, Any] = {}
+    if residuals is not None:
+        given = {"down_block_additional_residuals": residuals[0], "mid_block_additional_residual": residuals[1]}
+    if model.turn is not None:
+        torch.compiler.cudagraph_mark_step_begin()
+    told = {"call": call}
+    return model.unet(x, t, None, added_cond_kwargs=added, cross_attention_kwargs=told, **given).sample
+
+
+def fused_for(model: Model) -> Any:
+    """``AttentionCall.fused`` for a walk of this model; None where the network is compiled, or is not a plain one."""
+    return fused_projections(model.unet) if model.turn is None and is_plain(model.unet) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +117,7 @@ class Times:
     def __init__(self, model: Model, sigmas: Sequence[float] = ()) -> None:
         self._model, self._levels = model, [float(sigma) for sigma in sigmas if sigma > 0]
         self._rows: dict[float, Tensor] = {}
+        self._projected: dict[float, TimeRows] = {}
 
     def at(self, sigma: float, device: torch.device) -> Tensor:
         """t of a noise level, (1,), float32; a level that was not announced is brought over alone."""
@@ -101,6 +126,21 @@ class Times:
             self._rows = dict(zip(self._levels, every.split(1), strict=True))
         row = self._rows.get(sigma)
         return self._model.timestep(sigma).to(device) if row is None else row
+
+    def projected(self, sigma: float) -> TimeRows | None:
+        """What the residual blocks add at an announced level, projected with all others; SDXL's differ by row: None.
+
+        Asked after ``at``.
+        """
+        unet = self._model.unet
+        if not self._projected and self._rows and not unet.config.addition_embed_type:
+            with self._model.running(unet):
+                found = project_times(unet, torch.cat(list(self._rows.values())))
+            columns = {module: rows.split(1) for module, rows in found.items()}
+            self._projected = {
+                level: {module: rows[n] for module, rows in columns.items()} for n, level in enumerate(self._rows)
+            }
+        return self._projected.get(sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,10 +210,13 @@ class BranchDenoiser:
         pooled = [text.pooled for text in texts if text.pooled is not None]
         context = torch.cat(even([text.tokens for text in texts])).to(self._model.dtype)
         with self._model.running(self._model.unet):
-            keys = project_text(self._model.unet, context)
+            keys, mask = whole_blocks(project_text(self._model.unet, context))
+            call = AttentionCall(texts=keys, mask=mask, fused=fused_for(self._model))
+        if self._keep > 1 and call.fused is None:
+            raise ConfigError("features are kept of Stable Diffusion's own layers, not compiled; leave one of them out")
         return _Group(
             names,
-            AttentionCall(texts=keys),
+            call,
             torch.cat([cond.image if name in WITH_IMAGE else blank for name in names]).to(dtype),
             torch.cat(pooled) if pooled else None,
             None if cond.size_ids is None else cond.size_ids.repeat(len(names), 1),
@@ -186,7 +229,9 @@ class BranchDenoiser:
         """The clean latents of some branches, stacked along the batch for the network."""
         noisy = (x * input_scale(sigma)).repeat(len(group.names), 1, 1, 1)
         inputs, t = torch.cat([noisy, group.image], dim=1), self._times.at(sigma, x.device)
-        output = predict(self._model, inputs, t, group.call, group.pooled, group.size_ids, group.cache, group.control)
+        told = (group.call, group.pooled, group.size_ids)
+        times = self._times.projected(sigma) if group.call.fused else None
+        output = predict(self._model, inputs, t, *told, times=times, cache=group.cache, control=group.control)
         output = output.unflatten(0, (len(group.names), -1))
         return denoised_from(self._model.spec.prediction, x, sigma, output).unbind()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..networks.attention import AttentionCall, KeyValue, Sharing, attend, project_text
 from ..networks.conditioning import TextEmbedding
-from ..networks.denoiser import Times, denoised_from, input_scale, predict
+from ..networks.denoiser import Times, denoised_from, fused_for, input_scale, predict
 from ..networks.model import Model
 from .cross_attention import CrossControl
 from .plan import PairPlan, sharing_rows
@@ -67,6 +68,8 @@ class _Prepared:
     plan: PairPlan
     sharing: dict[tuple[bool, ...], Sharing | None]
     batches: dict[str, _Batch]
+    fused: Any
+    """The self-attentions' projections (``fused_for``)."""
 
 
 class PairDenoiser:
@@ -91,11 +94,11 @@ class PairDenoiser:
         now = prepared.plan.step(sigma)
         # Until the edited caption starts, both pictures of a pair are one: it is computed once.
         if now.early:
-            call = AttentionCall(texts=prepared.batches[SOURCES].keys)
+            call = AttentionCall(texts=prepared.batches[SOURCES].keys, fused=prepared.fused)
             self.evaluations += 2
             return self._guided(prepared.batches[SOURCES], call, x[::2], sigma).repeat_interleave(2, dim=0)
         batch, sharing = prepared.batches[PAIRS], prepared.sharing[now.active]
-        call = AttentionCall(texts=batch.keys, sharing=sharing, mix=now.mix or attend)
+        call = AttentionCall(texts=batch.keys, sharing=sharing, mix=now.mix or attend, fused=prepared.fused)
         self.evaluations += 4
         return self._guided(batch, call, x, sigma)
 
@@ -112,7 +115,8 @@ class PairDenoiser:
         fixed = self._model.turn is not None
         sharing = {active: Sharing.of(sharing_rows(active), x.device, fixed=fixed) for active in patterns}
         names = (PAIRS, SOURCES) if cond.edited_prompt_start > 0 else (PAIRS,)
-        return _Prepared(cond, plan, sharing, {name: self._batch(name, cond, x) for name in names})
+        batches = {name: self._batch(name, cond, x) for name in names}
+        return _Prepared(cond, plan, sharing, batches, fused_for(self._model))
 
     def _batch(self, name: str, cond: PairConditioning, x: Tensor) -> _Batch:
         rows = cond.rows(name)
@@ -126,7 +130,8 @@ class PairDenoiser:
         """u + w (c - u) for all pictures or for the sources, as the clean latent."""
         inputs = (x * input_scale(sigma)).repeat(2, 1, 1, 1)
         t = self._times.at(sigma, x.device)
-        output = predict(self._model, inputs, t, call, batch.pooled, batch.size_ids)
+        times = self._times.projected(sigma) if call.fused else None
+        output = predict(self._model, inputs, t, call, batch.pooled, batch.size_ids, times=times)
         empty, text = output.chunk(2)
         guided = empty + batch.scale * (text - empty)
         return denoised_from(self._model.spec.prediction, x, sigma, guided)

@@ -238,21 +238,33 @@ class PairGenerator:
 
         ``batch_pairs`` overrides the config's; candidates that a ``preview`` drops are left out.
         """
+        watch = hooks or Hooks()
+        for start, rows, z in self.walks(jobs, batch_pairs=batch_pairs, preview=preview, hooks=watch):
+            batch = self.candidates([jobs[start + row] for row in rows], z)
+            for row, candidate in zip(rows, batch, strict=True):
+                watch.result(start + row, candidate)
+            yield batch
+
+    def walks(
+        self,
+        jobs: Sequence[PairJob],
+        *,
+        batch_pairs: int | None = None,
+        preview: Preview | None = None,
+        hooks: Hooks | None = None,
+    ) -> Iterator[tuple[int, list[int], Tensor]]:
+        """Batch by batch (its first job's place, the rows of its jobs that were finished, their clean latents).
+
+        For ``candidates``, which can be made of them while the next batch walks. ``hooks.on_progress`` counts pairs.
+        """
         if not jobs:
             raise ConfigError("no pair to make; give at least one seed")
         for job in jobs:
             check_seed(job.seed)
-        watch, done = hooks or Hooks(), 0
-        count = batch_pairs or self.batch_pairs()
+        count, watch = batch_pairs or self.batch_pairs(), hooks or Hooks()
         for start in range(0, len(jobs), count):
-            chosen = jobs[start : start + count]
-            rows, z = self._walk(chosen, watch, preview)
-            batch = self._candidates([chosen[row] for row in rows], z) if rows else []
-            for row, candidate in zip(rows, batch, strict=True):
-                watch.result(start + row, candidate)
-            done += len(chosen)
-            watch.progress(done, len(jobs))
-            yield batch
+            yield start, *self._walk(jobs[start : start + count], watch, preview)
+            watch.progress(min(start + count, len(jobs)), len(jobs))
 
     def batch_pairs(self) -> int:
         """Pairs in one batch: the config's, or what the free memory holds now."""
@@ -345,8 +357,10 @@ class PairGenerator:
         decoded = decode_pictures(self.model, z.flatten(0, 1), DECODED_AT_ONCE)
         return list(zip(decoded[::2], decoded[1::2], strict=True))
 
-    def _candidates(self, jobs: Sequence[PairJob], z: Tensor) -> list[PairCandidate]:
-        """Decode, and put every pair together with its settings."""
+    def candidates(self, jobs: Sequence[PairJob], z: Tensor) -> list[PairCandidate]:
+        """The pairs of clean latents (B, 2, 4, h, w) that ``walks`` gave, decoded, each with its settings."""
+        if not jobs:
+            return []
         triples = zip(jobs, self.pictures(z), z.cpu(), strict=True)
         return [self._candidate(job, images, latents) for job, images, latents in triples]
 

@@ -412,7 +412,7 @@ ADJUSTABLE = frozenset({"learning_rate", "clip_norm", "precision"})
 MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "cosine", "warm_up": 50, "betas": (0.9, 0.98)}
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper: SD1.5, 256 px, 10,000 steps of 1024 examples on 8 x A100.
-    "paper": {},
+    "paper": {"compile": True},
     # The same on one GPU of 24 GB: 8-bit states, 16 examples at once, cached latents.
     "one-gpu": {
         "precision": "bfloat16",
@@ -421,6 +421,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw8bit",
         "gradient_checkpointing": True,
         "cache": True,
+        "compile": True,
     },
     # A small edit skill on a released InstructPix2Pix, a few GB.
     "lora": {
@@ -431,9 +432,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resolution": 512,
         "gradient_checkpointing": True,
         "cache": True,
+        "compile": True,
     },
     # SD2.1, v-prediction, 512 px.
-    "sd2": {"precision": "bfloat16", "resolution": 512, "micro_batch": 16, "batch_size": 256},
+    "sd2": {"precision": "bfloat16", "resolution": 512, "micro_batch": 16, "batch_size": 256, "compile": True},
     # diffusers' published SDXL recipe's size; time ids an example.
     "sdxl": {
         "precision": "bfloat16",
@@ -442,6 +444,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "learning_rate": 5e-5,
         "gradient_checkpointing": True,
+        "compile": True,
     },
     # CosXL-Edit: EDM noise levels, v, scaled image condition (all from the base).
     "cosxl": {
@@ -451,6 +454,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "learning_rate": 1e-5,
         "gradient_checkpointing": True,
+        "compile": True,
     },
     # The embedded world in about an hour of two CPU cores: docs/scenes.md.
     "embedded": {

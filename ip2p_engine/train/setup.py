@@ -15,6 +15,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import digest_of_text, disk_errors, link_or_copy, public_name
 from ..hooks import Hooks
 from ..images import save_image
+from ..networks.compiled import check_compiler
 from ..networks.digest import digest_of_weights
 from ..networks.model import Model, load_model
 from . import hub
@@ -348,6 +349,8 @@ def _measured(source: Any, data: Data, folder: RunFolder) -> int:
 
 def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple[Model, str]:
     """(what is trained, the digest of what it was made from)."""
+    if config.compile:
+        check_compiler(device.type)
     loaded = load_model(base, device="cpu", dtype="file")
     digest = digest_of_weights(loaded)
     model = make_trainable(loaded, config).to(device)

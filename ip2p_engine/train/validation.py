@@ -123,7 +123,7 @@ class ValidationSet:
             moved = {name: value.to(device) for name, value in vars(draws).items() if name != "level"}
             with arithmetic(device.type, self._config):
                 errors = objective(unet, _moved(encoded, device), replace(draws, **moved))
-            total += float(errors.double().sum())
+            total += float(errors.cpu().double().sum())  # not every device has float64
             first += n
         return total / count
 

@@ -6,7 +6,9 @@ comfy_install.py fetches ComfyUI 0.3.75, or the version that IP2P_COMFYUI names,
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +27,17 @@ def comfyui():
         return find()
     except NoComfyUI as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def in_comfyui(comfyui):
+    """Runs one of the scripts beside this file in ComfyUI's folder."""
+
+    def run(script, *arguments):
+        command = [comfyui.python, str(Path(__file__).parent / script), *map(str, arguments)]
+        subprocess.run(command, cwd=comfyui.path, env={**os.environ, **comfyui.environment}, check=True)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +31,6 @@ from ip2p_engine.networks.denoiser import BranchDenoiser, input_scale
 from ip2p_engine.networks.model import Model, ModelSpec, convert, load_model
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
-HERE = Path(__file__).parent
 SIGMA = float(DiscreteSchedule.stable_diffusion().sigmas[500])
 STEP_TOLERANCE = 1e-4
 XL_BLOCKS = {
@@ -113,17 +110,6 @@ def narrow(family: str) -> Model:
     texts = (clip_of(64, 2, "quick_gelu", **words), clip_of(64, 2, "gelu", CLIPTextModelWithProjection, **words))
     autoencoder = autoencoder_of(family, widths=(32, 32, 32, 32), layers=1)
     return Model(spec=spec_of(family), unet=unet, autoencoder=autoencoder, text_encoders=texts)
-
-
-@pytest.fixture(scope="module")
-def in_comfyui(comfyui):
-    """Runs one of the scripts beside this file in ComfyUI's folder."""
-
-    def run(script: str, *files: Path) -> None:
-        command = [comfyui.python, str(HERE / script), *map(str, files)]
-        subprocess.run(command, cwd=comfyui.path, env={**os.environ, **comfyui.environment}, check=True)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,13 @@ from ip2p_engine.diffusion.guidance import DualGuidance
 from ip2p_engine.diffusion.sampling import euler
 from ip2p_engine.errors import CheckpointError, ConfigError, ImageError, Interrupted
 from ip2p_engine.images import fit, to_images
-from ip2p_engine.networks.conditioning import Conditioning, decode_latents, decode_pictures, encode_text
+from ip2p_engine.networks.conditioning import (
+    Conditioning,
+    decode_latents,
+    decode_pictures,
+    decoded_at_once,
+    encode_text,
+)
 from ip2p_engine.networks.denoiser import BranchDenoiser, _activation_bytes, denoised_from, input_scale
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator
@@ -405,6 +412,16 @@ def test_pictures_are_decoded_one_at_a_time(editor, monkeypatch):
     monkeypatch.setattr(editor.model.autoencoder, "decode", lambda z: sizes.append(len(z)) or decode(z))
     editor.edit(render(HEART), "make it snow", seeds=[1, 2, 3], steps=1)
     assert sizes == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 16), (88, 16), (96, 14), (128, 7), (256, 1), (512, 1)])
+def test_no_batch_is_decoded_that_has_two_to_the_31_numbers(editor, monkeypatch, side, count):
+    """Sides in latents, and an autoencoder of Stable Diffusion's width, however much memory there is."""
+    monkeypatch.setattr("ip2p_engine.networks.conditioning.free_memory", lambda device: 2**50)
+    wide = SimpleNamespace(
+        config=SimpleNamespace(block_out_channels=(128,)), dtype=torch.float16, device=torch.device("cpu")
+    )
+    assert decoded_at_once(replace(editor.model, autoencoder=wide), (side, side), 16) == count
 
 
 def test_too_little_memory_is_a_sentence(editor, monkeypatch):

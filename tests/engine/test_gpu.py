@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ import torch
 from PIL import Image
 
 from ip2p_engine import Hooks, InstructPix2Pix
+from ip2p_engine.captions.edits import CaptionEdit
+from ip2p_engine.clip.similarity import ClipSimilarity
+from ip2p_engine.data.ledger import read_candidates
 from ip2p_engine.diffusion.sampling import SAMPLERS
+from ip2p_engine.factory.maker import CandidateMaker, FactoryConfig
+from ip2p_engine.factory.run import Work, make_pairs
+from ip2p_engine.factory.workers import LocalWorkers
 from ip2p_engine.networks.conditioning import encode_text
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob
@@ -106,6 +113,56 @@ def test_a_model_is_loaded_onto_the_device():
 def test_texts(editor, there):
     here, other = (encode_text(e.model, ["make it snow", ""]).tokens.cpu() for e in (editor, there))
     assert (here - other).abs().max() <= 1e-3
+
+
+def test_scores_of_clip():
+    """On CUDA by products of half precision."""
+    pictures = [
+        render(Scene(shape="heart", colour=colour, background="sky", size="large")) for colour in ("red", "blue")
+    ]
+    captions = ["a large red heart on a sky background", "a large blue heart on a sky background"]
+    here, other = (
+        asdict(
+            ClipSimilarity.load("embedded", device=where).score(
+                pictures[:1], pictures[1:], *([one] for one in captions)
+            )[0]
+        )
+        for where in ("cpu", WHERE)
+    )
+    assert other == pytest.approx(here, abs=5e-3)
+
+
+def test_the_autoencoder_is_finite_in_half_precision(editor):
+    half = InstructPix2Pix.load("embedded", device=WHERE, dtype=torch.float16)
+    latents = editor.edit(PICTURE, "make it snow", steps=2)[0].latent[None]
+    here, other = (np.asarray(e.pictures(latents.to(e.model.device))[0]).astype(int) for e in (editor, half))
+    assert apart(here, other) <= 1
+
+
+def test_many_latents_are_decoded_in_parts(there):
+    """A part's pictures are those of the whole."""
+    latents = torch.randn(6, 4, 8, 8, device=WHERE)
+    alone = [there.pictures(one[None])[0] for one in latents]
+    for one, other in zip(there.pictures(latents), alone, strict=True):
+        assert apart(np.asarray(one).astype(int), np.asarray(other).astype(int)) <= 0.1
+
+
+def test_pairs_of_the_factory(tiny_pair_model, tmp_path):
+    """Finished beside the walks on a GPU, in the order and with the scores of a CPU."""
+    edits = [
+        CaptionEdit(caption=f"a {a} hat", instruction="paint it", edited_caption="a blue hat") for a in ("red", "old")
+    ]
+    found = []
+    for where in ("cpu", WHERE):
+        generator = PairGenerator(tiny_pair_model().to(where), PairConfig(steps=2))
+        config = FactoryConfig(candidates=2, clip="embedded", filter=None)
+        maker = CandidateMaker(generator, ClipSimilarity.load("embedded", device=where), config)
+        make_pairs(edits, tmp_path / f"on {where}", LocalWorkers(maker), work=Work(batch_pairs=2))
+        found.append(list(read_candidates(tmp_path / f"on {where}")))
+    for here, other in zip(*found, strict=True):
+        assert (here.caption, here.seeds) == (other.caption, other.seeds)
+        for one, two in zip(here.scores, other.scores, strict=True):
+            assert asdict(two) == pytest.approx(asdict(one), abs=2e-2)
 
 
 @pytest.mark.skipif(WHERE == "cpu", reason="only CUDA tells")

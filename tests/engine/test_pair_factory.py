@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -131,6 +132,38 @@ def test_the_model_s_options_belong_to_the_origin_without_secrets():
 def test_candidate_seeds_differ():
     seeds = {candidate_seed(run, row, n) for run in range(3) for row in range(30) for n in range(30)}
     assert len(seeds) == 2700 and all(0 <= seed < 2**48 for seed in seeds)
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Decoding and scoring beside the walks, as on a GPU; (thread, caption) of each batch."""
+    told, finish = [], CandidateMaker._finish
+
+    def finished(self, jobs, z, results):
+        told.append((threading.current_thread().name, jobs[0].caption))
+        finish(self, jobs, z, results)
+
+    monkeypatch.setattr(CandidateMaker, "overlaps", True)
+    monkeypatch.setattr(CandidateMaker, "_finish", finished)
+    return told
+
+
+def test_pictures_that_are_finished_beside_the_walks_are_the_same(undisturbed, workers_of, tmp_path, beside):
+    make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN)
+    assert contents(tmp_path / "store") == contents(undisturbed[0])
+    finished = [caption for thread, caption in beside if thread.startswith("ip2p-pairs")]
+    assert finished == [edit.caption for edit in EDITS]
+
+
+@pytest.mark.parametrize("looks", [3, 5])
+def test_what_had_walked_is_kept_when_the_next_is_stopped(undisturbed, workers_of, tmp_path, beside, looks):
+    """Two looks a walk: the stop falls into the second or the third group."""
+    store = tmp_path / "store"
+    with pytest.raises(Interrupted):
+        make_pairs(EDITS, store, workers_of(), work=OFTEN, hooks=Hooks(should_stop=stopping_after(looks)))
+    assert len(list(read_candidates(store))) == looks // 2
+    make_pairs(EDITS, store, workers_of(), work=OFTEN)
+    assert PairStore(store).keys() == PairStore(undisturbed[0]).keys()
 
 
 @pytest.mark.parametrize("save_seconds", [0, pytest.param(3600, marks=pytest.mark.slow)])

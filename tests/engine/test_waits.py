@@ -59,6 +59,7 @@ def a_step(waits, walk):
     for steps in (SHORT, LONG):
         with waits.fake_device() as gpu:
             walk(steps)
+        assert not gpu.doubles
         found.append(Counter(gpu.waits))
     return found[1] - found[0]
 
@@ -105,6 +106,7 @@ def test_a_micro_batch_of_training(waits, on_device, cached):
         moved = batch.to(waits.DEVICE)
         loss = objective(model.unet, encoder(moved), moved.draws)
     assert not gpu.waits
+    assert not gpu.doubles
     assert loss.requires_grad  # the way back needs a real device, and asks nothing of ours
 
 
@@ -127,6 +129,15 @@ def tensors(cached):
         return {"pixels": torch.zeros(2, 2, 3, 64, 64, dtype=torch.uint8), "size_ids": torch.zeros(2, 6)}
     latents = {name: torch.ones(2, 4, 8, 8) for name in ("mean", "std", "condition")}
     return {**latents, "tokens": torch.ones(2, 77, 24), "size_ids": torch.zeros(2, 6)}
+
+
+def test_float64_on_the_device_is_seen(waits):
+    with waits.fake_device() as gpu:
+        waits.on_device(torch.ones(3)).double().cpu()
+    assert [name for name, _ in gpu.doubles] == ["_to_copy"]
+    with waits.fake_device() as gpu:
+        waits.on_device(torch.ones(3)).cpu().double()
+    assert not gpu.doubles
 
 
 @pytest.mark.parametrize(

@@ -161,16 +161,16 @@ def config(**overrides):
 
 @pytest.fixture(scope="session")
 def run_in(store, base):
-    """Trains: (folder, family or path of the base, data, hooks, overrides of the config)."""
+    """Trains: (folder, family or path of the base, data, device, hooks, overrides of the config)."""
     saved_base = base
 
-    def start(folder, *, family="sd1", base=None, data=None, hooks=None, **overrides):
+    def start(folder, *, family="sd1", base=None, data=None, device="cpu", hooks=None, **overrides):
         return train(
             config(**overrides),
             data=store if data is None else data,
             base=base or saved_base(family),
             out=folder,
-            device="cpu",
+            device=device,
             hooks=hooks,
         )
 
