@@ -23,7 +23,7 @@ ACTIVATIONS_PER_PIXEL = 60
 DECODER_COPIES = 4
 BRANCHES = 3
 WIDTH = 105
-UNSAID = (None, False, 0, "", [])
+UNSAID: tuple[Any, ...] = (None, False, 0, "", [])
 """Settings that a card leaves out; its JSON has all."""
 TASKS = {4: "text to image", 8: "InstructPix2Pix", 12: "InstructPix2Pix with a mask"}
 
