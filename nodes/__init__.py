@@ -13,7 +13,7 @@ from .filtering import ClipFilter
 from .loading import LoadCheckpoint
 from .pairs import GeneratePairs, PairImages
 from .sampling import AdjustScales, Guider, Sample
-from .scenes import RenderScene
+from .scenes import ExamplePhoto, RenderScene
 from .training import Train
 
 __all__ = ["InstructPix2PixExtension"]
@@ -27,6 +27,7 @@ class InstructPix2PixExtension(ComfyExtension):
         return [
             LoadCheckpoint,
             RenderScene,
+            ExamplePhoto,
             EncodeImage,
             RestoreSize,
             Guider,

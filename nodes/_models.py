@@ -17,6 +17,7 @@ import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import folder_paths
@@ -38,7 +39,8 @@ __all__ = [
     "spec_of",
 ]
 
-EMBEDDED = ("embedded", "embedded-sd")
+EDITORS, PAINTER = ("embedded-photos", "embedded"), "embedded-sd"
+EMBEDDED = (*EDITORS, PAINTER)
 PUBLISHED_AS = "published/"  # before the names of ip2p fetch
 SPEC, OWN_WORLD = "ip2p_spec", "ip2p_embedded"
 CONTROL = Path("ip2p_engine", "scenes", "embedded", "control")
@@ -67,9 +69,9 @@ def offer_embedded_control() -> None:
 def sources() -> list[str]:
     """What IP2P Load Checkpoint offers: the embedded models, checkpoints by their names, then the other folders."""
     named = [f"diffusion_models/{name}" for name in folder_paths.get_filename_list("diffusion_models")]
-    first, last = EMBEDDED  # the last one makes pictures from text, and most people come to edit
     found = [*folder_paths.get_filename_list("checkpoints"), *named, *_diffusers_folders()]
-    return [first, *found, *(f"{PUBLISHED_AS}{one.name}" for one in PUBLISHED), last]
+    # The painter last: it makes pictures from text, and most people come to edit.
+    return [*EDITORS, *found, *(f"{PUBLISHED_AS}{one.name}" for one in PUBLISHED), PAINTER]
 
 
 def source_of(name: str) -> str | Path:
@@ -162,7 +164,7 @@ def require_edit(model: comfy.model_patcher.ModelPatcher) -> None:
 
 
 def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | None = None) -> Native:
-    """Load "embedded", "embedded-sd", a file or a diffusers folder.
+    """Load an embedded model, a file or a diffusers folder.
 
     A complete single file without a choice of weights goes through ComfyUI's own loader. Everything else is read by
     the engine and handed over under the authors' names. Raises CheckpointError for what is no InstructPix2Pix.
@@ -173,7 +175,7 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
 
     bundle = open_bundle(source, weights=weights, header_only=True)
     check_bundle(bundle)  # before core counts layers by the names, as far as a stranger's names go
-    if not bundle.spec.edits and source != "embedded-sd":
+    if not bundle.spec.edits and source != PAINTER:
         raise CheckpointError(
             f"{bundle.path.name} has a UNet of {bundle.spec.in_channels} input channels (text to image), and an "
             f"InstructPix2Pix takes 8; {LOAD_INSTEAD}"
@@ -185,7 +187,7 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
             parts = comfy.sd.load_checkpoint_guess_config(str(bundle.path), embedding_directory=_embeddings())[:3]
         else:
             parts = _through_the_engine(source, weights, base, standard)
-        return _native(parts, bundle.spec, embedded=source == EMBEDDED[0])
+        return _native(parts, bundle.spec, embedded=source == "embedded")
 
 
 @contextmanager
@@ -280,17 +282,38 @@ class _NarrowEdit(_NarrowText):
     model_class = comfy.model_base.SD15_instructpix2pix
 
 
+class _Multiple(float):
+    """A width as a multiple of the first one; core multiplies the two and builds layers of the product."""
+
+    def __mul__(self, width: float) -> int:  # type: ignore[override]
+        return round(float(self) * width)
+
+    __rmul__ = __mul__
+
+
+def _operations(groups: int) -> type:
+    """Core's layers of float32, with norms of so many groups where core asks for 32."""
+
+    class Norm(comfy.ops.disable_weight_init.GroupNorm):
+        def __init__(self, num_groups: int, *given: Any, **named: Any) -> None:
+            super().__init__(groups, *given, **named)
+
+    return type("Operations", (comfy.ops.disable_weight_init,), {"GroupNorm": Norm})
+
+
 def _narrow_model(loaded: Any, state: dict[str, Tensor], decoder: nn.Module) -> comfy.model_patcher.ModelPatcher:
     detected = comfy.model_detection.detect_unet_config(state, UNET)
     config = (_NarrowEdit if loaded.spec.edits else _NarrowText)(detected)
     config.unet_config["num_heads"] = loaded.unet.config.attention_head_dim  # diffusers' old name for the heads
+    widths = loaded.unet.config.block_out_channels
+    config.unet_config["channel_mult"] = [_Multiple(width / widths[0]) for width in widths]
+    config.custom_operations = _operations(loaded.unet.config.norm_num_groups)
     types = comfy.model_base.ModelType
     config.network_type = types.V_PREDICTION if loaded.spec.prediction == "v" else types.EPS
     config.latent_format = _SmallLatents(decoder)
     config.set_inference_dtype(torch.float32, None)
     network = config.get_model(state, UNET)
     network.load_model_weights(dict(state), UNET)
-    _regroup(network.diffusion_model, loaded.unet.config.norm_num_groups)
     manager = comfy.model_management
     return comfy.model_patcher.ModelPatcher(
         network, load_device=manager.get_torch_device(), offload_device=manager.unet_offload_device()

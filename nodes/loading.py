@@ -12,7 +12,7 @@ SAME = "from the file itself"
 
 
 class LoadCheckpoint(io.ComfyNode):
-    """A checkpoint of any layout, or the embedded miniature."""
+    """A checkpoint of any layout, or an embedded miniature."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,7 +22,7 @@ class LoadCheckpoint(io.ComfyNode):
             group="loading",
             description=(
                 "Loads an InstructPix2Pix: single files with or without EMA weights, UNets alone, diffusers folders, "
-                "SD1.5, SDXL and CosXL-Edit, and the embedded miniature, which knows only scenes and needs no download."
+                "SD1.5, SDXL and CosXL-Edit, and the embedded miniatures, which need no download."
             ),
             search_aliases=[
                 "InstructPix2Pix",
@@ -96,10 +96,11 @@ def _inputs() -> list[io.Input]:
             "checkpoint",
             options=_models.sources(),
             tooltip=(
-                "embedded: the miniature that comes with the pack (scenes of 64 px). embedded-sd: its "
-                "text-to-image model, for making pairs. Others: files in models/checkpoints and "
+                "embedded-photos: the miniature that comes with the pack, for photographs and some kinds of edits. "
+                "embedded: the one for drawn scenes of 64 px; embedded-sd: its text-to-image model, for making pairs. "
+                "Others: files in models/checkpoints and "
                 "models/diffusion_models, folders in models/diffusers, published/...: what `ip2p fetch` brings. "
-                "Change it to edit photographs."
+                "Change it for sharper edits by any instruction."
             ),
         ),
         advanced(

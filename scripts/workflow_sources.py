@@ -68,23 +68,32 @@ def edit_an_image(graph: Graph) -> Node:
     graph.note(
         f"""
 # Edit an image
-Write what to do, press Run. {EMBEDDED}
+Write what to do, press Run. This runs as it is, with a miniature that knows some kinds of edits: *make it night*, *snow*,
+*autumn*, *a pencil sketch*, *a painting*, *black and white*, *make the green things purple*, *add a red heart*.
 
 Too little happens: raise **follow_instruction**, or lower **keep_picture**. The picture is lost: the other way round. At 1 they
 are what the checkpoint recommends. Another try: change the **seed**.
-{FULL}""",
+
+**For any instruction** put {IP2P_FILE}, press R, choose it in *IP2P Load Checkpoint*. Your own picture: *Load Image* in place of
+*IP2P Example Photo*.""",
     )
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[IP2P_MODEL])
-    scene = graph.add(0, "IP2P_RenderScene", title="The picture")
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded-photos", models=[IP2P_MODEL])
+    photo = graph.add(0, "IP2P_ExamplePhoto", title="The picture")
     adjust = graph.add(1, "IP2P_AdjustScales", **scales(loader))
     edit = graph.add(
-        1, "IP2P_Sample", **networks(loader), image=scene["image"], instruction="make it snow", **scales(adjust), seed=1
+        1,
+        "IP2P_Sample",
+        **networks(loader),
+        image=photo["image"],
+        instruction="make it autumn",
+        **scales(adjust),
+        seed=1,
+        detail=True,
     )
-    shown = compare(graph, 2, scene, edit, width=680, shown=420)
+    shown = compare(graph, 2, photo, edit, width=680, shown=420)
     graph.add(2, "SaveImage", images=edit["image"], filename_prefix="ip2p/edit", folded=True)
-    picture = [(scene, "shape"), (scene, "colour"), (scene, "background")]
     chosen = [(edit, "instruction"), (adjust, "follow_instruction"), (adjust, "keep_picture"), (edit, "seed")]
-    graph.app([*picture, *chosen], [shown])
+    graph.app([(photo, "photo"), *chosen], [shown])
     return shown
 
 
@@ -99,7 +108,7 @@ both outputs of *IP2P Encode Image*.
 {EMBEDDED} Scales and **resolution** come from the checkpoint.
 {FULL}""",
     )
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[IP2P_MODEL])
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded", models=[IP2P_MODEL])
     scene = graph.add(
         0, "IP2P_RenderScene", title="The picture", shape="circle", colour="yellow", background="mint", place="top left"
     )
@@ -149,7 +158,7 @@ instruction more from top to bottom, columns keep the picture more from left to 
 {EMBEDDED}
 {FULL}""",
     )
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[IP2P_MODEL])
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded", models=[IP2P_MODEL])
     scene = graph.add(0, "IP2P_RenderScene", title="The picture", shape="star", colour="blue", background="sand")
     sweep = graph.add(1, "IP2P_SweepGuidance", text_cfgs="0, 2, 8", image_cfgs="0.5, 1.5, 3")
     edit = graph.add(
@@ -311,7 +320,7 @@ the recommended 4 all points lie at the true edits.
 **For a full checkpoint** choose {IP2P_FILE}, your test pairs, ViT-L-14/openai, 100 or more pairs, and the text_cfg you edit
 with.""",
     )
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[IP2P_MODEL])
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded", models=[IP2P_MODEL])
     data = graph.add(0, "IP2P_LoadDataset", count=12, seed=11, preview=4)
     result = graph.add(
         1,
@@ -342,7 +351,7 @@ conditions, and *IP2P Guider* does the rest. Here a sketch moves the shape; **st
 **ComfyUI/models/controlnet** ([download, 0.7 GB]({HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors)), with a
 full InstructPix2Pix: {IP2P_FILE}.""",
     )
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[IP2P_MODEL])
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded", models=[IP2P_MODEL])
     scene = graph.add(0, "IP2P_RenderScene", title="The picture", shape="heart", colour="red", background="sky")
     encode = text_and_picture(graph, 1, loader, scene, "turn the heart into a star")
     sketch = graph.add(
@@ -391,7 +400,7 @@ checkpoint's own, and v-prediction, EDM noise levels and the scaled picture of C
 
 There is no embedded SDXL. Until you load one, this runs on the embedded miniature of SD1.5, which knows only scenes.""",
     )
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[COSXL_MODEL])
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded", models=[COSXL_MODEL])
     scene = graph.add(
         1, "IP2P_RenderScene", title="The picture", shape="triangle", colour="orange", background="lavender"
     )
@@ -456,15 +465,15 @@ WORKFLOWS: dict[str, Callable[[Graph], Node]] = {
 
 def edit_blueprint(graph: Graph) -> dict[str, Any]:
     """One node that edits a picture: checkpoint, instruction, two strengths."""
-    loader = graph.add(0, "IP2P_LoadCheckpoint", models=[IP2P_MODEL])
+    loader = graph.add(0, "IP2P_LoadCheckpoint", checkpoint="embedded-photos", models=[IP2P_MODEL])
     adjust = graph.add(1, "IP2P_AdjustScales", **scales(loader))
-    edit = graph.add(2, "IP2P_Sample", **networks(loader), instruction="make it snow", **scales(adjust))
+    edit = graph.add(2, "IP2P_Sample", **networks(loader), instruction="make it snow", **scales(adjust), detail=True)
     shown = [(edit, "image"), (edit, "mask"), (edit, "instruction"), (loader, "checkpoint")]
     shown += [(adjust, "follow_instruction"), (adjust, "keep_picture"), (edit, "seed")]
     return graph.blueprint(
         shown,
         edit["image"],
-        description="Edits a picture by an instruction. Choose a full checkpoint for photographs; embedded knows only scenes.",
+        description="Edits a picture by an instruction. Choose a full checkpoint for any instruction; embedded-photos knows some.",
         aliases=["instruct pix2pix", "edit image", "edit by instruction"],
     )
 

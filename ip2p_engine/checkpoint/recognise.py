@@ -50,12 +50,16 @@ __all__ = [
 ]
 
 CONFIG_FILE = "ip2p_config.json"
-MINIATURE = {
-    "ldm": "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-    "diffusers": "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
-}
-MINIATURE_WIDTH, MINIATURE_CONTEXT = 64, 96
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "scenes" / "embedded"
+PHOTOS_FOLDER = Path(__file__).parent.parent / "photos" / "embedded"
+MINIATURE_WIDTH, MINIATURE_CONTEXT = 64, 96
+# Where the embedded models' attention begins: the photographs' has none at the finest level.
+MINIATURES = {
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": EMBEDDED_FOLDER,
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": EMBEDDED_FOLDER,
+    "input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight": PHOTOS_FOLDER,
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": PHOTOS_FOLDER,
+}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 RAW_VARIANT = ".non_ema"
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
@@ -92,8 +96,9 @@ def bundle_of_file(
     """Take a file apart; shapes alone are read, except where SD2 keeps its prediction type in a tensor's values."""
     spec, architecture = parse_config(file.metadata.get(CONFIG_KEY), file.name)
     unet, layout, lone = _unet_tensors(file)
-    if spec is None and _is_miniature(unet, layout):
-        spec, architecture = _miniature(unet, layout, lone)
+    home = _miniature_home(unet, layout) if spec is None else None
+    if home is not None:
+        spec, architecture = _miniature(home, lone)
     texts = _text_parts(file, architecture, text_heads)
     ema = _ema_tensors(file, unet) if layout == "ldm" else {}
     config = architecture.get("unet") or infer_unet(unet, layout, pooled_width=_pooled_width(texts))
@@ -242,22 +247,23 @@ def _check_spec(spec: ModelSpec, config: Mapping[str, Any], texts: tuple[Part, .
         )
 
 
-def _is_miniature(unet: Mapping[str, Tensor], layout: str) -> bool:
-    """Whether a UNet has the shapes of the embedded one: ComfyUI saves it without the settings shapes do not tell."""
-    first, context = UNET_MARKS[layout], MINIATURE[layout]
-    return all(name in unet for name in (first, context)) and (
-        unet[first].shape[0] == MINIATURE_WIDTH and unet[context].shape[1] == MINIATURE_CONTEXT
-    )
+def _miniature_home(unet: Mapping[str, Tensor], layout: str) -> Path | None:
+    """The folder of the embedded UNet with these shapes: ComfyUI saves it without the settings shapes do not tell."""
+    first, context = UNET_MARKS[layout], next((name for name in MINIATURES if name in unet), None)
+    if context is None or first not in unet:
+        return None
+    (width, channels), home = unet[first].shape[:2], MINIATURES[context]
+    unet_home = home / ("unet" if channels == 8 else "unet_text_to_image")
+    known = width == MINIATURE_WIDTH and unet[context].shape[1] == MINIATURE_CONTEXT and unet_home.is_dir()
+    return unet_home if known else None
 
 
-def _miniature(unet: Mapping[str, Tensor], layout: str, lone: bool) -> tuple[ModelSpec, dict[str, Any]]:
-    """(spec, architecture) of the embedded model, or of its text-to-image twin."""
-    channels = unet[UNET_MARKS[layout]].shape[1]
-    home = EMBEDDED_FOLDER / ("unet" if channels == 8 else "unet_text_to_image")
-    config = json_object(home / "config.json")
-    spec = _folder_spec(EMBEDDED_FOLDER, config, "only", None)
-    others = {} if lone else {"autoencoder": json_object(EMBEDDED_FOLDER / "vae" / "config.json")}
-    texts = [] if lone else [json_object(EMBEDDED_FOLDER / "text_encoder" / "config.json")]
+def _miniature(home: Path, lone: bool) -> tuple[ModelSpec, dict[str, Any]]:
+    """(spec, architecture) of the embedded model whose UNet lies in ``home``."""
+    config, folder = json_object(home / "config.json"), home.parent
+    spec = _folder_spec(folder, config, "only", None)
+    others = {} if lone else {"autoencoder": json_object(folder / "vae" / "config.json")}
+    texts = [] if lone else [json_object(folder / "text_encoder" / "config.json")]
     return spec, {"unet": config, "text_encoders": texts, **others}
 
 

@@ -16,7 +16,7 @@ from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_f
 from .download import A_DAY, CACHE_VARIABLE, bring, cache, download, fetched, snapshot
 from .published import PUBLISHED, Published, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
-from .recognise import EMBEDDED_FOLDER, bundle_of_file, bundle_of_folder, choose_files
+from .recognise import EMBEDDED_FOLDER, PHOTOS_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
 from .training_run import RUN, RunStep, base_of, bundle_of_step, find_step
 
@@ -31,7 +31,12 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-EMBEDDED = {"embedded": "unet", "embedded-sd": "unet_text_to_image"}
+EMBEDDED = {
+    "embedded": EMBEDDED_FOLDER / "unet",
+    "embedded-sd": EMBEDDED_FOLDER / "unet_text_to_image",
+    "embedded-photos": PHOTOS_FOLDER / "unet",
+}
+"""The models that are part of the engine, by name, and where their UNets lie."""
 HUB = "hf://"
 HUB_SECONDS = 10
 SHOWN = 200  # characters of a name
@@ -49,7 +54,7 @@ def open_bundle(
     header_only: bool = False,
     base: str | Path | None = None,
 ) -> Bundle:
-    """Take apart "embedded", "embedded-sd", a file, a folder, a hub id (owner/name, hf://owner/name/file) or a URL.
+    """Take apart an embedded model by its name, a file, a folder, a hub id (owner/name, hf://owner/name/file) or a URL.
 
     Of a training run (its folder, RUN@STEP, or a step's file) it is the UNet of a step, with the other networks of
     ``base``, or of what the run began with. Raises CheckpointError for a source that is missing or none of these.
@@ -63,9 +68,10 @@ def open_bundle(
             return _bundle_of_run(step, base, weights, header_only=header_only)
         source = step.file if step is not None else source
         known = None if Path(source).expanduser().exists() else published(str(source))
-        path = EMBEDDED_FOLDER if source in EMBEDDED else local_copy(str(source), weights)
+        own = EMBEDDED.get(str(source))
+        path = own.parent if own else local_copy(str(source), weights)
         if path.is_dir():
-            unet_folder = EMBEDDED.get(str(source), "unet")
+            unet_folder = own.name if own else "unet"
             bundle = bundle_of_folder(path, unet_folder=unet_folder, header_only=header_only, **options)
         else:
             bundle = bundle_of_file(read_header(path) if header_only else read_weights(path), **options)

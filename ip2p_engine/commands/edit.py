@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,15 +44,17 @@ def _add_area(commands: Any) -> None:
     parser.add_argument("--size", default="paper", help="as for ip2p edit (default: paper)")
     parser.add_argument("--resolution", type=int, help="longer side that the paper's rule aims at")
     parser.add_argument("--out", type=local_path, default=Path("area.png"), help="white may change (default: area.png)")
-    add_model_options(parser)
+    add_model_options(parser, by_picture=True)
 
 
 def _area(options: argparse.Namespace) -> None:
     from ..edit import EditConfig
     from ..images import check_output, open_image, save_image
+    from ..scenes.notice import model_for
 
     check_output(options.out)
     picture = open_image(options.image)
+    options.checkpoint = options.checkpoint or model_for(picture)
     config = EditConfig(size=options.size, resolution=options.resolution)
     (mask,) = load_editor(options).find_area(picture, options.instruction, config=config)
     save_image(mask, options.out)
@@ -94,7 +97,7 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--control-image", type=Path, metavar="FILE", help="what it looks at, for all pictures")
     parser.add_argument("--control-weight", type=float, default=1.0, help="how strongly it acts (default: 1)")
     parser.add_argument("--detail", action="store_true", help="take the source's detail where the edit only tones it")
-    add_model_options(parser)
+    add_model_options(parser, by_picture=True)
     add_guidance_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the first result (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="results per picture and instruction")
@@ -118,10 +121,11 @@ def _add_edit(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = add_command(commands, "demo", _demo, "a first edit with the embedded model, no download")
+    parser = add_command(commands, "demo", _demo, "a first edit with the embedded models, no download")
     parser.add_argument("--out", type=local_path, default=Path("ip2p-demo.png"), help="default: ip2p-demo.png")
     parser.add_argument("--seed", type=int, default=0)
     add_model_options(parser)
+    parser.set_defaults(checkpoint="embedded-photos")
 
 
 def _edit(options: argparse.Namespace) -> int:
@@ -152,7 +156,8 @@ def _edit(options: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="ip2p-") as scratch:
         edit_files(
             _rows(options, Path(scratch)),
-            load=lambda: load_editor(options),
+            load=lambda name: load_editor(argparse.Namespace(**{**vars(options), "checkpoint": name})),
+            checkpoint=options.checkpoint,
             config=config,
             writing=Writing(
                 out=options.out, png_level=options.png_level, keep_exif=options.keep_exif, strict=options.strict
@@ -192,9 +197,23 @@ def _rows(options: argparse.Namespace, scratch: Path) -> list[Any]:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ..images import check_output
-    from ..scenes.demo import make_demo
+    """One picture, four instructions, one strip; photographs keep their own detail."""
+    from ..edit import EditConfig
+    from ..images import check_output, save_image, strip
+    from ..photos import first_edit
+    from ..scenes import demo
 
     check_output(options.out)
-    report = make_demo(load_editor(options), options.out, seed=options.seed)
-    sys.stdout.write(report + "\n")
+    scenes = options.checkpoint == "embedded"
+    world: Any = demo if scenes else first_edit
+    source, instructions = world.demo_source(), world.INSTRUCTIONS
+    editor = load_editor(options)
+    started = time.perf_counter()
+    results = editor.edit(source, instructions, seeds=options.seed, config=EditConfig(detail=not scenes))
+    seconds = time.perf_counter() - started
+    pictures = [result.image for result in results]
+    settings = {"edits": [result.settings for result in results]}
+    save_image(strip([source, *pictures], ["before", *instructions]), options.out, settings)
+    said = demo.describe(pictures) if scenes else []
+    made = f"{options.out}: {len(results)} edits in {seconds:.1f} s ({seconds / len(results):.2f} s an edit)"
+    sys.stdout.write("\n".join([*said, made, ""]))

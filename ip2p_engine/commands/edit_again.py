@@ -17,7 +17,7 @@ from ..progress import write_note
 
 __all__ = ["Again", "read_again", "typed_options", "verify"]
 
-NAMED = ("embedded", "embedded-sd")
+NAMED = ("embedded", "embedded-sd", "embedded-photos")
 # What a difference of settings means, by the names of the settings.
 SOURCE = ("source_sha256", "mask", "control.image_sha256")
 CHECKPOINT = ("checkpoint_digest", "weights", "loras", "vae.digest", "embeddings", "control.digest")

@@ -31,7 +31,7 @@ from ..images import (
     upright_size,
 )
 from ..progress import progress, write_note
-from ..scenes.notice import NOTICE, is_scene
+from ..scenes.notice import NOTICE, PHOTOS_NOTICE, is_scene, model_for
 from ..tokenizer import check_length
 from .edit_sources import Row, Source
 from .options import stop_signals
@@ -58,7 +58,8 @@ class Writing:
 def edit_files(
     rows: Sequence[Row],
     *,
-    load: Callable[[], InstructPix2Pix],
+    load: Callable[[str], InstructPix2Pix],
+    checkpoint: str | None,
     config: EditConfig,
     writing: Writing,
     show: Callable[[dict[str, Any]], None],
@@ -67,54 +68,60 @@ def edit_files(
 ) -> None:
     """Make every row's picture; each is written, and its settings with its file shown, while the network goes on.
 
-    Settings, names and what the pictures' headers say are checked before the checkpoint is loaded. Memory does not
-    grow with the rows. Raises ImageError at the end if pictures were left out, and Interrupted after Ctrl-C or
-    SIGTERM; what was shown stays.
+    Without a ``checkpoint`` each picture is edited by the embedded model that it is for. Settings, names and what the
+    pictures' headers say are checked before a checkpoint is loaded. Memory does not grow with the rows. Raises
+    ImageError at the end if pictures were left out, and Interrupted after Ctrl-C or SIGTERM; what was shown stays.
     """
-    for row in rows:
-        check_seed(row.seed)
-        check_length(row.instruction)
-    paths = output_paths(rows, writing.out)
-    if writing.out != STDOUT:
-        check_output(paths[0], {"instruction": max((row.instruction for row in rows), key=len)})
+    paths = _checked_paths(rows, writing.out)
     if mask is not None:
         open_mask(mask, (MIN_SIDE, MIN_SIDE))
     if control is not None:
         open_image(control)
-    left_out = _LeftOut(len({id(row.source) for row in rows}))
+    left_out = _LeftOut(len({row.source for row in rows}))
     _check_sources(rows, config, writing.strict, left_out)
-    groups = _groups(rows, config, left_out)
-    editor = load()
-    notice = NOTICE if editor.name == "embedded" else ""
+    groups = _groups(rows, config, checkpoint, left_out)
+    editors = {name: load(name) for name in {group.checkpoint: None for group in groups}}
     with (
         stop_signals() as should_stop,
         progress(len(rows), "edits") as bar,
-        _Writers(rows, paths, writing, show, notice) as out,
+        _Writers(rows, paths, writing, show) as out,
     ):
         finished = 0
         try:
-            for group_config, places in groups:
-                chosen = [rows[place] for place in places]
+            for group in groups:
+                chosen, editor = [rows[place] for place in group.places], editors[group.checkpoint]
+                notice = _notice(editor.name, named=checkpoint is not None)
                 results = editor.edits_each(
                     [row.source.picture for row in chosen],
                     [row.instruction for row in chosen],
                     seeds=[row.seed for row in chosen],
                     masks=mask,
                     control_images=control,
-                    config=group_config,
+                    config=group.config,
                     hooks=Hooks(
                         should_stop=should_stop,
                         on_error=lambda place, error, chosen=chosen: left_out.add(chosen[place].source, error),  # type: ignore[misc]
                     ),
                 )
                 for result in results:
-                    out.put(places[result.index], result)
+                    out.put(group.places[result.index], result, notice)
                     finished += 1
                     bar(finished, len(rows))
         except Interrupted as error:
             out.finish()
             raise Interrupted(f"stopped with {out.written} of {len(rows)} results written") from error
     left_out.conclude()
+
+
+def _checked_paths(rows: Sequence[Row], out: Path) -> list[Path]:
+    """Where each result goes, once every row can be made and written."""
+    for row in rows:
+        check_seed(row.seed)
+        check_length(row.instruction)
+    paths = output_paths(rows, out)
+    if out != STDOUT:
+        check_output(paths[0], {"instruction": max((row.instruction for row in rows), key=len)})
+    return paths
 
 
 @dataclass
@@ -157,15 +164,37 @@ def _check_sources(rows: Sequence[Row], config: EditConfig, strict: bool, left_o
         left_out.conclude()
 
 
-def _groups(rows: Sequence[Row], config: EditConfig, left_out: _LeftOut) -> list[tuple[EditConfig, list[int]]]:
-    """Rows of the same settings together, without those of broken pictures."""
-    groups: dict[str, tuple[EditConfig, list[int]]] = {}
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Places of the rows that one editor makes with one set of settings."""
+
+    checkpoint: str
+    config: EditConfig
+    places: list[int] = field(default_factory=list)
+
+
+def _groups(rows: Sequence[Row], config: EditConfig, checkpoint: str | None, left_out: _LeftOut) -> list[_Group]:
+    """Rows of the same model and settings together, without those of broken pictures."""
+    groups: dict[tuple[str, str], _Group] = {}
+    models: dict[Source, str] = {}
     for place, row in enumerate(rows):
         own = with_overrides(config, row.settings)
-        _, places = groups.setdefault(json.dumps(dict(row.settings), sort_keys=True), (own, []))
+        if row.source not in left_out.errors and row.source not in models:
+            try:
+                models[row.source] = checkpoint or model_for(open_image(row.source.picture))
+            except ImageError as error:
+                left_out.add(row.source, error)
         if row.source not in left_out.errors:
-            places.append(place)
-    return [group for group in groups.values() if group[1]]
+            key = models[row.source], json.dumps(dict(row.settings), sort_keys=True)
+            groups.setdefault(key, _Group(checkpoint=key[0], config=own)).places.append(place)
+    if len(left_out.errors) == left_out.sources:
+        left_out.conclude()
+    return list(groups.values())
+
+
+def _notice(name: str, *, named: bool) -> str:
+    """What is said of a picture that is no scene; empty: nothing."""
+    return NOTICE if name == "embedded" else "" if named else PHOTOS_NOTICE
 
 
 def output_paths(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -200,11 +229,9 @@ class _Writers:
         paths: Sequence[Path],
         writing: Writing,
         show: Callable[[dict[str, Any]], None],
-        notice: str,
     ) -> None:
-        """``notice`` is said of pictures that the model does not know; empty: of none."""
         self._rows, self._paths, self._writing, self._show = rows, paths, writing, show
-        self._notice, self._told = notice, False
+        self._told = False
         self._pool = ThreadPoolExecutor(max_workers=WRITERS, thread_name_prefix="ip2p-write")
         self._pending: deque[Future[dict[str, Any]]] = deque()
         self.written = 0
@@ -218,9 +245,9 @@ class _Writers:
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def put(self, place: int, result: EditResult) -> None:
-        """Hand on a result; waits while too many are on their way."""
-        self._pending.append(self._pool.submit(self._write, place, result))
+    def put(self, place: int, result: EditResult, notice: str) -> None:
+        """Hand on a result, and what is said of a picture that is no scene; waits while too many are on their way."""
+        self._pending.append(self._pool.submit(self._write, place, result, notice))
         self._show_finished(WRITERS)
 
     def finish(self) -> None:
@@ -236,14 +263,14 @@ class _Writers:
                 self._told = True
             self._show(row)
 
-    def _write(self, place: int, result: EditResult) -> dict[str, Any]:
+    def _write(self, place: int, result: EditResult, notice: str) -> dict[str, Any]:
         source, writing = self._rows[place].source, self._writing
         settings = {**result.settings, "source": source.name}
         exif = read_exif(source.picture) if writing.keep_exif else None
         with FULL_SIZE:
-            strange = self._notice and result.seen is not None and not is_scene(result.seen)
+            strange = notice and result.seen is not None and not is_scene(result.seen)
             target: Any = sys.stdout.buffer if writing.out == STDOUT else self._paths[place]
             new = target != writing.out and writing.out != STDOUT
             path = save_image(result.image, target, settings, new=new, png_level=writing.png_level, exif=exif)
-        notice = {"notice": self._notice} if strange else {}
-        return {"file": str(path), "evaluations": result.evaluations, **settings, **notice}
+        told = {"notice": notice} if strange else {}
+        return {"file": str(path), "evaluations": result.evaluations, **settings, **told}

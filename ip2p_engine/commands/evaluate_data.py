@@ -39,7 +39,7 @@ __all__ = [
 
 SHARES, TEXT_CFGS = (1.0, 0.1, 0.01), (1.5, 3.0, 4.5, 6.0, 7.5, 10.0)
 SCENES = "scenes"
-EMBEDDED = ("embedded", "embedded-sd")
+EMBEDDED = ("embedded", "embedded-sd", "embedded-photos")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -120,9 +120,13 @@ def in_options(text: str, options: argparse.Namespace) -> str:
     return ARGUMENT.sub(option, text).replace("the same call", "the same command")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, by_picture: bool = False) -> None:
+    """``by_picture``: where no checkpoint is named it is None, and the picture says which embedded model edits it."""
+    usual = " (default: embedded-photos; for drawn scenes embedded)" if by_picture else ""
     parser.add_argument(
-        "--checkpoint", default="embedded", help="embedded, a file, a diffusers folder, a hub id or a URL"
+        "--checkpoint",
+        default=None if by_picture else "embedded",
+        help=f"embedded, embedded-photos, a file, a diffusers folder, a hub id or a URL{usual}",
     )
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     _add_folder(say)
     say.add_argument("instructions", nargs="+", metavar="TEXT", help="one a turn")
     say.add_argument("--seed", type=int, default=0, help="of the first of these turns (default: 0)")
-    add_model_options(say)
+    add_model_options(say, by_picture=True)
     add_guidance_options(say)
     _add_folder(add_command(actions, "undo", _undo, "go back by one turn; nothing is lost"))
     branch = add_command(actions, "branch", _branch, "go on from another turn; nothing is lost")
@@ -50,10 +50,12 @@ def _start(options: argparse.Namespace) -> None:
 
 
 def _say(options: argparse.Namespace) -> None:
+    from ..scenes.notice import model_for
     from ..session import Session
     from .options import stop_signals
 
     session, config = Session(options.folder), edit_config(options)
+    options.checkpoint = options.checkpoint or model_for(session.original)
     editor = load_editor(options)
     with stop_signals() as should_stop:
         for number, text in enumerate(options.instructions):

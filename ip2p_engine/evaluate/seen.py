@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..checkpoint.report import report_card
-from ..checkpoint.source import EMBEDDED
 from ..data.reading import Pairs, name_of_pairs, store_identity
 from ..data.store import PairStore
 from ..files import digest_of_text
 from .run_folder import Table
 
 __all__ = ["seen_table"]
+
+OWN = {"embedded": "scenes", "embedded-sd": "scenes", "embedded-photos": "free photographs (docs/photos.md)"}
 
 
 def seen_table(checkpoints: Sequence[tuple[str, str]], measured: Pairs | None = None, *, weights: str = "ema") -> Table:
@@ -25,7 +26,7 @@ def seen_table(checkpoints: Sequence[tuple[str, str]], measured: Pairs | None = 
     for name, source in checkpoints:
         training = report_card(source, weights=weights).training
         steps = training.get("step", training.get("global_step", ""))
-        unknown = "scenes" if source in EMBEDDED else "its file does not say"
+        unknown = OWN.get(source, "its file does not say")
         told = (training.get("data", unknown), steps, ", ".join(training.get("licences", ())))
         rows.append((name, *told, _overlap(training, digests)))
     columns = ("checkpoint", "trained on", "steps", "licences", "what is measured here")

@@ -1,35 +1,30 @@
-"""The first edit: one scene of the embedded world, four instructions, one strip."""
+"""The first edit on a scene of the embedded world, and what its judge sees in the results."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
-from ..edit import InstructPix2Pix
-from ..images import save_image, strip
+from PIL import Image
+
 from .judge import read_scenes
 from .world import Scene, render
 
-__all__ = ["DEMO_SCENE", "INSTRUCTIONS", "make_demo"]
+__all__ = ["DEMO_SCENE", "INSTRUCTIONS", "describe", "demo_source"]
 
 DEMO_SCENE = Scene(shape="heart", colour="red", background="sky", size="large", place="centre")
 INSTRUCTIONS = ("make it snow", "turn the heart into a star", "paint it blue", "make it a pencil sketch")
 
 
-def make_demo(editor: InstructPix2Pix, path: Path, *, seed: int = 0) -> str:
-    """Write the strip and say in words what was made, what the judge sees in it and how long it took."""
-    source = render(DEMO_SCENE)
-    started = time.perf_counter()
-    results = editor.edit(source, INSTRUCTIONS, seeds=seed)
-    seconds = time.perf_counter() - started
-    pictures = [result.image for result in results]
-    picture = strip([source, *pictures], ["before", *INSTRUCTIONS])
-    save_image(picture, path, {"edits": [result.settings for result in results]})
-    lines = [f"{text!r}: {_describe(r.scene)}" for text, r in zip(INSTRUCTIONS, read_scenes(pictures), strict=True)]
-    count = len(results)
-    return "\n".join([*lines, f"{path}: {count} edits in {seconds:.1f} s ({seconds / count:.2f} s an edit)"])
+def demo_source() -> Image.Image:
+    """The picture that the instructions are for."""
+    return render(DEMO_SCENE)
 
 
-def _describe(scene: Scene) -> str:
+def describe(pictures: Sequence[Image.Image]) -> list[str]:
+    """In words, a line an instruction, what the edited pictures show."""
+    return [f"{text!r}: {_words(scene)}" for text, scene in zip(INSTRUCTIONS, read_scenes(pictures), strict=True)]
+
+
+def _words(scene: Scene) -> str:
     style = "" if scene.style == "plain" else f", {scene.style}"
     return f"a {scene.size} {scene.colour} {scene.shape} on {scene.background}{style}"

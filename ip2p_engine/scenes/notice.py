@@ -1,4 +1,4 @@
-"""What the embedded model knows, and whether a picture is of it."""
+"""What the embedded models know, and which of them a picture is for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from PIL import Image
 
 from .world import BACKGROUNDS, COLOURS, STYLES, Scene, render
 
-__all__ = ["NOTICE", "is_scene"]
+__all__ = ["NOTICE", "PHOTOS_NOTICE", "is_scene", "model_for"]
 
+FULL = "run this once: ip2p fetch instruct-pix2pix, and edit with the checkpoint instruct-pix2pix"
 NOTICE = (
     "the embedded model knows drawn scenes alone (one shape on a plain ground), and this picture is none, so the "
-    "result is no edit of it; run this once: ip2p fetch instruct-pix2pix, and edit with the checkpoint instruct-pix2pix"
+    f"result is no edit of it; edit photographs with the checkpoint embedded-photos, or {FULL}"
+)
+PHOTOS_NOTICE = (
+    "no checkpoint was named, so embedded-photos edited this, a miniature that knows some kinds of edits alone (night, "
+    f"snow, sketch, the red things blue, a heart added; docs/photos.md); for every instruction {FULL}"
 )
 SIDE, NEAR, ALIKE = 64, 7, 10  # pixels; levels to a colour of the world; levels between neighbours
 OFTEN = 60  # pixels of a scene that make a colour one of the world's
@@ -30,6 +35,11 @@ def is_scene(picture: Image.Image) -> bool:
     points = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)).reshape(-1, 1, 3)
     distances = np.abs(points.astype(int) - _colours()).max(-1).min(1)
     return bool((distances <= NEAR).mean() >= FROM_THE_WORLD)
+
+
+def model_for(picture: Image.Image) -> str:
+    """The embedded model that a picture is for, where nobody named one."""
+    return "embedded" if is_scene(picture) else "embedded-photos"
 
 
 @cache

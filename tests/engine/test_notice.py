@@ -1,4 +1,4 @@
-"""The embedded model says what it is: where a picture is none of its world, and only there."""
+"""The embedded models: each edits the pictures of its world, and says so where one is none."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import io
 import json
 import random
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ip2p_engine import InstructPix2Pix, cli
 from ip2p_engine.commands import edit as edit_command
 from ip2p_engine.images import fit, open_image, paper_size
+from ip2p_engine.photos.pictures import demo_picture
 from ip2p_engine.scenes.notice import is_scene
 from ip2p_engine.scenes.world import Scene, all_scenes, render
 
@@ -49,20 +51,42 @@ def test_scenes_are_told_from_photographs():
     assert wrong <= 2
 
 
-def test_the_notice_is_said_once_and_in_json(editor, tmp_path, monkeypatch, capsys):
-    data = pytest.importorskip("skimage.data")
-    for name in ("cat", "coffee"):
-        Image.fromarray(getattr(data, name)()).resize((96, 96)).save(tmp_path / f"{name}.png")
-    render(Scene(shape="heart", colour="red", background="sky", size="large")).save(tmp_path / "scene.png")
-    monkeypatch.setattr(edit_command, "load_editor", lambda options: editor)
-    how = ["--instruction", "make it snow", "--steps", "1", "--json", "--out", str(tmp_path / "out")]
-    assert cli.main(["edit", str(tmp_path), *how]) == 0
+def edited(capsys, *words):
+    """(rows by their source's name, what stood on stderr) of ``ip2p edit``, one step at 64 px."""
+    how = ["--instruction", "make it night", "--steps", "1", "--resolution", "64", "--json"]
+    assert cli.main(["edit", *map(str, words), *how]) == 0
     said = capsys.readouterr()
-    rows = {row["source"]: row.get("notice") for row in map(json.loads, said.out.splitlines())}
-    assert rows["scene.png"] is None and all("ip2p fetch" in rows[f"{name}.png"] for name in ("cat", "coffee"))
-    assert said.err.count("the embedded model knows drawn scenes alone") == 1
+    return {row["source"]: row for row in map(json.loads, said.out.splitlines())}, said.err
+
+
+def test_each_picture_goes_to_the_model_that_it_is_for(editor, tmp_path, monkeypatch, capsys):
+    editors = {"embedded": editor, "embedded-photos": InstructPix2Pix.load("embedded-photos", device="cpu")}
+    monkeypatch.setattr(edit_command, "load_editor", lambda options: editors[options.checkpoint])
+    for name in ("moose", "coffee"):
+        Image.open(demo_picture(name)).resize((96, 96)).save(tmp_path / f"{name}.png")
+    scene = render(Scene(shape="heart", colour="red", background="sky", size="large"))
+    scene.save(tmp_path / "scene.png")
+    rows, said = edited(capsys, tmp_path, "--out", tmp_path / "out")
+    assert {name: row["checkpoint"] for name, row in rows.items()} == {
+        "scene.png": "embedded",
+        "moose.png": "embedded-photos",
+        "coffee.png": "embedded-photos",
+    }
+    assert "notice" not in rows["scene.png"] and rows["moose.png"]["notice"] == rows["coffee.png"]["notice"]
+    assert "ip2p fetch" in rows["moose.png"]["notice"] and said.count("no checkpoint was named") == 1
+    alone, _ = edited(capsys, tmp_path / "coffee.png", "--checkpoint", "embedded-photos", "--out", tmp_path / "alone")
+    assert "notice" not in alone["coffee.png"]
+    mixed, one = (np.asarray(Image.open(found["coffee.png"]["file"])).astype(int) for found in (rows, alone))
+    assert abs(mixed - one).max() <= 1  # it was made in another batch
+
+
+def test_a_model_that_was_named_says_what_it_does_not_know(editor, tmp_path, monkeypatch, capsys):
+    Image.open(demo_picture("coffee")).resize((96, 96)).save(tmp_path / "coffee.png")
+    how = [tmp_path / "coffee.png", "--checkpoint", "embedded", "--out", tmp_path / "out"]
+    monkeypatch.setattr(edit_command, "load_editor", lambda options: editor)
+    rows, said = edited(capsys, *how)
+    assert "the embedded model knows drawn scenes alone" in said and "embedded-photos" in rows["coffee.png"]["notice"]
     other = InstructPix2Pix(editor.model, name="some/checkpoint.safetensors")
     monkeypatch.setattr(edit_command, "load_editor", lambda options: other)
-    assert cli.main(["edit", str(tmp_path / "cat.png"), *how]) == 0
-    said = capsys.readouterr()
-    assert "embedded" not in said.err and "notice" not in json.loads(said.out)
+    rows, said = edited(capsys, *how)
+    assert "embedded" not in said and "notice" not in rows["coffee.png"]
