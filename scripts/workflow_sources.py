@@ -87,8 +87,11 @@ are what the checkpoint recommends. Another try: change the **seed**.
         image=photo["image"],
         instruction="make it autumn",
         **scales(adjust),
+        steps=4,
         seed=1,
         detail=True,
+        guidance_low=0.5,
+        guidance_high=5.0,
     )
     shown = compare(graph, 2, photo, edit, width=680, shown=420)
     graph.add(2, "SaveImage", images=edit["image"], filename_prefix="ip2p/edit", folded=True)

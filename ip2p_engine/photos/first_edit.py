@@ -9,7 +9,7 @@ from .pictures import demo_picture
 
 __all__ = ["INSTRUCTIONS", "demo_source"]
 
-INSTRUCTIONS = ("make it night", "make it autumn", "turn it into a pencil sketch", "make the green things purple")
+INSTRUCTIONS = ("make it night", "make it autumn", "make it black and white", "make the green things purple")
 
 
 def demo_source() -> Image.Image:

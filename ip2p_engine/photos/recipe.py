@@ -42,10 +42,13 @@ PHOTOS_SPEC = ModelSpec(
     prediction="v",
     scaled_condition=False,
     latent_scale=LATENT_SCALE,
-    text_cfg=2.0,
-    image_cfg=1.2,
     resolution=256,
-    steps=10,
+    # As `ip2p evaluate recommend photos` measured it: docs/evaluation.md.
+    text_cfg=2.0,
+    image_cfg=1.0,
+    steps=4,
+    guidance_low=0.5,
+    guidance_high=5.0,
 )
 STAGES = ("autoencoder", "text", "latents", "edit")
 FOLDED_OVER = 128
