@@ -69,8 +69,6 @@ def run(
     pairs: Sequence[Any], name: str, base: str, preset_name: str, values: dict[str, Any], tell: Callable[[str], None]
 ) -> Any:
     """Train, with progress and Cancel; returns the engine's TrainResult of a finished run."""
-    from torch.utils._triton import has_triton
-
     from ..ip2p_engine.data.store import PairStore
     from ..ip2p_engine.train import preset, train
 
@@ -83,7 +81,6 @@ def run(
     device = comfy.model_management.get_torch_device().type
     config = preset(preset_name, **chosen, workers=0, validation_count=1)
     config = replace(config, validate_every=min(500, max(5, config.steps // 10)))
-    config = replace(config, compile=config.compile and device == "cuda" and has_triton())
     _require_packages(config)
     manager = comfy.model_management
     manager.unload_all_models()
@@ -175,6 +172,7 @@ def _inputs() -> list[io.Input]:
         io.Combo.Input(
             "base",
             options=_models.sources(),
+            default="embedded",
             tooltip=(
                 "What to start from: Stable Diffusion, whose first layer is widened to 8 channels, or an "
                 "InstructPix2Pix to train further."

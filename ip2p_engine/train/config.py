@@ -214,8 +214,8 @@ class TrainConfig:
     """Of the networks' arithmetic; the trained weights and their average stay float32."""
     gradient_checkpointing: bool = False
     """Compute activations twice and keep few of them."""
-    compile: bool = False
-    """Compile the UNet (torch.compile)."""
+    compile: bool | None = False
+    """Compile the UNet (torch.compile); None, in the presets for a GPU: on CUDA where Triton is, elsewhere not."""
     lora_rank: int = 0
     """Train adapters of this rank on the attention layers instead of all weights; 0 trains all."""
     lora_alpha: float | None = None
@@ -277,7 +277,7 @@ class TrainConfig:
         if self.data_weights is not None:
             object.__setattr__(self, "data_weights", _weights(self.data_weights))
         for name in FLAGS:
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(getattr(self, name), bool) and (name, getattr(self, name)) != ("compile", None):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give true or false")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
@@ -412,7 +412,7 @@ ADJUSTABLE = frozenset({"learning_rate", "clip_norm", "precision"})
 MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "cosine", "warm_up": 50, "betas": (0.9, 0.98)}
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper: SD1.5, 256 px, 10,000 steps of 1024 examples on 8 x A100.
-    "paper": {"compile": True},
+    "paper": {"compile": None},
     # The same on one GPU of 24 GB: 8-bit states, 16 examples at once, cached latents.
     "one-gpu": {
         "precision": "bfloat16",
@@ -421,7 +421,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw8bit",
         "gradient_checkpointing": True,
         "cache": True,
-        "compile": True,
+        "compile": None,
     },
     # A small edit skill on a released InstructPix2Pix, a few GB.
     "lora": {
@@ -432,10 +432,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resolution": 512,
         "gradient_checkpointing": True,
         "cache": True,
-        "compile": True,
+        "compile": None,
     },
     # SD2.1, v-prediction, 512 px.
-    "sd2": {"precision": "bfloat16", "resolution": 512, "micro_batch": 16, "batch_size": 256, "compile": True},
+    "sd2": {"precision": "bfloat16", "resolution": 512, "micro_batch": 16, "batch_size": 256, "compile": None},
     # diffusers' published SDXL recipe's size; time ids an example.
     "sdxl": {
         "precision": "bfloat16",
@@ -444,7 +444,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "learning_rate": 5e-5,
         "gradient_checkpointing": True,
-        "compile": True,
+        "compile": None,
     },
     # CosXL-Edit: EDM noise levels, v, scaled image condition (all from the base).
     "cosxl": {
@@ -454,7 +454,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "learning_rate": 1e-5,
         "gradient_checkpointing": True,
-        "compile": True,
+        "compile": None,
     },
     # The embedded world in about an hour of two CPU cores: docs/scenes.md.
     "embedded": {

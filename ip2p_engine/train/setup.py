@@ -349,14 +349,24 @@ def _measured(source: Any, data: Data, folder: RunFolder) -> int:
 
 def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple[Model, str]:
     """(what is trained, the digest of what it was made from)."""
-    if config.compile:
-        check_compiler(device.type)
+    _compiles(config, device)
     loaded = load_model(base, device="cpu", dtype="file")
     digest = digest_of_weights(loaded)
     model = make_trainable(loaded, config).to(device)
     if device.type == "cuda":
         model.unet.to(memory_format=torch.channels_last)
     return model, digest
+
+
+def _compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the UNet is compiled. Raises ConfigError where it is asked for and cannot be."""
+    if config.compile is None:
+        from torch.utils._triton import has_triton
+
+        return device.type == "cuda" and has_triton()
+    if config.compile:
+        check_compiler(device.type)
+    return config.compile
 
 
 def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, list[Any], State]:
@@ -368,7 +378,7 @@ def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, li
     with refusals():
         unet, *rest = accelerator.prepare(model.unet, *texts, *optimizers)
     texts, optimizers = rest[: len(texts)], rest[len(texts) :]
-    if config.compile:
+    if _compiles(config, accelerator.device):
         model.unet.compile()
     parameters = trained_of(model)
     average = Average(parameters, config.ema_decay)

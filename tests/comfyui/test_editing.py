@@ -23,6 +23,7 @@ from ip2p_engine.diffusion.schedule import make_sigmas
 from ip2p_engine.edit import EditConfig
 from ip2p_engine.networks.conditioning import clean_latents
 from ip2p_engine.networks.model import load_model
+from ip2p_engine.photos.pictures import demo_picture
 from ip2p_engine.scenes.demo import DEMO_SCENE
 from ip2p_engine.scenes.grammar import Edit
 from ip2p_engine.scenes.judge import judge_edit
@@ -64,6 +65,18 @@ def test_same_picture_as_headless(server, scene, editor, changes):
     headless = editor.edit(render(DEMO_SCENE), given.pop("instruction"), seeds=given.pop("seed"), **given)[0].image
     # Both run float32 on this CPU; the promise is a mean of one level.
     assert difference(run.pictures["save"][0], headless) <= 1.0
+
+
+def test_a_photograph_by_embedded_photos_is_the_same_headless(server):
+    """Widths that are no whole multiples of the first, norms of 8 groups, no attention at the finest level."""
+    given = {"text_cfg": 2.0, "image_cfg": 1.0, "steps": 4}
+    prompt = edit("-", **given, instruction="make it autumn", detail=True, guidance_low=0.5, guidance_high=5.0)
+    prompt["image"] = node("IP2P_ExamplePhoto", photo="moose")
+    prompt["load"]["inputs"]["checkpoint"] = "embedded-photos"
+    run = succeed(server.run(prompt))
+    photos = InstructPix2Pix.load("embedded-photos", device="cpu")
+    (headless,) = photos.edit(str(demo_picture("moose")), "make it autumn", seeds=1, detail=True)  # by its card
+    assert difference(run.pictures["save"][0], headless.image) <= 1.0
 
 
 LONG = " ".join(["make it a pencil sketch and make it night and"] * 10) + " make it snow"  # 103 tokens

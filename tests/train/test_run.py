@@ -438,3 +438,14 @@ def test_the_curve_is_drawn_while_a_run_goes_on_and_when_it_fails(run, tmp_path)
     with pytest.raises(ValueError):  # noqa: PT011
         run(save_every=2, hooks=Hooks(on_result=look))
     assert (seen, curve.exists()) == ([False, True, True], True)
+
+
+def test_presets_for_a_gpu_compile_nothing_on_a_cpu(run, monkeypatch):
+    """None, the presets' value, is on CUDA where Triton is: a run that began plainly goes on to the bit on a CPU."""
+    compiled = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda *_, **__: compiled.append(True))
+    assert preset("lora").compile is None and preset("embedded").compile is False
+    run("none", steps=1, compile=None)
+    assert not compiled
+    run("asked", steps=1, compile=True)
+    assert compiled
