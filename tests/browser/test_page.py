@@ -109,7 +109,7 @@ def test_the_blueprint_edits(page, server):
     page.wait_for_timeout(1500)
     posted = {node["class_type"]: node["inputs"] for node in page.evaluate(POSTED).values()}
     assert set(posted) == {"IP2P_LoadCheckpoint", "IP2P_AdjustScales", "IP2P_Sample"}
-    assert posted["IP2P_LoadCheckpoint"]["checkpoint"] == "embedded"
+    assert posted["IP2P_LoadCheckpoint"]["checkpoint"] == "embedded-photos"
     assert posted["IP2P_Sample"]["instruction"] == "make it snow"
     assert posted["IP2P_AdjustScales"]["keep_picture"] == 1
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from comfy_events import Listener
 from comfy_server import succeed
 from PIL import Image
 
+from ip2p_engine.photos.pictures import demo_picture, load_pixels
+from ip2p_engine.photos.tones import TONES
 from ip2p_engine.scenes.grammar import Edit
 from ip2p_engine.scenes.judge import judge_edit, read_scenes
 from ip2p_engine.scenes.world import Scene
@@ -29,7 +32,6 @@ def edited(source: dict, **changes: str):
 
 
 TRUTHS = {
-    "1": edited({"shape": "heart", "colour": "red", "background": "sky"}, style="snow"),
     "2": edited({"shape": "circle", "colour": "yellow", "background": "mint", "place": "top left"}, shape="star"),
     "6": edited({"shape": "square", "colour": "green", "background": "grey", "place": "bottom right"}, style="night"),
     "8": edited({"shape": "heart", "colour": "red", "background": "sky"}, shape="star", size="small", place="top left"),
@@ -82,6 +84,16 @@ def test_the_edit_is_the_true_one(runs, number):
     title = {"6": "First edit"}.get(number, "Save Image")
     picture = pictures(runs, number, title)[0]
     assert judge_edit(TRUTHS[number], picture).success
+
+
+def test_the_photograph_is_edited_as_asked(runs):
+    """Of all tones of the moose, and of the moose as it was, the result is nearest to autumn, and as large."""
+    source = load_pixels(demo_picture("moose")).float() / 255
+    result = torch.from_numpy(np.array(pictures(runs, "1", "Save Image")[0])).permute(2, 0, 1) / 255
+    assert result.shape == source.shape
+    toned = {name: paint(source, torch.Generator().manual_seed(0)) for name, paint in TONES.items()}
+    distances = {name: float((one - result).square().mean()) for name, one in {"none": source, **toned}.items()}
+    assert min(distances, key=distances.__getitem__) == "autumn"
 
 
 @pytest.mark.parametrize("number", ["1", "2", "4", "8", "9"])
