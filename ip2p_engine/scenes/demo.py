@@ -22,7 +22,8 @@ def demo_source() -> Image.Image:
 
 def describe(pictures: Sequence[Image.Image]) -> list[str]:
     """In words, a line an instruction, what the edited pictures show."""
-    return [f"{text!r}: {_words(scene)}" for text, scene in zip(INSTRUCTIONS, read_scenes(pictures), strict=True)]
+    readings = zip(INSTRUCTIONS, read_scenes(pictures), strict=True)
+    return [f"{text!r}: {_words(reading.scene)}" for text, reading in readings]
 
 
 def _words(scene: Scene) -> str:
