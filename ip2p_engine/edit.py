@@ -312,7 +312,8 @@ class InstructPix2Pix:
     def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:
         """The network under guidance, denoiser(x, sigma, condition) -> denoised; ``overrides`` as for ``edit``."""
         settled = self._settle(config, overrides)
-        return _guidance_of(settled)(BranchDenoiser(self.model, together=settled.together))
+        scales = (settled.text_cfg, settled.image_cfg)
+        return BranchDenoiser(self.model, together=settled.together, scales=scales).guided(_guidance_of(settled))
 
     def latents(
         self,
@@ -367,6 +368,8 @@ class InstructPix2Pix:
     def _settle(self, config: EditConfig | None, overrides: dict[str, Any]) -> Settled:
         """A config with its overrides, and what it leaves to the checkpoint's recommendation filled in."""
         given = with_overrides(config or EditConfig(), overrides)
+        if self.model.spec.scale_inputs and (callable(given.guidance) or given.guidance_interval or given.apg):
+            raise ConfigError("this model's guidance is inside it; leave out guidance, its interval and APG")
         values = {field.name: getattr(given, field.name) for field in fields(given)}
         spec = self.model.spec
         if given.text_cfg is given.image_cfg is given.guidance_interval is None and spec.guidance_high:
@@ -450,6 +453,7 @@ class InstructPix2Pix:
         sigmas = make_sigmas(config.schedule, self.model.schedule, config.steps)
         names = ("sampler", "together", "feature_cache")
         how: Any = {**{name: getattr(config, name) for name in names}, "hooks": hooks, **mask}
+        how["scales"] = (config.text_cfg, config.image_cfg)
         return walk(self.model, condition, seeds, sigmas, _guidance_of(config), **how)
 
     @torch.inference_mode()

@@ -29,7 +29,7 @@ from .images import Picture, give_back, open_image, plan_size, save_image
 from .networks.conditioning import Conditioning, clean_latents, encode_text, size_ids
 from .pictures import area_pictures, whole_area
 
-__all__ = ["SHARE", "WHOLE", "Session", "Turn", "held", "take_turn"]
+__all__ = ["SETTINGS", "SHARE", "WHOLE", "Session", "Turn", "held", "take_turn"]
 
 SHARE, WHOLE = 0.15, 0.3
 """Of a turn's largest change: places from the first on have changed; a median from the second on is a whole picture."""

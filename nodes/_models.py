@@ -175,6 +175,11 @@ def load_native(source: str | Path, *, weights: str = "ema", base: str | Path | 
 
     bundle = open_bundle(source, weights=weights, header_only=True)
     check_bundle(bundle)  # before core counts layers by the names, as far as a stranger's names go
+    if bundle.spec.scale_inputs:
+        raise CheckpointError(
+            f"{bundle.path.name} is told its scales (--distill-to), which ComfyUI's networks have no place for; edit "
+            "with it by ip2p edit, or distil it for one pair of scales"
+        )
     if not bundle.spec.edits and source != PAINTER:
         raise CheckpointError(
             f"{bundle.path.name} has a UNet of {bundle.spec.in_channels} input channels (text to image), and an "

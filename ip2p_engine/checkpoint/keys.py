@@ -71,6 +71,7 @@ TOP = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
@@ -155,6 +156,7 @@ def _way_down(tensors: Mapping[str, Tensor], layout: str, shape: _Shape, pooled_
         "cross_attention_dim": context,
         "use_linear_projection": linear,
         "attention_head_dim": _heads(shape.channels) if linear else HEADS,
+        **_scales_config(tensors, layout),
         **_added_config(tensors, layout, pooled_width),
     }
 
@@ -269,6 +271,12 @@ def _depth_config(shape: _Shape) -> int | tuple[int, ...]:
 
 def _heads(channels: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(1, width // HEAD_WIDTH) for width in channels)
+
+
+def _scales_config(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
+    """The width in which a distilled network is told its scales."""
+    name = "time_embed.cond_proj.weight" if layout == "ldm" else "time_embedding.cond_proj.weight"
+    return {"time_cond_proj_dim": shape_of(tensors, name, UNET)[1]} if name in tensors else {}
 
 
 def _added_config(tensors: Mapping[str, Tensor], layout: str, pooled_width: int | None) -> dict[str, Any]:

@@ -60,7 +60,7 @@ LIMITS = {
     "sigma_max": (1e-12, 1e6),
 }
 NAME_LENGTH = 200
-SINCE_0_1 = ("sampler", "levels", "guidance", "guidance_low", "guidance_high", "suffix", "zero_snr")
+SINCE_0_1 = ("sampler", "levels", "guidance", "guidance_low", "guidance_high", "suffix", "zero_snr", "scale_inputs")
 # text_cfg, image_cfg, resolution, steps, latent scale
 RECOMMENDED = {
     "sd1": (7.5, 1.5, 512, 100, SD_SCALE),
@@ -119,6 +119,8 @@ class ModelSpec:
     """Largest sigma, edm only."""
     zero_snr: bool = False
     """Whether the ladder is rescaled to end in pure noise (Lin et al. 2023); ddpm and v only."""
+    scale_inputs: bool = False
+    """Whether the UNet is told s_T and s_I, as one distilled for many scales is: one branch, c, is all it needs."""
 
     def __post_init__(self) -> None:
         for one in fields(self):

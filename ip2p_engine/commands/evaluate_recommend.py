@@ -27,6 +27,7 @@ __all__ = ["add_areas", "add_recommend", "add_sessions", "open_world"]
 
 SCENES, PHOTOS = "scenes", "photos"
 EVERYWHERE = "all"
+PICTURES_HELP = "of photos: gathered photographs (ip2p photos gather)"
 
 
 def add_recommend(actions: Any) -> None:
@@ -62,47 +63,69 @@ def add_areas(actions: Any) -> None:
 
 
 def add_sessions(actions: Any) -> None:
-    parser = add_command(actions, "session", _sessions, "several turns on scenes: SR@k, all turns so far right")
+    parser = add_command(actions, "session", _sessions, "several turns: SR@k, all turns so far right, and why not")
+    parser.add_argument("data", nargs="?", choices=(SCENES, PHOTOS), default=SCENES, help="default: scenes")
     parser.add_argument("--n", type=int, default=200, help="sessions (default: 200)")
     parser.add_argument("--turns", type=int, default=5, help="of each (default: 5)")
     parser.add_argument("--seed", type=int, default=7, help="chooses the sessions and their noise")
+    parser.add_argument("--pictures", type=local_path, help=PICTURES_HELP)
     parser.add_argument(
         "--handed-on",
-        choices=("pictures", "latents", "held"),
+        choices=("pictures", "latents", "held", "true"),
         action=Several,
         nargs="+",
         default=["pictures", "held"],
-        help="8-bit pictures, latents, or latents with what has not changed set back (default: pictures held)",
+        help="8-bit pictures, latents, latents with what has not changed set back, or every turn from the true picture "
+        "(default: pictures held)",
     )
     parser.add_argument("--phrasings", choices=("held-out", "train"), default="held-out", help="default: held-out")
-    parser.add_argument("--out", type=local_path, required=True, help="the run's folder, made anew")
+    parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
     add_guidance_options(parser)
     add_model_options(parser)
 
 
 def _sessions(options: argparse.Namespace) -> None:
-    from ..evaluate.run_folder import check_run, save_run, text_of, write_rows
-    from ..scenes.sessions import sample_sessions, session_rows, session_table
+    from ..evaluate.run_folder import check_run, claim_run, save_run, text_of
+    from ..evaluate.sessions import cause_table, session_rows, session_table
     from .evaluate_data import told
 
     check_run(options.out, "session")
     count, turns = check_positive("--n", options.n), check_positive("--turns", options.turns)
-    walks = sample_sessions(count, turns, seed=options.seed, held_out=options.phrasings == "held-out")
+    walks = _walks(options, count, turns)
     editor, rows, config = load_editor(options), list[dict[str, Any]](), edit_config(options)
+    claim_run(options.out, "session")
     with stop_signals() as should_stop, progress_bar(0, "sessions") as bar:
         for way in dict.fromkeys(options.handed_on):
-            rows += session_rows(editor, walks, way, config, Hooks(on_progress=bar, should_stop=should_stop))
-    write_rows(options.out, rows)
-    table = session_table(rows)
-    save_run(options.out, "session", settings=told(options), tables=[table])
-    sys.stdout.write(text_of(table) + "\n")
+            hooks = Hooks(on_progress=bar, should_stop=should_stop)
+            rows += session_rows(editor, walks, way, config, folder=options.out, hooks=hooks)
+    tables = [session_table(rows), cause_table(rows)]
+    save_run(options.out, "session", settings=told(options), tables=tables)
+    sys.stdout.write("\n\n".join(map(text_of, tables)) + "\n")
+
+
+def _walks(options: argparse.Namespace, count: int, turns: int) -> Sequence[Any]:
+    how: Any = {"seed": options.seed, "held_out": options.phrasings == "held-out"}
+    if options.data == SCENES:
+        from ..scenes.sessions import sample_sessions
+
+        return sample_sessions(count, turns, **how)
+    from ..photos.sessions import sample_photo_sessions
+
+    return sample_photo_sessions(_pool(options), count, turns, **how)
+
+
+def _pool(options: argparse.Namespace) -> Any:
+    from ..photos.pictures import PhotoPool
+    from ..photos.world import VIEW
+
+    return PhotoPool(options.pictures or Path("runs/photos/pictures"), ("held-out",), smallest=VIEW)
 
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", default=SCENES, help="scenes (default), photos, or a data set of pairs")
     parser.add_argument("--n", type=int, default=200, help="edits (default: 200)")
     parser.add_argument("--seed", type=int, default=7, help="chooses the edits and their noise")
-    parser.add_argument("--pictures", type=local_path, help="of photos: gathered photographs (ip2p photos gather)")
+    parser.add_argument("--pictures", type=local_path, help=PICTURES_HELP)
     parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
     parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
 
@@ -135,11 +158,11 @@ def open_world(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
         return samples, judge.truths
     if options.data == PHOTOS:
         from ..photos.exam import photo_samples
-        from ..photos.pictures import PhotoPool
-        from ..photos.world import VIEW, sample_edits
+        from ..photos.world import sample_edits
 
-        pool = PhotoPool(options.pictures or Path("runs/photos/pictures"), ("held-out",), smallest=VIEW)
-        return photo_samples(sample_edits(pool, count, seed=options.seed, held_out=True), seed=options.seed + 1)
+        return photo_samples(
+            sample_edits(_pool(options), count, seed=options.seed, held_out=True), seed=options.seed + 1
+        )
     from ..evaluate.recommend import truth_judge
     from ..evaluate.samples import StoreSamples
 

@@ -46,6 +46,13 @@ def add(commands: Any) -> None:
     add_model_options(judge)
     add_guidance_options(judge)
     _add_study(actions)
+    pairs = add_command(
+        actions, "pairs", _pairs, "a data set of true pairs on the training photographs, to distil with"
+    )
+    pairs.add_argument("folder", type=local_path, help="a new one; an unfinished one goes on")
+    pairs.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
+    pairs.add_argument("--n", type=int, default=2000, help="pairs, all kinds in turn (default: 2000)")
+    pairs.add_argument("--seed", type=int, default=1)
     train = add_command(actions, "train", _train, "train the photo model from nothing; resumes")
     train.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(STAGE_NAMES)} (default: all)")
     train.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
@@ -121,6 +128,19 @@ def _judge(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{text}\n")
     if options.sheet:
         exam_sheet(examination, options.sheet)
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from ..photos.pairs import write_pairs
+    from ..photos.pictures import PhotoPool
+    from ..photos.world import VIEW
+
+    count = check_positive("--n", options.n)
+    pool = PhotoPool(options.pictures, ("train",), smallest=VIEW)
+    with stop_signals() as should_stop, progress_bar(count, "pairs") as bar:
+        hooks = Hooks(on_progress=bar, should_stop=should_stop)
+        write_pairs(pool, options.folder, count, seed=options.seed, hooks=hooks)
+    sys.stdout.write(f"{options.folder}: {count} pairs\n")
 
 
 def _study(options: argparse.Namespace) -> None:

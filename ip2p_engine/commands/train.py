@@ -79,6 +79,13 @@ def add(commands: Any) -> None:
         help="learn the base's edits with this guidance, in 1 to 4 evaluations",
     )
     parser.add_argument(
+        "--distill-to",
+        type=float,
+        nargs=2,
+        metavar=("S_T", "S_I"),
+        help="with all scales from --distill to these, which edits then choose from",
+    )
+    parser.add_argument(
         "--outputs",
         action=Several,
         nargs="+",
@@ -163,6 +170,7 @@ def _config(options: argparse.Namespace) -> Any:
         *READING,
         "lora_rank",
         "distill",
+        "distill_to",
         "lora_from",
         "push_to_hub",
         "push_every",

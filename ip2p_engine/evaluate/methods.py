@@ -111,6 +111,7 @@ class InstructionEdit:
             [one.seed for one in samples],
             make_sigmas(common["schedule"], self.model.schedule, common["steps"]),
             partial(DualGuidance, **setting.values, formula=FORMULAS[self.model.spec.guidance]),
+            scales=(setting.values["text_cfg"], setting.values["image_cfg"]),
             sampler=common["sampler"],
             hooks=self._hooks,
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.report import ACTIVATIONS_PER_PIXEL
 from ..devices import free_memory
+from ..diffusion.guidance import Denoiser, Guidance, guidance_of
 from ..errors import ConfigError
 from .attention import AttentionCall, fused_projections, project_text, whole_blocks
 from .conditioning import Conditioning, even
@@ -23,6 +24,7 @@ from .control import Control
 from .feature_cache import FeatureCache
 from .forward import TimeRows, forward, is_plain, project_times
 from .model import Model
+from .scales import scales_embedding
 
 __all__ = ["BranchDenoiser", "Times", "denoised_from", "fused_for", "input_scale", "predict"]
 
@@ -56,11 +58,13 @@ def predict(
     times: TimeRows | None = None,
     cache: FeatureCache | None = None,
     control: Controlled | None = None,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """The UNet's output for inputs (B, C, h, w) that are scaled already, at time t (1,); the one place of casts.
 
-    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's. ``times`` is t as it was projected before. A ``cache``
-    computes what it has not. Returns the inputs' type.
+    ``pooled`` (B, width) and ``size_ids`` (B, 6) are SDXL's, ``scales`` (1, width) of a network that takes them.
+    ``times`` is t as it was projected before, with the scales. A ``cache`` computes what it has not. Returns the
+    inputs' type.
     """
     added = None
     if size_ids is not None and pooled is not None:
@@ -72,9 +76,10 @@ def predict(
         if control is not None:
             residuals = control.by.residuals(x[:, :4], rows, control.text, added)
         if call.fused is None or torch.is_grad_enabled():
-            return _by_diffusers(model, x, rows, call, added, residuals).to(inputs.dtype, copy=model.turn is not None)
+            output = _by_diffusers(model, x, rows, call, added, residuals, scales)
+            return output.to(inputs.dtype, copy=model.turn is not None)
         if times is None:
-            times = project_times(model.unet, t if added is None else rows, added)
+            times = project_times(model.unet, t if added is None else rows, added, scales)
         if cache is not None:
             return cache(model.unet, x, times, call).to(inputs.dtype)
         return forward(model.unet, x, times, call, residuals=residuals)[0].to(inputs.dtype)
@@ -87,11 +92,12 @@ def _by_diffusers(
     call: AttentionCall,
     added: dict[str, Tensor] | None,
     residuals: tuple[Sequence[Tensor], Tensor] | None,
+    scales: Tensor | None,
 ) -> Tensor:
     """The network's own evaluation; where it is compiled, the next call may write where this one has written."""
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"timestep_cond": scales}
     if residuals is not None:
-        given = {"down_block_additional_residuals": residuals[0], "mid_block_additional_residual": residuals[1]}
+        given |= {"down_block_additional_residuals": residuals[0], "mid_block_additional_residual": residuals[1]}
     if model.turn is not None:
         torch.compiler.cudagraph_mark_step_begin()
     told = {"call": call}
@@ -114,8 +120,10 @@ class Controlled:
 class Times:
     """The times t of a walk's noise levels, on the device before its first step, so that no step waits for them."""
 
-    def __init__(self, model: Model, sigmas: Sequence[float] = ()) -> None:
+    def __init__(self, model: Model, sigmas: Sequence[float] = (), scales: Tensor | None = None) -> None:
+        """``scales`` (1, width) go with all of them, for a network that takes them."""
         self._model, self._levels = model, [float(sigma) for sigma in sigmas if sigma > 0]
+        self.scales = scales
         self._rows: dict[float, Tensor] = {}
         self._projected: dict[float, TimeRows] = {}
 
@@ -135,7 +143,7 @@ class Times:
         unet = self._model.unet
         if not self._projected and self._rows and not unet.config.addition_embed_type:
             with self._model.running(unet):
-                found = project_times(unet, torch.cat(list(self._rows.values())))
+                found = project_times(unet, torch.cat(list(self._rows.values())), scales=self.scales)
             columns = {module: rows.split(1) for module, rows in found.items()}
             self._projected = {
                 level: {module: rows[n] for module, rows in columns.items()} for n, level in enumerate(self._rows)
@@ -172,17 +180,24 @@ class BranchDenoiser:
     """
 
     def __init__(
-        self, model: Model, *, together: bool | None = None, sigmas: Sequence[float] = (), feature_cache: int = 1
+        self,
+        model: Model,
+        *,
+        together: bool | None = None,
+        sigmas: Sequence[float] = (),
+        feature_cache: int = 1,
+        scales: tuple[float, float] | None = None,
     ) -> None:
         """``together``: all branches in one batch, or one after another; None decides by free memory.
 
         ``sigmas``: noise levels that will be asked for, if they are known; others are answered too. Deep features are
-        kept for ``feature_cache`` evaluations; 1 keeps none.
+        kept for ``feature_cache`` evaluations; 1 keeps none. ``scales`` are s_T and s_I, for a network that takes them
+        as inputs; None: those that it recommends.
         """
         self.evaluations = 0
         """Evaluations of the network so far, per sample."""
         self._model, self._together, self._keep = model, together, feature_cache
-        self._times = Times(model, sigmas)
+        self._times = Times(model, sigmas, _scales_of(model, scales))
         self._prepared: _Prepared | None = None
 
     def __call__(self, x: Tensor, sigma: float, cond: Conditioning, names: Sequence[str]) -> dict[str, Tensor]:
@@ -194,6 +209,10 @@ class BranchDenoiser:
         self.evaluations += len(wanted)
         parts = [self._evaluate(group, x, sigma) for group in prepared.groups]
         return dict(zip(wanted, (branch for part in parts for branch in part), strict=True))
+
+    def guided(self, guidance: Guidance) -> Denoiser:
+        """The denoiser under a guidance; of a network that takes its scales as inputs it is the branch c."""
+        return guidance_of(1.0, 1.0)(self) if self._model.spec.scale_inputs else guidance(self)
 
     def _prepare(self, cond: Conditioning, x: Tensor, names: tuple[str, ...]) -> _Prepared:
         """Project the texts, and lay everything out, once for the whole walk."""
@@ -231,9 +250,18 @@ class BranchDenoiser:
         inputs, t = torch.cat([noisy, group.image], dim=1), self._times.at(sigma, x.device)
         told = (group.call, group.pooled, group.size_ids)
         times = self._times.projected(sigma) if group.call.fused else None
-        output = predict(self._model, inputs, t, *told, times=times, cache=group.cache, control=group.control)
+        how: Any = {"cache": group.cache, "control": group.control, "scales": self._times.scales}
+        output = predict(self._model, inputs, t, *told, times=times, **how)
         output = output.unflatten(0, (len(group.names), -1))
         return denoised_from(self._model.spec.prediction, x, sigma, output).unbind()
+
+
+def _scales_of(model: Model, scales: tuple[float, float] | None) -> Tensor | None:
+    """What a network that takes its scales is told of them, (1, width); None of others."""
+    if not model.spec.scale_inputs:
+        return None
+    pair = torch.tensor([scales or (model.spec.text_cfg, model.spec.image_cfg)])
+    return scales_embedding(pair, model.unet.config.time_cond_proj_dim).to(model.device, model.dtype)
 
 
 def _activation_bytes(model: Model, x: Tensor) -> int:

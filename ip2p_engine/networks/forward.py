@@ -61,10 +61,15 @@ def _is_usual(module: Any) -> bool:
     return True
 
 
-def project_times(unet: Any, t: Tensor, added: dict[str, Tensor] | None = None) -> TimeRows:
-    """Times (B,) as each residual block adds them; ``added`` is SDXL's text and sizes, with as many rows."""
+def project_times(
+    unet: Any, t: Tensor, added: dict[str, Tensor] | None = None, scales: Tensor | None = None
+) -> TimeRows:
+    """Times (B,) as each residual block adds them; ``added`` is SDXL's text and sizes, with as many rows.
+
+    ``scales`` (1, width) are the guidance scales of a network that takes them, for all rows.
+    """
     dtype = unet.conv_in.weight.dtype
-    time = unet.time_embedding(unet.time_proj(t).to(dtype))
+    time = unet.time_embedding(unet.time_proj(t).to(dtype), scales)
     more = unet.get_aug_embed(emb=time, encoder_hidden_states=None, added_cond_kwargs=added)
     hidden = silu(time if more is None else time + more)
     return {

@@ -55,6 +55,11 @@ class Model:
 
     def __post_init__(self) -> None:
         install(self.unet)
+        if self.spec.scale_inputs and (self.unet.config.time_cond_proj_dim or 1) % 2:
+            raise CheckpointError(
+                "the ip2p_config says that the UNet is told its scales, and it has no place for two of them; save the "
+                "checkpoint again"
+            )
 
     @cached_property
     def schedule(self) -> DiscreteSchedule:

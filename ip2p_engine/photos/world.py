@@ -31,7 +31,19 @@ from .objects import COLOURS, GRID, LARGE, REGULAR, SHAPES, Thing
 from .pictures import jitter
 from .tones import HUES, TONES, colour_share
 
-__all__ = ["KINDS", "LOCAL_KINDS", "VIEW", "PhotoEdit", "sample_edit", "sample_edits"]
+__all__ = [
+    "FLAT_TONES",
+    "KINDS",
+    "LOCAL_KINDS",
+    "VIEW",
+    "VISIBLE",
+    "PhotoEdit",
+    "distinct",
+    "lay_things",
+    "sample_edit",
+    "sample_edits",
+    "say",
+]
 
 VIEW = 256
 LOCAL_KINDS = ("add", "remove", "recolour", "reshape", "enlarge", "shrink", "move", "one of two", "swap")
@@ -140,7 +152,7 @@ Found = tuple[Canvas, tuple[Operation, ...]] | None
 
 def _tone_of(kind: str) -> Callable[[Tensor, random.Random], Found]:
     def make(view: Tensor, rng: random.Random) -> Found:
-        things = _things(view, rng, count=1) if rng.random() < 0.25 else ()
+        things = lay_things(view, rng, count=1) if rng.random() < 0.25 else ()
         return Canvas(base=view, things=things), (Tone(name=kind, seed=rng.randrange(2**31)),)
 
     return make
@@ -158,15 +170,15 @@ def _one_colour(view: Tensor, rng: random.Random) -> Found:
 def _add(view: Tensor, rng: random.Random) -> Found:
     """A new object on an empty photograph, or beside another."""
     if rng.random() < 0.65:
-        thing = _things(view, rng, count=1, size=rng.choice([REGULAR, REGULAR, LARGE]))[0]
+        thing = lay_things(view, rng, count=1, size=rng.choice([REGULAR, REGULAR, LARGE]))[0]
         return Canvas(base=view), (Add(thing=thing),)
-    first, second = _things(view, rng, count=2)
+    first, second = lay_things(view, rng, count=2)
     return Canvas(base=view, things=(first,)), (Add(thing=second),)
 
 
 def _on_one(make: Callable[[Canvas, random.Random], Operation], sizes: tuple[int, ...] = (REGULAR, LARGE)):
     def found(view: Tensor, rng: random.Random) -> Found:
-        canvas = Canvas(base=view, things=_things(view, rng, count=1, size=rng.choice(sizes)))
+        canvas = Canvas(base=view, things=lay_things(view, rng, count=1, size=rng.choice(sizes)))
         operation = make(canvas, rng)
         return (canvas, (operation,)) if operation.apply(canvas).has_room() else None
 
@@ -182,12 +194,12 @@ def _reshape(canvas: Canvas, rng: random.Random, index: int = 0) -> Operation:
 
 
 def _one_of_two(view: Tensor, rng: random.Random) -> Found:
-    canvas = Canvas(base=view, things=_things(view, rng, count=2))
+    canvas = Canvas(base=view, things=lay_things(view, rng, count=2))
     return canvas, (_simple(canvas, rng, rng.randrange(2)),)
 
 
 def _swap(view: Tensor, rng: random.Random) -> Found:
-    return Canvas(base=view, things=_things(view, rng, count=2)), (Swap(),)
+    return Canvas(base=view, things=lay_things(view, rng, count=2)), (Swap(),)
 
 
 def _several(view: Tensor, rng: random.Random) -> Found:
@@ -195,13 +207,13 @@ def _several(view: Tensor, rng: random.Random) -> Found:
     form = rng.choice(["tone, add", "object, tone", "object, tone", "two objects", "two tones"])
     tone = Tone(name=rng.choice(FLAT_TONES), seed=rng.randrange(2**31))
     if form == "tone, add":
-        return Canvas(base=view), (tone, Add(thing=_things(view, rng, count=1)[0]))
+        return Canvas(base=view), (tone, Add(thing=lay_things(view, rng, count=1)[0]))
     if form == "two tones":
         return Canvas(base=view), (Tone(name=rng.choice(["black and white", "sepia", "autumn", "painting"])), tone)
     if form == "object, tone":
-        canvas = Canvas(base=view, things=_things(view, rng, count=1))
+        canvas = Canvas(base=view, things=lay_things(view, rng, count=1))
         return canvas, (_simple(canvas, rng, 0), tone)
-    canvas = Canvas(base=view, things=_things(view, rng, count=2))
+    canvas = Canvas(base=view, things=lay_things(view, rng, count=2))
     first = _recolour(canvas, rng, 0)
     second = Remove(index=1) if rng.random() < 0.5 else _recolour(canvas, rng, 1)
     return canvas, (first, second)
@@ -211,7 +223,7 @@ def _simple(canvas: Canvas, rng: random.Random, index: int) -> Operation:
     return rng.choice([Remove(index=index), _recolour(canvas, rng, index), _reshape(canvas, rng, index)])
 
 
-def _things(view: Tensor, rng: random.Random, *, count: int, size: int = REGULAR) -> tuple[Thing, ...]:
+def lay_things(view: Tensor, rng: random.Random, *, count: int, size: int = REGULAR) -> tuple[Thing, ...]:
     """Objects of one size that do not overlap and differ in colour or shape."""
     height, width = view.shape[1:]
     while True:
@@ -225,11 +237,11 @@ def _things(view: Tensor, rng: random.Random, *, count: int, size: int = REGULAR
             )
             for _ in range(count)
         )
-        if _distinct(things) and Canvas(base=view, things=things).has_room():
+        if distinct(things) and Canvas(base=view, things=things).has_room():
             return things
 
 
-def _distinct(things: tuple[Thing, ...]) -> bool:
+def distinct(things: tuple[Thing, ...]) -> bool:
     """Whether every two objects have different names, and a left and a right one."""
     pairs = [(a, b) for n, a in enumerate(things) for b in things[n + 1 :]]
     return all((a.shape, a.colour) != (b.shape, b.colour) and abs(a.x - b.x) >= 2 * GRID for a, b in pairs)

@@ -205,6 +205,8 @@ class TrainConfig:
 
     distill: tuple[float, float] | None = None
     """s_T and s_I: learn to give the base's edits with this guidance in one to four evaluations (train/distill.py)."""
+    distill_to: tuple[float, float] | None = None
+    """Other ends of s_T and s_I: each example has scales between, and the network takes its scales as inputs."""
     distill_interval: tuple[float, float] | None = None
     """The noise levels (sigma) within which the teacher is guided; elsewhere it is c alone. None: everywhere."""
     distill_rungs: int = 50
@@ -356,16 +358,20 @@ class TrainConfig:
 
     def _check_distill(self) -> None:
         if self.distill is None:
-            if self.distill_interval is not None:
-                raise ConfigError("distill_interval is of the teacher's scales; give distill too")
+            for name in ("distill_to", "distill_interval"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} is of the teacher's scales; give distill too")
             return
         if self.distill_interval is not None:
             guidance_of(*SCALES_ALONE, interval=self.distill_interval)
             object.__setattr__(self, "distill_interval", tuple(self.distill_interval))
-        given = self.distill
-        if not isinstance(given, list | tuple) or len(given) != len(SCALES):
-            raise ConfigError(f"distill is {given!r}; give the teacher's s_T and s_I")
-        object.__setattr__(self, "distill", tuple(check_scale(n, v) for n, v in zip(SCALES, given, strict=True)))
+        for field in ("distill",) if self.distill_to is None else ("distill", "distill_to"):
+            given = getattr(self, field)
+            if not isinstance(given, list | tuple) or len(given) != len(SCALES):
+                raise ConfigError(f"{field} is {given!r}; give the teacher's s_T and s_I")
+            object.__setattr__(self, field, tuple(check_scale(n, v) for n, v in zip(SCALES, given, strict=True)))
+        if self.distill_to is not None and self.lora_rank:
+            raise ConfigError("adapters have no place for the scales as inputs; leave out lora_rank or distill_to")
         for name in ("lora_from", "train_text_encoder", "mask_channels", "zero_snr", "prediction"):
             if getattr(self, name):
                 raise ConfigError(f"distill learns from the base as it is, and {name} changes it; leave one out")

@@ -7,13 +7,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ..checkpoint.spec import EDIT, MASKED_EDIT, autoencoder_dtype, recommended
 from ..checkpoint.training_run import TEXT_PREFIXES, with_adapters, with_channels
+from ..edit_config import SCALES
+from ..errors import CheckpointError
 from ..networks.model import Model, ModelSpec
+from ..networks.scales import SCALES_WIDTH
 from .adapters import add_adapters
 from .checkpoints import is_sharded, whole
 from .config import TrainConfig
@@ -32,7 +36,9 @@ __all__ = [
 ]
 
 TWO_ENCODERS = 2
-DISTILLED: dict[str, Any] = {"text_cfg": 1.0, "image_cfg": 1.0, "steps": 4, "sampler": "lcm", "levels": "trailing"}
+DISTILLED: dict[str, Any] = {"steps": 4, "sampler": "lcm", "levels": "trailing"}
+ONE_BRANCH = {"text_cfg": 1.0, "image_cfg": 1.0}
+SCALES_LAYER = "time_embedding.cond_proj.weight"
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -55,14 +61,28 @@ def widened(model: Model, channels: int = EDIT) -> Model:
     return replace(model, spec=spec, unet=unet)
 
 
+def with_scales(model: Model) -> Model:
+    """A model whose UNet is told s_T and s_I beside the time, through a layer of zeros: its output is what it was."""
+    inner = model.unet.config.block_out_channels[0]
+    state = {**model.unet.state_dict(), SCALES_LAYER: torch.zeros(inner, SCALES_WIDTH, device=model.device)}
+    config = {name: value for name, value in model.unet.config.items() if not name.startswith("_")}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": SCALES_WIDTH})
+    unet.load_state_dict(state, strict=True, assign=True)
+    return replace(model, spec=replace(model.spec, scale_inputs=True), unet=unet)
+
+
 def make_trainable(model: Model, config: TrainConfig) -> Model:
     """The model to train: 8 channels, or 12 with masks, float32 weights that take gradients, the other networks frozen.
 
     With LoRA the weights are frozen in the run's precision and float32 adapters train, with the first convolution
     where it is new. Raises ConfigError if peft is missing.
     """
+    if model.spec.scale_inputs:
+        raise CheckpointError("the base is told its scales (--distill-to); train from the model that it was made from")
     if config.distill is not None:
         model.require_edit()
+        model = with_scales(model) if config.distill_to is not None else model
     channels = max(model.spec.in_channels, MASKED_EDIT if config.mask_channels else EDIT)
     new = channels > model.spec.in_channels
     model = widened(model, channels) if new else model
@@ -82,7 +102,10 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
 def _predicted(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
     """What the network is taught to predict, and on which ladder; of a distilled one how it is used."""
     if config.distill is not None:
-        return {**DISTILLED, "guidance_low": 0.0, "guidance_high": 0.0}
+        ends = zip(SCALES, config.distill, config.distill_to or (1.0, 1.0), strict=True)
+        between = {name: float(np.clip(getattr(spec, name), *sorted(two))) for name, *two in ends}
+        own = between if config.distill_to is not None else ONE_BRANCH
+        return {**DISTILLED, **own, "guidance_low": 0.0, "guidance_high": 0.0}
     if config.zero_snr:
         return {"prediction": "v", "zero_snr": True}
     return {"prediction": config.prediction or spec.prediction}

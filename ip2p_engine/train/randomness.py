@@ -7,7 +7,7 @@ neither on the number of processes nor on the size of micro-batches, and a resum
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 
 import torch
@@ -30,6 +30,8 @@ class Draws:
     """Unit normal, (B, C, h, w)."""
     offset: Tensor
     """Unit normal, (B, C, 1, 1): of offset noise."""
+    scales: Tensor
+    """In [0, 1), (B, 2): where between its ends each guidance scale of a distillation lies."""
 
 
 def stream(seed: int, *place: int | str) -> torch.Generator:
@@ -41,11 +43,12 @@ def stream(seed: int, *place: int | str) -> torch.Generator:
 def draw(seed: int, step: int, positions: Sequence[int], shape: Sequence[int]) -> Draws:
     """The draws of some examples of a step; ``shape`` is a latent's (C, h, w)."""
     rows = [_draw_one(stream(seed, "noise", step, position), tuple(shape)) for position in positions]
-    drop, level, posterior, noise, offset = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Draws(drop=drop, level=level, posterior=posterior, noise=noise, offset=offset)
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return Draws(**dict(zip((field.name for field in fields(Draws)), columns, strict=True)))
 
 
 def _draw_one(generator: torch.Generator, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     drop, level = torch.rand(2, generator=generator, dtype=torch.float64)
     posterior, noise = torch.randn(2, *shape, generator=generator)
-    return drop.float(), level, posterior, noise, torch.randn(shape[0], 1, 1, generator=generator)
+    offset = torch.randn(shape[0], 1, 1, generator=generator)
+    return drop.float(), level, posterior, noise, offset, torch.rand(2, generator=generator)

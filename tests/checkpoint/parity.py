@@ -172,6 +172,7 @@ def _training(model: Model, stored: dict[str, Tensor]) -> Iterator[Row]:
         posterior=stored["post_noise"],
         noise=stored["noise"],
         offset=torch.zeros(len(pixels), 4, 1, 1),
+        scales=torch.zeros(len(pixels), 2),
     )
     losses = Objective(model, encoder.null_text, TrainConfig())(model.unet, encoded, draws)
     gap = distance(losses, stored["loss_per_sample"])

@@ -9,13 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ip2p_engine.data.store import PairStore
 from ip2p_engine.errors import DatasetError
+from ip2p_engine.evaluate.sessions import NOTHING
+from ip2p_engine.images import open_image, to_tensor
 from ip2p_engine.photos.baseline import ColourTable
 from ip2p_engine.photos.edits import Add, Canvas, Move, Recolour, Remove, Swap, Tone, possible_operations
 from ip2p_engine.photos.gather import read_qt_resources
 from ip2p_engine.photos.grammar import JOINTS, TONE_WORDS, all_words, wordings
 from ip2p_engine.photos.judge import distances, judge_edit
 from ip2p_engine.photos.objects import COLOURS, LARGE, SHAPES, Thing, opacity
+from ip2p_engine.photos.pairs import write_pairs
 from ip2p_engine.photos.pictures import (
     FREE_LICENCES,
     catalogue,
@@ -25,6 +29,7 @@ from ip2p_engine.photos.pictures import (
     jitter,
     load_pixels,
 )
+from ip2p_engine.photos.sessions import sample_photo_sessions
 from ip2p_engine.photos.texts import FACTS, compact_tokens, facts_of
 from ip2p_engine.photos.tones import HUES, TONES, colour_share, tint
 from ip2p_engine.photos.world import KINDS, PhotoEdit, sample_edits
@@ -213,3 +218,26 @@ def test_a_colour_table_learns_colours_and_no_places(view):
 def test_synthetic_pictures_and_jitter_stay_in_range(view):
     for picture in (dead_leaves(64, chance()), jitter(view, chance())):
         assert picture.min() >= 0 and picture.max() <= 1
+
+
+def test_a_session_on_photographs_goes_from_truth_to_truth(pool):
+    """Each turn begins where the one before ends, the judge reads the truth as right, and the turn before as undone."""
+    for walk in sample_photo_sessions(pool, 3, 4, seed=1):
+        states = [edit.canvas.things for edit in walk.edits]
+        assert len(set(states)) == 4 and walk.edits[-1].kind in TONES and len(set(walk.instructions)) == 4
+        for before, after in zip(walk.edits, walk.edits[1:], strict=False):
+            assert torch.equal(before.target, after.source)
+        right, psnr, _ = walk.judge(1, walk.picture(2))
+        undone = walk.judge(1, walk.picture(1))
+        assert right and psnr > 50 and not undone[0] and undone[2] == NOTHING
+
+
+def test_true_pairs_of_photographs_are_a_data_set_that_goes_on(pool, tmp_path):
+    write_pairs(pool, tmp_path / "some", 2)
+    write_pairs(pool, tmp_path / "some", 3)
+    write_pairs(pool, tmp_path / "whole", 3)
+    some, whole = PairStore(tmp_path / "some"), PairStore(tmp_path / "whole")
+    assert [some[n] for n in range(3)] == [whole[n] for n in range(3)] and len(some) == 3
+    edit = sample_edits(pool, 2, seed=1, held_out=False)[1]
+    assert (some[1].edit_prompt, some[1].kind, some[1].key) == (edit.instruction, KINDS[1], "0000001")
+    assert torch.allclose(to_tensor([open_image(some[1].edited_image)])[0] / 2 + 0.5, edit.target, atol=0.51 / 255)

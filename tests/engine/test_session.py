@@ -13,9 +13,11 @@ from ip2p_engine import cli
 from ip2p_engine.edit import EditConfig
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.evaluate.run_folder import text_of
+from ip2p_engine.evaluate.sessions import NOTHING, OTHER, WAYS, _judged, cause_table, session_rows, session_table
 from ip2p_engine.images import read_settings
 from ip2p_engine.networks.conditioning import clean_latents
-from ip2p_engine.scenes.sessions import WAYS, sample_sessions, session_rows, session_table
+from ip2p_engine.scenes.grammar import Edit
+from ip2p_engine.scenes.sessions import UNCLEAR, UNDONE, SceneWalk, sample_sessions
 from ip2p_engine.scenes.world import Scene, render
 from ip2p_engine.session import SHARE, WHOLE, Session, held, take_turn
 
@@ -119,6 +121,24 @@ def test_commands(tmp_path, capsys):
     assert cli.main(["session", "history", folder, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["current"] == 0
     assert cli.main(["session", "undo", folder]) == 2 and "original" in capsys.readouterr().err
+
+
+def test_why_a_session_went_wrong():
+    """Red to blue, then large: what is wrong with the second picture, by what it shows."""
+    small = Scene(shape="heart", colour="red", background="sky", size="small", place="top left")
+    blue, large = small.with_(colour="blue"), small.with_(colour="blue", size="large")
+    edits = (Edit(kind="colour", source=small, target=blue, instruction=""),)
+    walk = SceneWalk(edits=(*edits, Edit(kind="enlarge", source=blue, target=large, instruction="")), seed=0)
+    grey = Image.new("RGB", (64, 64), "grey")
+    shown = [render(scene) for scene in (large, blue, large.with_(colour="red"), large.with_(shape="star"), small)]
+    rows = []
+    for picture in (*shown, grey):
+        rows.append({"way": "held", **_judged(walk, [render(blue), picture])})
+    causes = [row["cause"] for row in rows]
+    assert causes == [None, NOTHING, UNDONE, "asked done, but another shape", OTHER, UNCLEAR]
+    assert [row["kind"] for row in rows] == [None, *["enlarge"] * 5] and rows[1]["right"] == [True, False]
+    table = cause_table(rows)
+    assert len(table.rows) == 5 and all(line[2:] == (1, 1) for line in table.rows) and table.columns[3:] == ("enlarge",)
 
 
 def test_sr_at_k_counts_sessions_that_are_right_so_far(editor, tmp_path, capsys):

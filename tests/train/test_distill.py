@@ -14,14 +14,17 @@ from ip2p_engine.cli import main
 from ip2p_engine.diffusion.guidance import dual_guidance
 from ip2p_engine.errors import CheckpointError, ConfigError
 from ip2p_engine.networks.conditioning import TextEmbedding
-from ip2p_engine.networks.model import load_model
+from ip2p_engine.networks.model import convert, load_model
+from ip2p_engine.networks.scales import scales_embedding
 from ip2p_engine.scenes.exam import scene_samples
 from ip2p_engine.train import TrainConfig, train
 from ip2p_engine.train.distill import Distillation, pseudo_huber
 from ip2p_engine.train.encoding import Encoded
+from ip2p_engine.train.networks import with_scales
 from ip2p_engine.train.randomness import draw
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+PAIRS = ((2.0, 1.0), (6.0, 1.0), (2.0, 2.0))
 NULL = TextEmbedding(tokens=torch.zeros(1, 77, 24))
 
 
@@ -94,13 +97,63 @@ def test_the_teacher_is_guided_within_an_interval_alone(tiny_model):
     config = TrainConfig(distill=(4.0, 1.5), distill_interval=(1.0, 5.0))
     found = Distillation(model, NULL, config, Points(model))
     branches = {"c": torch.full((2, 1, 1, 1), 2.0), "i": torch.ones(2, 1, 1, 1), "u": torch.zeros(2, 1, 1, 1)}
-    assert found._guided(branches, torch.tensor([0.12, 1.6]).view(2, 1, 1, 1)).flatten().tolist() == [2.0, 5.5]
+    assert found._guided(branches, torch.tensor([0.12, 1.6]).view(2, 1, 1, 1), None).flatten().tolist() == [2.0, 5.5]
     for wrong, said in (
         ({"distill_interval": (1.0, 5.0)}, "give distill too"),
         ({"distill": (4.0, 1.5), "distill_interval": (5.0, 1.0)}, "lower first"),
     ):
         with pytest.raises(ConfigError, match=said):
             TrainConfig(**wrong)
+
+
+def test_scales_between_two_ends_are_drawn_and_told(tiny_model):
+    """Of the ends 2 / 1 and 6 / 2 a quarter and a half lead to 3 / 1.5: 1.5 + 3 (2 - 1) = 4.5 of those branches."""
+    model = with_scales(tiny_model())
+    model = replace(model, spec=replace(model.spec, latent_scale=1.0))
+    config = TrainConfig(distill=(2.0, 1.0), distill_to=(6.0, 2.0))
+    told = []
+
+    class Told(Points):
+        def __call__(self, inputs, t, tokens, added_cond_kwargs=None, timestep_cond=None):
+            told.append(timestep_cond)
+            return super().__call__(inputs, t, tokens)
+
+    teacher, student = Points(model), Told(model, shift=1.0)
+    draws = replace(chance([0.0]), scales=torch.tensor([[0.25, 0.5]]))
+    (error,) = Distillation(model, NULL, config, teacher)(student, encoded(1), draws)
+    assert float(error) == pytest.approx(4.5 - 3.0, rel=2e-3)
+    for one in told:
+        torch.testing.assert_close(one, scales_embedding(torch.tensor([[3.0, 1.5]])))
+    with pytest.raises(ConfigError, match="give distill too"):
+        TrainConfig(distill_to=(6.0, 2.0))
+    with pytest.raises(ConfigError, match="adapters have no place"):
+        TrainConfig(distill=(2.0, 1.0), distill_to=(6.0, 2.0), lora_rank=4)
+
+
+def test_a_network_of_many_scales_is_told_them_in_one_branch(store, tmp_path, editor):
+    """Untrained it is its base, c alone, whatever it is told; trained it heeds both; files keep it."""
+    untold = InstructPix2Pix(with_scales(editor.model))
+    source, quick = scene_samples(1)[0][0].source, {"steps": 2, "sampler": "euler", "schedule": "model"}
+    (before,) = untold.edit(source, "make it snow", text_cfg=7, image_cfg=2, **quick)
+    (alone,) = editor.edit(source, "make it snow", text_cfg=1, image_cfg=1, **quick)
+    torch.testing.assert_close(before.latent, alone.latent)
+    common = {"batch_size": 2, "resolution": 64, "resize": (64, 64), "workers": 0, "validate_every": 0}
+    config = TrainConfig(steps=2, distill=(2.0, 1.0), distill_to=(6.0, 2.0), learning_rate=0.1, ema_decay=0, **common)
+    train(config, data=store, base="embedded", out=tmp_path / "run")
+    student = InstructPix2Pix.load(tmp_path / "run")
+    made = {pair: student.edit(source, "make it snow", text_cfg=pair[0], image_cfg=pair[1]) for pair in PAIRS}
+    assert {edit.evaluations for (edit,) in made.values()} == {4}
+    first, *others = (edit.latent for (edit,) in made.values())
+    assert not any(torch.equal(first, other) for other in others)
+    assert (student.model.spec.text_cfg, student.model.spec.image_cfg) == (4.0, 1.5)
+    convert(tmp_path / "run", tmp_path / "folder", to="diffusers")
+    again = InstructPix2Pix.load(tmp_path / "folder").edit(source, "make it snow", text_cfg=2, image_cfg=1)
+    torch.testing.assert_close(again[0].latent, first, atol=1e-2, rtol=1e-3)
+    for given in ({"apg": True}, {"guidance_interval": (1.0, 2.0)}):
+        with pytest.raises(ConfigError, match="guidance is inside it"):
+            student.edit(source, "make it snow", **given)
+    with pytest.raises(CheckpointError, match="is told its scales"):
+        train(TrainConfig(steps=1, **common), data=store, base=tmp_path / "folder", out=tmp_path / "again")
 
 
 def test_no_gradient_reaches_what_the_student_agrees_with(tiny_model):

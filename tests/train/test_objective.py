@@ -50,6 +50,7 @@ def step(model, theirs):
         posterior=theirs["post_noise"],
         noise=theirs["noise"],
         offset=torch.zeros(4, 4, 1, 1),
+        scales=torch.zeros(4, 2),
     )
     config = TrainConfig()
     parameters = trained_parameters(model.unet)
@@ -200,6 +201,7 @@ def draws(count, **values):
         "posterior": torch.randn(shape, generator=generator),
         "noise": torch.randn(shape, generator=generator),
         "offset": torch.ones(count, 4, 1, 1),
+        "scales": torch.zeros(count, 2),
     }
     return Draws(**{**defaults, **values})
 
