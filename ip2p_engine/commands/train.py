@@ -71,20 +71,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--lora", type=int, dest="lora_rank", metavar="RANK", help="train adapters only")
     parser.add_argument("--lora-from", metavar="FILE", help="a LoRA file that the adapters begin with")
-    parser.add_argument(
-        "--distill",
-        type=float,
-        nargs=2,
-        metavar=("S_T", "S_I"),
-        help="learn the base's edits with this guidance, in 1 to 4 evaluations",
-    )
-    parser.add_argument(
-        "--distill-to",
-        type=float,
-        nargs=2,
-        metavar=("S_T", "S_I"),
-        help="with all scales from --distill to these, which edits then choose from",
-    )
+    _add_distill(parser)
     parser.add_argument(
         "--outputs",
         action=Several,
@@ -153,6 +140,23 @@ def _report(result: Any, as_json: bool) -> None:
         write_note(f"ip2p: {result.broken_count} broken rows were left out, such as {result.broken[0]}")
     if not result.finished:
         sys.stderr.write(f"ip2p: stopped after step {result.step}; the same command goes on\n")
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distill",
+        type=float,
+        nargs=2,
+        metavar=("S_T", "S_I"),
+        help="learn the base's edits with this guidance, in 1 to 4 evaluations",
+    )
+    parser.add_argument(
+        "--distill-to",
+        type=float,
+        nargs=2,
+        metavar=("S_T", "S_I"),
+        help="with all scales from --distill to these, which edits then choose from",
+    )
 
 
 def _config(options: argparse.Namespace) -> Any:
