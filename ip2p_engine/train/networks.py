@@ -79,7 +79,7 @@ def make_trainable(model: Model, config: TrainConfig) -> Model:
     where it is new. Raises ConfigError if peft is missing.
     """
     if model.spec.scale_inputs:
-        raise CheckpointError("the base is told its scales (--distill-to); train from the model that it was made from")
+        raise CheckpointError("the base is told its scales (distill_to); train from the model that it was made from")
     if config.distill is not None:
         model.require_edit()
         model = with_scales(model) if config.distill_to is not None else model
