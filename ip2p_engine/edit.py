@@ -19,7 +19,7 @@ from .checkpoint.added import Word
 from .checkpoint.lora import Lora, with_loras
 from .config import as_list, with_overrides
 from .devices import default_dtype, enough_memory, usable_device
-from .diffusion.area import NOISES, SIGMAS, area_of, relevance
+from .diffusion.area import NOISES, SIGMAS, area_of, relevance, set_back
 from .diffusion.guidance import FORMULAS, Denoiser, Guidance, guidance_of
 from .diffusion.mask import latent_mask
 from .diffusion.noise import check_seed
@@ -295,8 +295,8 @@ class InstructPix2Pix:
     ) -> list[Image.Image]:
         """Where each picture's instruction may act: masks as large as the pictures, white where something may change.
 
-        What ``auto_mask`` uses, to look at and to change by hand. One picture goes with all instructions, or one
-        instruction with all pictures. Raises ImageError or ConfigError.
+        To look at and to change by hand; ``auto_mask`` adds where the edit itself has changed something. One picture
+        goes with all instructions, or one instruction with all pictures. Raises ImageError or ConfigError.
         """
         settled = self._settle(config, overrides)
         pictures, texts = as_list(images, Picture), as_list(instructions, str)
@@ -405,10 +405,11 @@ class InstructPix2Pix:
                 condition = self._condition(small, said, [source.small_mask for source in sources])
                 condition, seen = self._controlled(condition, [work.controls.get(job.picture) for job in jobs], config)
                 kept = clean_latents(self.model, condition.image)
-                free, found = self._free(sources, condition, kept, config)
+                free = None if self.model.spec.takes_mask else _free(sources, kept)
                 seeds = [job.seed for job in jobs]
                 z, evaluations = self._walk(condition, seeds, config, hooks, free=free, kept=kept)
-                if found is not None:
+                if config.auto_mask:
+                    z, found = set_back(z, kept, self._area(condition, kept, config))
                     areas, evaluations = area_pictures(found), evaluations + LOOKS
                 round_trips = self.pictures(kept) if config.detail else [None] * len(jobs)
                 edited = list(zip(self.pictures(z), z.cpu(), round_trips, strict=True))
@@ -430,18 +431,6 @@ class InstructPix2Pix:
                 settings=self._settings(text, job.seed, source, size or source.size, config, control),
                 index=job.place,
             )
-
-    def _free(
-        self, sources: Sequence[Fitted], condition: Conditioning, kept: Tensor, config: Settled
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """(where the latents of a batch may change, None: everywhere; the part of it that was found, if one was)."""
-        if self.model.spec.takes_mask:
-            return None, None
-        given = _free(sources, kept)
-        if not config.auto_mask:
-            return given, None
-        found = self._area(condition, kept, config)
-        return (found if given is None else found * given), found
 
     def _area(self, condition: Conditioning, kept: Tensor, config: Settled) -> Tensor:
         """Where each row's instruction may act, (B, 1, h, w)."""

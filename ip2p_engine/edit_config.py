@@ -53,7 +53,8 @@ class EditConfig:
     feature_cache: int = 1
     """Keep the deep features for so many evaluations: faster, and a little off (``networks/feature_cache.py``)."""
     auto_mask: bool = False
-    """Change only where the instruction may act (``find_area``); the rest is the source's, to the bit."""
+    """Set back what neither the instruction may change (``find_area``) nor the edit has clearly changed: there the
+    source's pixels come back, to the bit."""
     control_weight: float = 1.0
     """How strongly a ControlNet acts, where one is loaded and has a picture."""
     detail: bool = False

@@ -196,18 +196,11 @@ def mask_latent(vae: Any, masks: list[Image.Image], latent: Tensor) -> Tensor:
     return vae.encode(to_image(shown))
 
 
-def bounded(
-    masks: list[Image.Image], latent: Tensor, image: Tensor, area: Tensor | None
-) -> tuple[Tensor | None, list[Image.Image]]:
-    """(where a latent may change, (B, 1, H, W), or None; masks as large as the IMAGE): by hand, found, or both."""
-    free = noise_mask(masks, latent) if masks else None
-    if area is None:
-        return free, masks
+def bounded(masks: list[Image.Image], area: Tensor, image: Tensor) -> list[Image.Image]:
+    """Masks as large as the IMAGE of what was found, (B, 1, h, w), within those by hand where there are some."""
     frame = (image.shape[2], image.shape[1])
     found = [whole_area(one, frame) for one in area_pictures(area)]
-    both = [ImageChops.darker(*pair) for pair in zip(masks, found, strict=True)] if masks else found
-    large = area.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    return (large if free is None else large * free.to(large)), both
+    return [ImageChops.darker(*pair) for pair in zip(masks, found, strict=True)] if masks else found
 
 
 def as_mask(masks: list[Image.Image], image: Tensor) -> Tensor:

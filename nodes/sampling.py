@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..ip2p_engine.diffusion.area import set_back
 from ..ip2p_engine.diffusion.sampling import SAMPLERS
 from ..ip2p_engine.diffusion.schedule import SCHEDULES
 from ..ip2p_engine.images import fit
@@ -24,6 +25,7 @@ from .conditioning import (
     in_frame,
     mask_latent,
     mask_pictures,
+    noise_mask,
 )
 
 TEXT_CFG, IMAGE_CFG, STEPS = 7.5, 1.5, 20
@@ -321,8 +323,12 @@ class Sample(io.ComfyNode):
         )
         texts = [instruction] * len(source)
         told = mask_latent(vae, masks, source) if spec_of(model).takes_mask else None
-        free, masks = bounded(masks, source, image, editor.areas(source, texts) if find_area else None)
+        free = noise_mask(masks, source) if masks else None
+        found = editor.areas(source, texts) if find_area else None
         latent = editor.latents(source, texts, [seed] * len(source), free, told)
+        if found is not None:
+            latent, found = set_back(latent, source, found.to(latent))
+            masks = bounded(masks, found, image)
         edited = in_frame(vae.decode(latent), image, masks, vae.decode(source) if detail else None)
         show_finished(edited[:1], steps * len(source), steps * len(source))
         told = _notice(model, image, source, cls.hidden.unique_id)

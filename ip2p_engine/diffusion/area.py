@@ -16,13 +16,14 @@ from torch.nn.functional import max_pool2d
 from .guidance import Branches
 from .noise import SampleNoise
 
-__all__ = ["NOISES", "SHARE", "SIGMAS", "WHOLE", "area_of", "relevance"]
+__all__ = ["NOISES", "SHARE", "SIGMAS", "WHOLE", "area_of", "relevance", "set_back"]
 
 SIGMAS = (2.0, 4.0)
 NOISES = 2
 # By a study on photographs (docs/evaluation.md): an instruction for an object makes little difference at most places,
 # one for the whole picture a third of its largest difference at half of them.
 SHARE, WHOLE = 0.3, 0.2
+EDITED_SHARE, EDITED_WHOLE = 0.25, 0.3  # of what an edit has changed, by the same study
 LARGEST = 0.99
 
 
@@ -60,3 +61,14 @@ def area_of(difference: Tensor, *, share: float = SHARE, whole: float = WHOLE) -
     everywhere = flat.median(dim=1).values >= whole * largest
     near = max_pool2d((difference >= share * largest.view(-1, 1, 1, 1)).to(difference.dtype), 3, stride=1, padding=1)
     return torch.where(everywhere.view(-1, 1, 1, 1), torch.ones_like(near), near)
+
+
+def set_back(edited: Tensor, source: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
+    """(the edited latents with the source's outside of the area, the area); all (B, C, h, w).
+
+    The area is the given one and, beside it, where the edit has made a change of its own: an object that was added
+    where nothing said that it would be is not cut off. No edit is lost by its area, only what it did by the way.
+    """
+    change = area_of((edited - source).abs().mean(1, keepdim=True), share=EDITED_SHARE, whole=EDITED_WHOLE)
+    area = torch.maximum(area, change)
+    return torch.where(area > 0, edited, source), area
