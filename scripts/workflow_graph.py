@@ -172,7 +172,7 @@ class Graph:
         size = sum(self._widths.values()) + ACROSS * (len(left) - 1), max(self._bottom.values()) - DOWN + 30
         if size[0] > LARGEST[0] or size[1] > LARGEST[1]:
             raise ValueError(f"{self.name} is {size[0]} x {size[1]}, and at most {LARGEST} can be read on a laptop")
-        scale = min(1380 / size[0], 800 / size[1], 1)
+        scale = min(1350 / size[0], 750 / size[1], 1)
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)),
             "revision": 0,
