@@ -170,7 +170,7 @@ def test_three_loaders_take_one_step_alike(in_comfyui, exported, inputs, tmp_pat
     assert {name: gap for name, gap in distances.items() if not gap < STEP_TOLERANCE} == {}
 
 
-@pytest.mark.parametrize(("family", "channels"), [("sd2", 8), ("sd1", 12)])
+@pytest.mark.parametrize(("family", "channels"), [("sd1", 12), ("sd2", 8)])
 def test_what_core_takes_for_another_kind_edits_by_our_loader(family, channels, in_comfyui, tmp_path):
     """SD2, and UltraEdit's 12 channels, at full size: told the picture and the mask, one step as headless."""
     if not os.environ.get("COMFYUI_PATH"):
@@ -181,7 +181,7 @@ def test_what_core_takes_for_another_kind_edits_by_our_loader(family, channels, 
     picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     mask = Image.radial_gradient("L").resize((64, 64))
     with torch.inference_mode():
-        condition = editor.condition(picture, "make it snow", masks=mask if channels == 12 else None)
+        condition = editor.condition(picture, "make it snow", masks=mask if channels == 12 else None, size="keep")
     how = {"seeds": 7, "steps": 1, "sampler": "euler", "schedule": "model", "text_cfg": 7.5, "image_cfg": 1.5}
     ours = editor.edit(picture, "make it snow", masks=mask if channels == 12 else None, size="keep", **how)[0].latent
     image, *told = condition.image.split(4, dim=1)
@@ -190,7 +190,7 @@ def test_what_core_takes_for_another_kind_edits_by_our_loader(family, channels, 
         {"image": image.contiguous(), **({"told": told[0].contiguous()} if told else {})}, tmp_path / "in.safetensors"
     )
     in_comfyui("loaded_edit.py", file, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    theirs = load_file(tmp_path / "out.safetensors")["latent"] * spec_of(family).latent_scale
+    theirs = load_file(tmp_path / "out.safetensors")["latent"][0] * spec_of(family).latent_scale
     distance = largest(ours, theirs) / ours.abs().max().item()
     sys.stdout.write(f"{family}, {channels} channels: {distance}\n")
     assert distance < STEP_TOLERANCE
