@@ -14,6 +14,7 @@ import io
 import json
 import math
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,12 +28,18 @@ from PIL import Image
 from ip2p_engine.data.doctor import doctor
 from ip2p_engine.data.record import PairRecord
 from ip2p_engine.data.store import PairWriter
-from ip2p_engine.scenes.grammar import Edit, caption_of, sample_edits
-from ip2p_engine.scenes.world import render
+from ip2p_engine.scenes.grammar import INSTRUCTIONS, Edit, caption_of, sample_edits
+from ip2p_engine.scenes.world import BACKGROUNDS, COLOURS, SHAPES, render
 
 Plant = Callable[[PairRecord, random.Random, Sequence[PairRecord]], PairRecord]
 LEARNED = ("shift", "unchanged", "wrong instruction", "swapped", "cast")
 SIDE = 64
+VALUES = {
+    name: f"(?P<{name}>{'|'.join(values)})"
+    for own, values in {"colour": COLOURS, "background": BACKGROUNDS, "shape": SHAPES}.items()
+    for name in (own, f"old_{own}")
+}
+"""Of the grammar's phrasings, as patterns."""
 
 
 def scene_pairs(count: int, *, seed: int, captions: bool = False) -> list[PairRecord]:
@@ -92,11 +99,17 @@ def unchanged(pair: PairRecord, draw: random.Random, others: Sequence[PairRecord
 
 
 def wrong_instruction(pair: PairRecord, draw: random.Random, others: Sequence[PairRecord]) -> PairRecord:
-    """Another pair's, that asks for something else."""
-    while True:
-        said = draw.choice(others).edit_prompt
-        if set(said.split()) - set(pair.edit_prompt.split()) - {"it", "the", "make", "change", "to", "a", "turn"}:
-            return replace(pair, edit_prompt=said)
+    """Another pair's, that asks for something else: "make it bigger" in place of "enlarge the heart" is not wrong."""
+    return replace(pair, edit_prompt=draw.choice([one for one in others if _asks(one) != _asks(pair)]).edit_prompt)
+
+
+def _asks(pair: PairRecord) -> tuple[str, str]:
+    """The kind of edit, and which colour, ground or shape it is to become."""
+    for kind, phrasings in INSTRUCTIONS.items():
+        for phrasing in phrasings.train:
+            if found := re.fullmatch(re.sub(r"{(\w+)}", lambda name: VALUES[name[1]], phrasing), pair.edit_prompt):
+                return kind, found.groupdict().get(kind, "")
+    raise ValueError(f"the grammar does not say {pair.edit_prompt!r}")
 
 
 def swapped(pair: PairRecord, draw: random.Random, others: Sequence[PairRecord]) -> PairRecord:
@@ -186,15 +199,20 @@ def write_store(folder: Path, pairs: Sequence[PairRecord]) -> Path:
 
 def study_doctor(options: argparse.Namespace) -> None:
     """Several sets, each with some of the faults in the same share of its pairs; no captions, no kinds of edit."""
+    from ip2p_engine.edit import InstructPix2Pix
+
+    editor = InstructPix2Pix.load(options.checkpoint, device="cpu") if options.checkpoint else None
     names = options.faults or list(PLANTS)
     sets = {n: dict.fromkeys(names[n :: options.sets], options.share) for n in range(options.sets)}
     tallies: dict[int, dict[str, list[int]]] = {}
     for number, shares in sets.items():
         result = options.out / f"set-{number}.json"
         if not result.exists():
-            pairs, faults = planted(scene_pairs(options.pairs, seed=10 + number), shares, seed=number)
+            seed = options.seed + number
+            pairs, faults = planted(scene_pairs(options.pairs, seed=10 + seed), shares, seed=seed)
             store = write_store(options.out / f"set-{number}", pairs)
-            found = {one.row: set(one.faults) for one in doctor(store, clip=options.clip).findings}
+            looked = doctor(store, clip=options.clip, editor=editor)
+            found = {one.row: set(one.faults) for one in looked.findings}
             if options.show:
                 _show_misses(pairs, faults, found)
             result.write_text(json.dumps(_tally(faults, found)))
@@ -297,7 +315,9 @@ def main() -> None:
     looked.add_argument("--share", type=float, default=0.05, help="of a set's pairs with each fault (default: 0.05)")
     looked.add_argument("--sets", type=int, default=3, help="among which the faults are dealt (default: 3)")
     looked.add_argument("--faults", nargs="+", choices=list(PLANTS), help="default: all")
-    looked.add_argument("--clip", default="embedded")
+    looked.add_argument("--clip", help="judge instructions by this CLIP (embedded)")
+    looked.add_argument("--checkpoint", help="judge instructions by this edit model (embedded)")
+    looked.add_argument("--seed", type=int, default=0, help="thresholds were chosen on others (default: 0)")
     looked.add_argument("--out", type=Path, required=True, help="sets and results; what is there is not done again")
     looked.add_argument("--show", action="store_true", help="what was missed, and what was called a fault and is none")
     looked.set_defaults(run=study_doctor)

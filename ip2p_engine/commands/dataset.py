@@ -52,8 +52,11 @@ def add(commands: Any) -> None:
     checked.add_argument("--drop", type=local_path, metavar="FOLDER", help="write the pairs without one as a store")
     checked.add_argument("--faults", action=Several, nargs="+", help="that --drop leaves out (default: all but split)")
     checked.add_argument(
-        "--clip", metavar="NAME", help="also look for wrong instructions and swapped pictures, by a CLIP"
+        "--checkpoint", metavar="NAME", help="also look for wrong instructions and swapped pictures, by an edit model"
     )
+    checked.add_argument("--base", metavar="NAME", help="a checkpoint that completes a lone UNet")
+    checked.add_argument("--device", metavar="NAME", help="of the edit model (default: a GPU if there is one)")
+    checked.add_argument("--clip", metavar="NAME", help="the same by a CLIP and the set's other pairs, less surely")
     add_reading_options(checked)
     checked.add_argument("--json", action="store_true", help="print the result as JSON")
     seen = add_command(group, "describe", _describe, "captions by a vision model that sees both pictures")
@@ -120,9 +123,13 @@ def _export(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     from ..data.doctor import doctor, drop, show
 
-    reading, kept = reading_of(options), None
+    reading, kept, editor = reading_of(options), None, None
+    if options.checkpoint:
+        from ..edit import InstructPix2Pix
+
+        editor = InstructPix2Pix.load(options.checkpoint, base=options.base, device=options.device)
     with progress_bar(0, "pairs") as bar:
-        found = doctor(options.store, reading, clip=options.clip, hooks=Hooks(on_progress=bar))
+        found = doctor(options.store, reading, clip=options.clip, editor=editor, hooks=Hooks(on_progress=bar))
     if options.out:
         show(options.store, options.out, found, reading)
     if options.drop:

@@ -10,8 +10,9 @@ aspect      the pictures have different aspects
 tiny        a side of less than 48 pixels, or a picture of one colour
 broken      a row that cannot be used
 split       the source picture is near to one on the other side of the test split
-instruction the pictures do not differ as this instruction makes others of the set differ; swapped: as backwards.
-            Looked for with a CLIP alone, in sets of 100 pairs and more whose pictures follow their words (agreement)
+instruction the pictures do not differ as this instruction says; swapped: as backwards. Looked for with an edit model
+            that knows such edits (expected; it sees casts and offsets too), or with a CLIP in sets of 100 pairs and
+            more that follow their words (agreement)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -39,6 +40,9 @@ from .sheet import write_page
 from .split import near_groups, picture_hash, test_rows
 from .store import PairWriter
 from .usual import Box, Words, casts, growth, lone_box, moved_boxes
+
+if TYPE_CHECKING:
+    from .expected import Editor
 
 __all__ = ["FAULTS", "Doctored", "Finding", "doctor", "drop", "show"]
 
@@ -111,13 +115,23 @@ class Doctored:
 
 
 def doctor(
-    folder: Path | str, reading: Reading | None = None, *, clip: str | None = None, hooks: Hooks | None = None
+    folder: Path | str,
+    reading: Reading | None = None,
+    *,
+    clip: str | None = None,
+    editor: Editor | None = None,
+    hooks: Hooks | None = None,
 ) -> Doctored:
     """Look at every pair of a data set of any layout, 10 to 80 ms each. Raises DatasetError.
 
-    ``clip``: what ``ClipSimilarity.load`` takes, to look for wrong instructions and swapped pictures too.
+    To look for wrong instructions and swapped pictures too: ``editor``, an InstructPix2Pix that knows such edits, which
+    finds more casts and zooms as well; or ``clip``, what ``ClipSimilarity.load`` takes.
     """
-    features = _Features(clip) if clip else None
+    judges: list[Any] = [_Features(clip)] if clip else []
+    if editor is not None:
+        from .expected import Expected
+
+        judges.append(Expected(editor))
     pairs, hooks = open_pairs(folder, reading), hooks or Hooks()
     if not len(pairs):
         raise DatasetError(f"{folder} has no pairs yet; the doctor needs at least one")
@@ -129,17 +143,24 @@ def doctor(
         else:
             look = _look(pair)
             seen.add(look, pair.key or f"row/{row}")
-            if features is not None and not UNFIT & look.faults.keys():
-                features.add(row, pair)
+            if judges and not UNFIT & look.faults.keys():
+                _tell(judges, row, pair)
         hooks.progress(row + 1, len(pairs))
     rule, test = test_rows(pairs, [text or "" for text in pairs.columns("original_prompt")["original_prompt"]])
     for name, row, said in seen.compared(set(test)):
         seen.faults[row].setdefault(name, said)
-    for name, row, said in features.compared() if features is not None else ():
-        if "caption" not in seen.faults[row]:
-            seen.faults[row][name] = said
+    for judge in judges:
+        for name, row, said in judge.compared():
+            if "caption" not in seen.faults[row]:
+                seen.faults[row].setdefault(name, said)
     findings = (Finding(row=row, key=seen.keys[row], faults=faults) for row, faults in enumerate(seen.faults) if faults)
     return Doctored(pairs=len(seen.keys), findings=tuple(findings), split_rule=rule, changed=_quartiles(seen.shares))
+
+
+def _tell(judges: Sequence[Any], row: int, pair: PairRecord) -> None:
+    before, after = (_opened(data) for data in (pair.original_image, pair.edited_image))
+    for judge in judges:
+        judge.add(row, pair.edit_prompt, before, after)
 
 
 def show(folder: Path | str, out: Path, doctored: Doctored, reading: Reading | None = None) -> int:
@@ -173,7 +194,8 @@ def drop(
     left_out = set(faults or [name for name in FAULTS if name not in KEPT_FAULTS])
     bad = {one.row for one in doctored.findings if left_out & set(one.faults) or "broken" in one.faults}
     pairs, count = open_pairs(folder, reading), 0
-    manifest = {"config": {"doctored": str(folder), "without": sorted(left_out)}}
+    chosen = (reading or Reading()).in_manifest()
+    manifest = {"config": {"doctored": str(folder), "without": sorted(left_out), **chosen}}
     with PairWriter(out, manifest=manifest) as writer:
         done = writer.done_keys()
         for row, pair in enumerate(pairs.outcomes()):
@@ -416,13 +438,10 @@ class _Features:
         self._found: list[Any] = []
         self._waiting: list[Image.Image] = []
 
-    def add(self, row: int, pair: PairRecord) -> None:
-        for data in (pair.original_image, pair.edited_image):
-            picture = _opened(data)
-            if picture is not None:
-                self._waiting.append(picture)
+    def add(self, row: int, said: str, before: Image.Image, after: Image.Image) -> None:
+        self._waiting += (before, after)
         self._rows.append(row)
-        self._texts.append(plain(pair.edit_prompt))
+        self._texts.append(plain(said))
         if len(self._waiting) >= AT_ONCE:
             self._encode()
 

@@ -20,7 +20,7 @@ from ..errors import ConfigError, DatasetError
 from ..files import disk_errors, read_json, sweep, whole_file, write_json
 from ..hooks import Hooks, passing_over
 from ..images import open_image
-from .reading import KEPT_FORMATS, Pairs, format_of
+from .reading import KEPT_FORMATS, ForeignPairs, Pairs, format_of
 from .record import IMAGE_COLUMNS, PICTURES, SCORES, PairRecord
 from .store import PairWriter
 
@@ -51,10 +51,14 @@ def export_pairs(pairs: Pairs, folder: Path, layout: str, *, name: str = "", hoo
     if layout == "hub":
         return _write_hub(pairs, folder, usable, name or pairs.folder.name)
     with disk_errors(folder, "written", DatasetError, "free some space and repeat the same call"):
-        _begin(folder, {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name})
+        _begin(folder, {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name, **_chosen(pairs)})
         count = WRITERS[layout](usable, folder)
         (folder / UNDER_WAY).unlink()
     return count
+
+
+def _chosen(pairs: Pairs) -> dict[str, Any]:
+    return pairs.reading.in_manifest() if isinstance(pairs, ForeignPairs) else {}
 
 
 def _begin(folder: Path, about: dict[str, Any]) -> None:
@@ -178,7 +182,7 @@ def _write_hub(pairs: Pairs, folder: Path, usable: Iterator[PairRecord], name: s
     """A store of its own, which is the hub's layout as it is, and a data card."""
     counted: Counter[str] = Counter()
     licences: set[str] = set()
-    with PairWriter(folder, manifest={"config": {"exported": name}}) as writer:
+    with PairWriter(folder, manifest={"config": {"exported": name, **_chosen(pairs)}}) as writer:
         done = writer.done_keys()
         for number, pair in enumerate(usable):
             key = pair.key or f"row/{number}"

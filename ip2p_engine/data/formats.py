@@ -17,6 +17,7 @@ from .tables import (
     CsvTable,
     FolderTable,
     LinesTable,
+    ListsTable,
     ListTable,
     OriginalTable,
     ParquetTable,
@@ -25,7 +26,16 @@ from .tables import (
     is_original,
 )
 
-__all__ = ["HubTable", "datasets_library", "library_errors", "open_hub", "open_table", "split_of", "undecoded"]
+__all__ = [
+    "HubTable",
+    "card_licence",
+    "datasets_library",
+    "library_errors",
+    "open_hub",
+    "open_table",
+    "split_of",
+    "undecoded",
+]
 
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
 NUMBERED = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
@@ -69,11 +79,12 @@ def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tup
     if columns and all((path / name).is_dir() for name in (columns[0], columns[2])):
         return FolderTable(path, columns[0], columns[1], columns[2]), columns
     for endings, table in (((".parquet",), ParquetTable), ((".tar", *TARS), TarTable)):
-        found = (one for one in path.rglob("[!.]*") if one.name.endswith(endings) and _is_visible(one, path))
+        found = (one for one in path.rglob("[!.]*") if one.name.lower().endswith(endings) and _is_visible(one, path))
         if paths := sorted(found):
             return table(path, _of_split(paths, path, split)), None
     if lists := [one for name in METADATA for one in sorted(path.rglob(name)) if _is_visible(one, path)]:
-        return _file(_of_split(lists, path, split)[0]), None
+        chosen = _of_split(lists, path, split)
+        return (_file(chosen[0]) if len(chosen) == 1 else ListsTable(path, [_file(one) for one in chosen])), None
     if names := FolderTable.found_in(path):
         named = (names[0], columns[1] if columns else TEXT, names[1])
         return FolderTable(path, *named), named
@@ -117,7 +128,7 @@ def _pattern(path: Path) -> Table:
     if not found or not all(one.is_file() for one in found):
         missing = next((one for one in found if not one.is_file()), path)
         raise DatasetError(f"{missing} does not exist; correct the pattern {path.name}")
-    endings = {".tar" if one.name.endswith(TARS) else one.suffix.lower() for one in found}
+    endings = {".tar" if one.name.lower().endswith(TARS) else one.suffix.lower() for one in found}
     if endings == {".tar"}:
         return TarTable(path.parent, found)
     if endings == {".parquet"}:
@@ -213,6 +224,17 @@ def undecoded(rows: Any) -> Any:
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
     return rows
+
+
+def card_licence(folder: Path) -> str | None:
+    """What the hub's data card says at its head."""
+    try:
+        head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:20_000]
+    except OSError:
+        return None
+    block = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
+    found = re.search(r"^license: *['\"]?([\w.-]+)", block[1], re.MULTILINE) if block else None
+    return found[1] if found else None
 
 
 @contextmanager

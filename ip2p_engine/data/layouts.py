@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 from ..errors import DatasetError
 from .record import SCORES
 
-__all__ = ["LAYOUTS", "Layout", "cell", "is_picture", "layout_of", "table_text"]
+__all__ = ["LAYOUTS", "Layout", "cell", "inline_picture", "is_picture", "layout_of", "table_text"]
 
 CLIP = {"clip_sim_source": "sim_0", "clip_sim_target": "sim_1"}
 CLIP |= {"clip_sim_dir": "sim_direction", "clip_sim_image": "sim_image"}
@@ -179,8 +180,8 @@ LONE = "image jpg jpeg png webp"
 LAST = {"before at last": f"{LONE} 0.jpg 0.png 0.webp", "after at last": f"{LONE} 1.jpg 1.png 1.webp"}
 """What is the one picture where the other has a name that says what it is."""
 """Each part's names in the field, the likeliest first; a column that one part has taken is no other's."""
-BEFORE_WORDS = "source src input original orig before control conditioning condition reference ref init first"
-AFTER_WORDS = "target tgt output edited edit after result final modified second"
+BEFORE_WORDS = "source src input original orig before pre control conditioning condition reference ref init first"
+AFTER_WORDS = "target tgt output edited edit after post result final modified second"
 INSTRUCTION_WORDS = "instruction instructions edit prompt request command text caption"
 FILLERS = (
     "image images img imgs picture pictures photo pic file files path paths url urls filename name local data bytes "
@@ -188,6 +189,8 @@ FILLERS = (
 )
 """Of columns that no name above is: what their words say, the likeliest first, beside words that say nothing."""
 NUMBERS = CLIP | {name: name for name in ("seed", "p", "cfg", *SCORES)}
+INLINE = ("data:image/", "iVBORw0KGgo", "/9j/4", "UklGR")
+"""What pictures begin with that are written as text: an address of themselves, and base64 of PNG, JPEG and WebP."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 WHAT = {"before": "picture before", "after": "picture after", "instruction": "instruction"}
 PICTURE_PARTS = ("before", "after", "mask", *LAST)
@@ -215,8 +218,10 @@ def layout_of(
 
 
 def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: str) -> Layout:
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = _two_in_one(sample)
     for part in ("before", "after", "instruction"):
+        if part in found:
+            continue
         known = list(found.values())
         taken = _named(part, names, sample, known) or _worded(part, sample, known, place)
         taken = taken or _named(f"{part} at last", names, sample, known)
@@ -225,6 +230,14 @@ def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: 
             raise DatasetError(f"{said}; name picture, instruction and edited picture with columns")
         found[part] = taken
     return Layout(name="by the names of its columns", **found)
+
+
+def _two_in_one(sample: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first column that is a list of two pictures, before and after."""
+    for name, value in _values(sample):
+        if isinstance(value, list | tuple) and len(value) == 2 and all(map(is_picture, value)):
+            return {"before": f"{name}.0", "after": f"{name}.-1"}
+    return {}
 
 
 def _worded(part: str, sample: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str) -> str:
@@ -307,10 +320,20 @@ def is_picture(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return len(value) == 1 and is_picture(value[0])
     if isinstance(value, str):
-        return value.startswith(("http://", "https://")) or value.lower().endswith(SUFFIXES)
+        return value.startswith(("http://", "https://", *INLINE)) or value.lower().endswith(SUFFIXES)
     if isinstance(value, Mapping):
         return {"bytes", "path"} <= set(value)
     return not isinstance(value, bool | int | float)
+
+
+def inline_picture(text: str) -> bytes | None:
+    """The file that a text spells out in base64; None for any other text. Raises DatasetError for broken base64."""
+    if not text.startswith(INLINE):
+        return None
+    try:
+        return base64.b64decode(text.partition(";base64,")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError as error:
+        raise DatasetError(f"a picture written as text is no base64 ({error}); correct it") from error
 
 
 def table_text() -> str:

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from ..errors import ConfigError, DatasetError, ImageError, first_line
 from ..files import NO_JSON, digest_of_files, digest_of_text, disk_errors, is_url
 from ..images import open_image
-from .formats import open_table
-from .layouts import cell, layout_of
+from .formats import card_licence, open_table
+from .layouts import cell, inline_picture, layout_of
 from .record import CHECKS, COLUMNS, PICTURES, PairRecord
 from .store import PairStore, read_manifest
 from .tables import OriginalTable, Table
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 SAMPLE, MOST_BROKEN, MOST_BYTES, SECONDS = 3, 1000, 100 * 2**20, 30
+FREE = ("limit", "download", "pictures_from")
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
 
@@ -73,6 +74,11 @@ class Reading:
             raise ConfigError(f"limit is {self.limit!r}; give a whole number of at least 1")
         if self.where is not None:
             Where(self.where)
+
+    def in_manifest(self) -> dict[str, Any]:
+        """What of it makes other pairs, for a manifest; a limit only makes more or fewer."""
+        values = {name: value for name, value in asdict(self).items() if value and name not in FREE}
+        return {"reading": json.loads(json.dumps(values, default=str))} if values else {}
 
     @property
     def chooses(self) -> bool:
@@ -133,7 +139,7 @@ class ForeignPairs(Sequence[PairRecord]):
             raise ConfigError(f"{table.place} has no instructions that lead back; leave inverses out")
         home = reading.pictures_from or table.home
         self._home = None if home is None else Path(home).resolve()
-        self._licence = reading.licence or _card_licence(folder if folder.is_dir() else folder.parent)
+        self._licence = reading.licence or card_licence(folder if folder.is_dir() else folder.parent)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -340,7 +346,8 @@ class ForeignPairs(Sequence[PairRecord]):
         if value is None:
             raise DatasetError("a picture is missing")
         if isinstance(value, str):
-            return self._fetched(value) if is_url(value) else str(self._within(value))
+            data = inline_picture(value)
+            return data or (self._fetched(value) if is_url(value) else str(self._within(value)))
         return value
 
     def _mask(self, row: Mapping[str, Any], name: str) -> Any:
@@ -374,6 +381,8 @@ class ForeignPairs(Sequence[PairRecord]):
             return Path(name)
         try:
             path = (self._home / name).resolve()
+            if "\\" in name and not path.exists():  # as Windows writes it
+                path = (self._home / name.replace("\\", "/")).resolve()
             is_file, exists = path.is_file(), path.exists()
         except (OSError, RuntimeError, ValueError) as error:
             raise DatasetError(f"{name[:100]!r} cannot be read ({first_line(error)}); correct the path") from error
@@ -573,17 +582,6 @@ def _checked(name: str, value: Any) -> Any:
         return None if value is None else CHECKS[name](name, value)
     except DatasetError:
         return None
-
-
-def _card_licence(folder: Path) -> str | None:
-    """What the hub's data card says at its head."""
-    try:
-        head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:20_000]
-    except OSError:
-        return None
-    block = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
-    found = re.search(r"^license: *['\"]?([\w.-]+)", block[1], re.MULTILINE) if block else None
-    return found[1] if found else None
 
 
 def _identity_of(source: Path, table: Table) -> str:

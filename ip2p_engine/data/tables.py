@@ -13,21 +13,23 @@ import tarfile
 import tempfile
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import DatasetError
-from ..files import NO_JSON, check_file, comma_of, disk_errors, json_lines, read_json
-from .layouts import SUFFIXES
+from ..files import NO_JSON, check_file, comma_of, disk_errors, is_url, json_lines, read_json
+from .layouts import INLINE, SUFFIXES, is_picture
 from .parquet import ParquetFiles
 
 __all__ = [
     "CsvTable",
     "FolderTable",
     "LinesTable",
+    "ListsTable",
     "ListTable",
     "OriginalTable",
     "ParquetTable",
@@ -168,6 +170,37 @@ class LinesTable(_TextTable):
         return row
 
 
+class ListsTable:
+    """Lists of one split in several folders, each with paths relative to its own."""
+
+    kind = "triplets"
+
+    def __init__(self, home: Path, tables: Sequence[Table]) -> None:
+        self.home, self.place, self._tables = home, str(home), list(tables)
+        self.names = list(dict.fromkeys(name for table in self._tables for name in table.names))
+        self._ends = list(accumulate(map(len, self._tables)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
+        which = bisect_right(self._ends, number)
+        table = self._tables[which]
+        row = table.row(number - self._ends[which] + len(table), columns)
+        return {name: self._below(table.home or self.home, value) for name, value in row.items()}
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+        return _each(self, columns)
+
+    def _below(self, folder: Path, value: Any) -> Any:
+        """A path, or each of a list, from here."""
+        if isinstance(value, list):
+            return [self._below(folder, one) for one in value]
+        if not isinstance(value, str) or not is_picture(value) or is_url(value) or value.startswith(INLINE):
+            return value
+        return str(folder.relative_to(self.home) / value)
+
+
 class CsvTable(_TextTable):
     """CSV with commas, semicolons or tabs, whichever the first line has most of."""
 
@@ -219,7 +252,7 @@ class TarTable:
         self._unpacked: dict[int, Any] = {}
         for number, path in enumerate(self.paths):
             check_file(path, DatasetError)
-            if path.suffix in GZIPPED:
+            if path.suffix.lower() in GZIPPED:
                 self._unpacked[number] = _unpacked(path)
             self._index(number, self._file_of(number))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import logging
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ ORIGINS = {"imported": "imported from", "merged": "merged from", "doctored": "wi
 """What a store without a maker of pictures was made of, by the name in its manifest's config."""
 MAX_FAULTS = 100
 MOST_FAULTS = 1000
-FREE = ("limit", "download", "pictures_from")
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +219,7 @@ def import_dataset(
     """
     reading, hooks = reading or Reading(), passing_over(hooks)
     pairs = open_pairs(source, reading, streaming=True)
-    manifest = {"config": {"imported": str(source), "layout": _format_name(pairs), **_chosen(reading)}}
+    manifest = {"config": {"imported": str(source), "layout": _format_name(pairs), **reading.in_manifest()}}
     count, seen, faults, said = 0, set[str](), 0, ""
     with PairWriter(out, manifest=manifest, rows_per_shard=rows_per_shard) as writer:
         done = writer.done_keys()
@@ -248,12 +246,6 @@ def import_dataset(
 def _format_name(pairs: Pairs) -> str:
     """As manifests of 0.1 have it."""
     return pairs.table.kind if isinstance(pairs, ForeignPairs) else "parquet"
-
-
-def _chosen(reading: Reading) -> dict[str, Any]:
-    """What of a reading makes other pairs; a limit only makes more or fewer."""
-    values = {name: value for name, value in asdict(reading).items() if value and name not in FREE}
-    return {"reading": json.loads(json.dumps(values, default=str))} if values else {}
 
 
 def _keyed(pair: PairRecord | DatasetError, number: int) -> PairRecord | DatasetError:

@@ -82,6 +82,7 @@ def refilter(
     if out is not None:
         source = _config_of(pairs)
         filtered = {"source": str(folder), "filter": asdict(config), "clip": clip or _rescored_by(source)}
+        filtered |= (reading or Reading()).in_manifest()
         filtered |= {"least": dict(least)} if least else {}
         writer = PairWriter(out, manifest={"config": {**source, "filtered": filtered}})
         with writer:

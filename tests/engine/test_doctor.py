@@ -10,11 +10,15 @@ from PIL import Image, ImageDraw
 
 from ip2p_engine.data.agreement import agreement
 from ip2p_engine.data.doctor import FAULTS, doctor, drop, show
+from ip2p_engine.data.expected import Told, judged
 from ip2p_engine.data.record import PairRecord
-from ip2p_engine.data.registration import registered
+from ip2p_engine.data.registration import Movement, registered
 from ip2p_engine.data.store import PairStore, PairWriter
 from ip2p_engine.data.usual import casts
+from ip2p_engine.edit import InstructPix2Pix
 from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.scenes.grammar import sample_edits
+from ip2p_engine.scenes.world import render
 
 SIDE = 96
 
@@ -179,3 +183,62 @@ def test_pictures_that_change_otherwise_than_their_words_do_elsewhere():
     texts[9] = next(text for text in directions if text != texts[9])
     found = agreement(before, after, texts)
     assert found[7] < -0.5 and found[9] < 0.3 and np.quantile(np.delete(found, [7, 9]), 0.02) > 0.3
+
+
+STILL = {"x": 0.0, "y": 0.0, "zoom": 1.0, "gain": 0.01, "loss": 0.0, "explained": 0.0}
+
+
+def told(*, forth=0.8, back=-0.5, cast=(1, 0, 0), even=0.9, **move):
+    movement = Movement(**{**STILL, **move})
+    return Told(forth=forth, back=back, cast=np.array(cast, dtype=np.float32), even=even, move=movement, side=64)
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond", "fault"),
+    [
+        ({"forth": 0.4}, {"forth": 0.39}, "instruction"),
+        ({"forth": 0.4, "back": 0.9}, {"forth": 0.39, "back": 0.4}, "swapped"),
+        ({"forth": 0.4}, {"forth": 0.39, "back": 0.39}, "instruction"),
+        ({"cast": (0, 6.4, 0)}, {"cast": (0, 6.5, 0)}, "cast"),
+        ({"cast": (0, 0, -9), "even": 0.49}, {"cast": (0, 0, -9), "even": 0.5}, "cast"),
+        ({"gain": 0.024, "zoom": 1.03}, {"gain": 0.025, "zoom": 1.03}, "offset"),
+        ({"gain": 0.05, "zoom": 0.971}, {"gain": 0.05, "zoom": 0.969}, "offset"),
+        ({"gain": 0.05, "y": -0.89}, {"gain": 0.05, "y": -0.9}, "offset"),
+    ],
+)
+def test_both_sides_of_what_a_model_expects(within, beyond, fault):
+    assert list(judged([told()] * 9 + [told(**within)])) == []
+    ((row, name, _),) = judged([told()] * 9 + [told(**beyond)])
+    assert (row, name) == (9, fault)
+
+
+def test_a_model_that_does_not_know_a_set_judges_nothing_of_it(caplog):
+    bad = [told(forth=-0.5), told(cast=(9, 0, 0)), told(gain=0.2, zoom=1.1)]
+    assert len(list(judged([told(forth=0.3)] * 9 + bad))) == 3
+    assert list(judged([told(forth=0.29)] * 9 + bad)) == [] and "does not know what this set asks for" in caplog.text
+    inexact = [told(cast=(3.1, 0, 0), gain=0.025)] * 9 + bad
+    assert [name for _, name, _ in judged(inexact)] == ["instruction"]
+    assert list(judged([])) == []
+
+
+def test_an_edit_model_sees_what_its_own_edits_would_not_be(tmp_path):
+    """Scenes and the embedded model: a zoom beside a growing object, a cast of night, another's words, swapped."""
+    edits = {edit.kind: edit for edit in sample_edits(11, seed=3, held_out=False)}
+    sides = {kind: [np.asarray(render(scene)) for scene in (one.source, one.target)] for kind, one in edits.items()}
+    sides["enlarge"][1] = np.asarray(
+        Image.fromarray(sides["enlarge"][1]).resize((64, 64), Image.Resampling.BICUBIC, box=(2.5, 2.5, 61.5, 61.5))
+    )
+    sides["add night"][1] = (sides["add night"][1].astype(int) + (14, -9, 4)).clip(0, 255)
+    sides["remove snow"].reverse()
+    texts = {kind: one.instruction for kind, one in edits.items()} | {"colour": edits["shape"].instruction}
+    with PairWriter(tmp_path / "scenes", manifest={}) as writer:
+        for n, (kind, (before, after)) in enumerate(sides.items()):
+            writer.write(pair(n, encoded(before), encoded(after), texts[kind], original_prompt="", edited_prompt=""))
+    found = doctor(tmp_path / "scenes", editor=InstructPix2Pix.load("embedded", device="cpu"))
+    named = {list(sides)[one.row]: set(one.faults) - {"split"} for one in found.findings}
+    assert {kind: faults for kind, faults in named.items() if faults} == {
+        "enlarge": {"offset"},
+        "add night": {"cast"},
+        "remove snow": {"swapped"},
+        "colour": {"instruction"},
+    }

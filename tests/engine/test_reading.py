@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -266,6 +267,13 @@ LIKE_THEM = {
         "images": [PICTURE["red"], PICTURE["blue"]],
         "messages": [{"role": "user", "content": f"<image>{EDIT}"}, {"role": "assistant", "content": "<image>"}],
     },
+    "words before and after": {"pre_image": PICTURE["red"], "user_request": EDIT, "post_image": PICTURE["blue"]},
+    "two in a list": {"images": [PICTURE["red"], PICTURE["blue"]], "instruction": EDIT},
+    "written as texts": {
+        "before": "data:image/png;base64," + base64.b64encode(RED).decode(),
+        "edit": EDIT,
+        "after": base64.b64encode(BLUE).decode(),
+    },
 }
 
 
@@ -275,6 +283,45 @@ def test_columns_that_are_like_published_ones(tmp_path, name):
     pq.write_table(pa.Table.from_pylist([LIKE_THEM[name]] * 2), tmp_path / "data" / "train-00000-of-00001.parquet")
     pair = open_pairs(tmp_path)[1]
     assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+def test_large_and_dictionary_columns_of_parquet(tmp_path):
+    pictures = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+    table = {
+        "input_image": pa.array([PICTURE["red"]], pictures),
+        "instruction": pa.array([EDIT], pa.large_string()).dictionary_encode(),
+        "output_image": pa.array([BLUE], pa.large_binary()),
+        "task": pa.array(["colour"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(table), tmp_path / "0.parquet", compression="zstd")
+    (pair,) = open_pairs(tmp_path)
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+    assert pair.kind == "colour"
+
+
+def test_a_picture_written_as_text_that_is_none(tmp_path):
+    good = LIKE_THEM["written as texts"]
+    path = lines(tmp_path / "l.jsonl", good, {**good, "after": "data:image/png;base64,????"})
+    faults = []
+    hooks = Hooks(on_error=lambda _, error: faults.append(str(error)))
+    assert import_dataset(path, tmp_path / "store", hooks=hooks) == 1
+    assert "row 2: its after: a picture written as text is no base64" in faults[0]
+
+
+def test_lists_in_several_folders_are_one_set(tmp_path):
+    for n, said in enumerate((EDIT, BACK)):
+        files(tmp_path / "train" / f"part{n}", a_dot_png=(RED, BLUE)[n], b_dot_png=(BLUE, RED)[n])
+        row = {"input_file_name": "a.png", "edited_file_name": "b.png", "edit_prompt": said}
+        lines(tmp_path / "train" / f"part{n}" / "metadata.jsonl", row)
+    pairs = open_pairs(tmp_path)
+    assert [(one.original_image, one.edit_prompt, one.edited_image) for one in pairs] == [
+        (RED, EDIT, BLUE),
+        (BLUE, BACK, RED),
+    ]
+    assert pairs[1].edit_prompt == BACK
+    lines(tmp_path / "train" / "part1" / "metadata.jsonl", {**row, "input_file_name": "../../../a.png"})
+    with pytest.raises(DatasetError, match="lies outside"):
+        open_pairs(tmp_path)[1]
 
 
 PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": EDIT}]}, {"role": "assistant"}]
@@ -330,12 +377,14 @@ TARS = {
     "one without a name": {"png": RED, "edited.png": BLUE, "prompt.txt": EDIT.encode()},
     "another without a name": {"png": BLUE, "control.png": RED, "txt": EDIT.encode()},
     "numbers": {"0.png": RED, "1.png": BLUE, "json": INSTRUCTED},
+    "capitals": {"INPUT.PNG": RED, "OUTPUT.Webp": BLUE, "TXT": EDIT.encode()},
 }
 
 
 @pytest.mark.parametrize("name", TARS)
 def test_tars_with_other_suffixes(tmp_path, name):
-    pair = open_pairs(write_tar(tmp_path / "0.tar", TARS[name], TARS[name]))[1]
+    write_tar(tmp_path / ("0.TAR" if name == "capitals" else "0.tar"), TARS[name], TARS[name])
+    pair = open_pairs(tmp_path)[1]
     assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
 
 
