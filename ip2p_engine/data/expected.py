@@ -124,8 +124,9 @@ def _beside(true: Image.Image, seen: Image.Image) -> dict[str, Any]:
 
 
 def judged(told: Sequence[Told]) -> Iterator[tuple[int, str, str]]:
-    """(number, fault, what was measured): words that gain less than half the usual, and of the rest casts and offsets.
+    """(number, fault, what was measured): words that gain less than half the usual, casts, and of the rest offsets.
 
+    A cast of a dark picture takes the words' gain away, so both are said.
     Nothing where the model usually gains too little, no casts and offsets where it is usually inexact.
     """
     if not told:
@@ -137,13 +138,13 @@ def judged(told: Sequence[Told]) -> Iterator[tuple[int, str, str]]:
     exact = float(np.quantile([np.abs(one.cast).max() for one in told], MOST)) <= EXACT
     steady = float(np.quantile([one.move.gain for one in told], MOST)) < LEAST_GAIN
     for n, one in enumerate(told):
-        if one.forth < SHARE * usual:
+        other = one.forth < SHARE * usual
+        if other:
             name = "swapped" if one.back >= SHARE * usual else "instruction"
             yield n, name, f"its words gain {one.forth:.2f}, usually {usual:.2f}; back {one.back:.2f}"
-            continue
         if exact and np.abs(one.cast).max() >= LEAST_CAST and one.even >= EVEN:
             yield n, "cast", "red {:+.0f}, green {:+.0f}, blue {:+.0f} against what is expected".format(*one.cast)
-        if steady and one.move.gain >= LEAST_GAIN and (said := _moved(one)):
+        if steady and not other and one.move.gain >= LEAST_GAIN and (said := _moved(one)):
             yield n, "offset", f"{said} against what is expected"
 
 

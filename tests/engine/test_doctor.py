@@ -238,7 +238,7 @@ def test_an_edit_model_sees_what_its_own_edits_would_not_be(tmp_path):
     named = {list(sides)[one.row]: set(one.faults) - {"split"} for one in found.findings}
     assert {kind: faults for kind, faults in named.items() if faults} == {
         "enlarge": {"offset"},
-        "add night": {"cast"},
+        "add night": {"cast", "instruction"},
         "remove snow": {"swapped"},
         "colour": {"instruction"},
     }

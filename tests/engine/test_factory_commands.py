@@ -71,17 +71,17 @@ def test_filter_reports_and_writes(store, tmp_path, capsys):
 
 
 def test_a_filter_of_rows_that_meet_a_condition(store, tmp_path, capsys):
-    """By the rows' own scores, not by the ledger of all; exactly the rows, and one condition a folder."""
+    """By the rows, not by the ledger of all; exactly the rows, and one condition a folder."""
     loose = ["--min-sim-0", -1, "--min-sim-1", -1, "--min-sim-image", -1, "--min-sim-direction", -1, "--keep", 9]
-    scores = sorted(PairStore(store).columns("sim_image")["sim_image"])
-    where = f"sim_image >= {scores[2]} and edit_prompt != 'nothing'"
+    scales = sorted(PairStore(store).columns("cfg")["cfg"])
+    where = f"cfg >= {scales[2]} and edit_prompt != 'nothing'"
     assert run("filter", store, "--where", where, "--out", tmp_path / "kept", *loose, "--json") == 0
     report = json.loads(capsys.readouterr().out)["filtered"]
     assert (report["kept"], report["candidates"]) == (4, 4)
-    assert sorted(PairStore(tmp_path / "kept").columns("sim_image")["sim_image"]) == scores[2:]
-    assert run("filter", store, "--where", f"sim_image > {scores[2]}", *loose, "--json") == 0
+    assert sorted(PairStore(tmp_path / "kept").columns("cfg")["cfg"]) == scales[2:]
+    assert run("filter", store, "--where", f"cfg > {scales[2]}", *loose, "--json") == 0
     assert json.loads(capsys.readouterr().out)["filtered"]["kept"] == 3
-    assert run("filter", store, "--where", "sim_image > 0", "--out", tmp_path / "kept", *loose) == 2
+    assert run("filter", store, "--where", "cfg > 0", "--out", tmp_path / "kept", *loose) == 2
     assert "another run" in capsys.readouterr().err
     assert run("filter", store, "--where", "beauty > 0", *loose) == 2
     assert "`where` asks for 'beauty'" in capsys.readouterr().err.replace("--where", "`where`")
