@@ -126,10 +126,10 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 
 
 def _pairs(options: argparse.Namespace) -> None:
+    _refuse_early(options)
     from ..captions.edits import read_edits
     from ..factory.run import make_pairs
 
-    _refuse_early(options)
     edits, work = read_edits(options.edits), _work(options)
     with _workers(options) as workers, stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
         report = make_pairs(

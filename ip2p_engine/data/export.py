@@ -20,7 +20,7 @@ from ..errors import ConfigError, DatasetError
 from ..files import disk_errors, read_json, sweep, whole_file, write_json
 from ..hooks import Hooks, passing_over
 from ..images import open_image
-from .reading import KEPT_FORMATS, ForeignPairs, Pairs, format_of
+from .reading import KEPT_FORMATS, ForeignPairs, Pairs, format_of, name_of_pairs
 from .record import IMAGE_COLUMNS, PICTURES, SCORES, PairRecord
 from .store import PairWriter
 
@@ -35,7 +35,7 @@ METADATA = {
     "sim_direction": "clip_sim_dir",
 }
 CAPTION_FOLDER = re.compile(r"[0-9]{7}")
-UNDER_WAY, CARD, LINES = ".export.json", "README.md", "metadata.jsonl"
+EXPORTED, CARD, LINES = ".export.json", "README.md", "metadata.jsonl"
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
@@ -51,10 +51,9 @@ def export_pairs(pairs: Pairs, folder: Path, layout: str, *, name: str = "", hoo
     if layout == "hub":
         return _write_hub(pairs, folder, usable, name or pairs.folder.name)
     with disk_errors(folder, "written", DatasetError, "free some space and repeat the same call"):
-        _begin(folder, {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name, **_chosen(pairs)})
-        count = WRITERS[layout](usable, folder)
-        (folder / UNDER_WAY).unlink()
-    return count
+        about = {"layout": layout, "pairs": len(pairs), "name": pairs.folder.name, "data": name_of_pairs(pairs)}
+        _begin(folder, {**about, **_chosen(pairs)})
+        return WRITERS[layout](usable, folder)
 
 
 def _chosen(pairs: Pairs) -> dict[str, Any]:
@@ -62,16 +61,16 @@ def _chosen(pairs: Pairs) -> dict[str, Any]:
 
 
 def _begin(folder: Path, about: dict[str, Any]) -> None:
-    """Take an empty folder, or one in which the same export was killed."""
+    """Take an empty folder, or one with the same export, which may have been killed at any point of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / UNDER_WAY
+    marker = folder / EXPORTED
     if not marker.exists():
         if any(path.name[:1] != "." for path in folder.iterdir()):
             raise DatasetError(f"{folder} is not empty; export to a new folder")
         write_json(marker, about)
     sweep(folder)
     if read_json(marker, DatasetError) != about:
-        raise DatasetError(f"{folder} holds the beginning of another export; export to a new folder")
+        raise DatasetError(f"{folder} holds another export, or the beginning of one; export to a new folder")
 
 
 def _usable(pairs: Pairs, hooks: Hooks) -> Iterator[PairRecord]:

@@ -111,6 +111,11 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(_text(name, one) for one in value)
 
 
+def _seed(name: str, value: Any) -> int | None:
+    hole = value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes no whole number as NaN
+    return None if hole else _whole(name, value)
+
+
 def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
@@ -118,7 +123,7 @@ def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(IMAGE_COLUMNS, _picture),
     **dict.fromkeys(("edit_prompt", "original_prompt", "edited_prompt", "key"), _text),
-    "seed": _or_none(_whole),
+    "seed": _seed,
     **dict.fromkeys(("p", "cfg", *SCORES), _or_none(_number)),
     "mask": _or_none(_picture),
     **dict.fromkeys(("kind", "session", "licence"), _or_none(_text)),

@@ -357,9 +357,10 @@ commands = (
     "dataset import {0}/rows.csv --out {0}/store", "dataset info {0}/store", "dataset verify {0}/store",
     "dataset copy {0}/store {0}/copy", "dataset sheet {0}/store --out {0}/sheet.html",
     "dataset export {0}/store --out {0}/out", "captions --sample 3 --out {0}/captions.jsonl",
+    "pairs {0}/captions.jsonl --out {0}/pairs --keep -3",
 )
 for command in commands:
-    assert main(command.format(sys.argv[1]).split()) == 0, command
+    assert main(command.format(sys.argv[1]).split()) == 2 * command.startswith("pairs"), command
     heavy = {"torch", "diffusers", "transformers", "open_clip", "peft", "scipy"} & set(sys.modules)
     assert not heavy, (command, heavy)
 """

@@ -493,6 +493,7 @@ def test_numbers_of_other_libraries_are_numbers():
         bytes,
     ]
     assert record(1, seed=np.int64(2**63 - 1)).seed == 2**63 - 1
+    assert record(1, seed=float("nan")).seed is None  # a hole in pandas' column of whole numbers
 
 
 def test_one_bad_row_is_named_and_the_others_are_there(tmp_path, caplog):
