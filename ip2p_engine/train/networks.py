@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
@@ -103,7 +102,7 @@ def _predicted(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
     """What the network is taught to predict, and on which ladder; of a distilled one how it is used."""
     if config.distill is not None:
         ends = zip(SCALES, config.distill, config.distill_to or (1.0, 1.0), strict=True)
-        between = {name: float(np.clip(getattr(spec, name), *sorted(two))) for name, *two in ends}
+        between = {name: sorted([getattr(spec, name), *two])[1] for name, *two in ends}  # the nearest one
         own = between if config.distill_to is not None else ONE_BRANCH
         return {**DISTILLED, **own, "guidance_low": 0.0, "guidance_high": 0.0}
     if config.zero_snr:
