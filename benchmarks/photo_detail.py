@@ -2,8 +2,9 @@
 
 usage: python benchmarks/photo_detail.py PICTURES [--edits 48]
 
-PICTURES is what `ip2p photos gather` wrote. A view of 1024 px of a held-out photograph is edited by embedded-photos at 256 px,
-with and without detail, and compared with the tone's own formula at 1024 px; the same edit at 256 px is what it can reach.
+PICTURES is what `ip2p photos gather` wrote. A view of 1024 px of a held-out photograph is edited by embedded-photos at
+256 px, with and without detail, and compared with the tone's own formula at 1024 px; the same edit at 256 px is what it
+can reach.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def main() -> None:
         rows.append((name, *compare(editor, source, name, words[number % len(words)], number)))
         print(f"{rows[-1][0]:16s} " + " ".join(f"{value:6.2f}" for value in rows[-1][1:]), flush=True)
     small, plain, detailed = (statistics.mean(column) for column in list(zip(*rows, strict=True))[1:])
-    print(f"{len(rows)} edits: {small:.2f} dB at {SMALL} px; at {SIDE} px {plain:.2f} enlarged, {detailed:.2f} with detail")
+    large = f"at {SIDE} px {plain:.2f} enlarged, {detailed:.2f} with detail"
+    print(f"{len(rows)} edits: {small:.2f} dB at {SMALL} px; {large}")
 
 
 def compare(editor: InstructPix2Pix, source: Tensor, name: str, text: str, seed: int) -> tuple[float, float, float]:
