@@ -8,7 +8,7 @@ The pipeline has a copy of the weights with diffusers' own attention, so that ne
 is set up; with --compile both are compiled, the pipeline as an expert would on that device. Runs alternate (ours,
 theirs, ours, ...) after a warm-up, so a drifting machine slows both; medians, and the least, the median and the most of
 the paired ratios are printed, by the clock and by the process's own processor time, with the memory that each adds at
-its peak. --engine runs this checkout and another in processes in turn and prints what was gained.
+its peak. --engine brings another checkout's engine into the same process, in turn with both.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import argparse
 import contextlib
 import copy
 import importlib
+import importlib.util
 import json
-import os
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,45 +38,53 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ip2p_engine import InstructPix2Pix
+from ip2p_engine.networks import model
 from ip2p_engine.scenes.world import Scene, render
 from ip2p_engine.tokenizer import clip_tokenizer, merges
 
 GUIDANCE = {"both": (7.5, 1.5), "image_cfg 1": (7.5, 1.0), "equal": (2.0, 2.0)}
-ROOT = Path(__file__).parent.parent
 TEXT = "make it snow"
 VIEWS = {"_unsafe_view", "_reshape_alias", "empty", "lift_fresh", "detach"}
 
 
-def engine(*names: str) -> Any:
-    """The first of the engine's modules that is there: rooms have moved since 0.1."""
+def of_engine(package: str, *names: str) -> Any:
+    """The first of an engine's modules that is there: rooms have moved since 0.1."""
     for name in names:
         with contextlib.suppress(ModuleNotFoundError):
-            return importlib.import_module(f"ip2p_engine.{name}")
+            return importlib.import_module(f"{package}.{name}")
     raise ModuleNotFoundError(names)
 
 
-MODEL = engine("networks.model", "model")
+def brought(checkout: Path) -> str:
+    """Another checkout's engine as a package of another name, as ComfyUI would have it."""
+    spec = importlib.util.spec_from_file_location(
+        "other", checkout / "__init__.py", submodule_search_locations=[str(checkout)]
+    )
+    sys.modules["other"] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    return "other.ip2p_engine"
+
+
+def model_of(package: str, size: str, options: argparse.Namespace) -> Any:
+    """The embedded model, or random weights of SD1.5's layers, as an engine holds them."""
+    module = of_engine(package, "networks.model", "model")
+    kind = torch.device(options.device), getattr(torch, options.dtype)
+    if size == "embedded":
+        return module.load_model("embedded", device=kind[0], dtype=kind[1])
+    return sd15(*kind, options.width, module)
 
 
 def main() -> None:
     options = parse()
-    if options.engine:
-        against(options)
-        return
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    engines = {"ours": "ip2p_engine"} | ({"before": brought(options.engine)} if options.engine else {})
     for size in options.sizes:
-        small = size == "embedded"
-        pixels = 64 if small else options.pixels
+        pixels = 64 if size == "embedded" else options.pixels
         picture = render(Scene(shape="heart", colour="red", background="sky", size="large")).resize((pixels, pixels))
         for name in options.guidance:
-            # A model of its own for each row: what is compiled stays so.
-            model = (
-                MODEL.load_model("embedded", device=device, dtype=dtype)
-                if small
-                else sd15(device, dtype, options.width)
-            )
-            row = (operations if options.operations else compare)(model, picture, options, *GUIDANCE[name])
+            # Models of its own for each row: what is compiled stays so.
+            models = {way: model_of(package, size, options) for way, package in engines.items()}
+            pipe = peer(models["ours"])
+            editors = {way: of_engine(engines[way], "edit").InstructPix2Pix(model) for way, model in models.items()}
+            row = (operations if options.operations else compare)(editors, pipe, picture, options, *GUIDANCE[name])
             print(json.dumps({"size": size, "pixels": pixels, "guidance": name, **row}), flush=True)
     print(json.dumps({**machine(options), "width": options.width, "compiled": options.compile}))
 
@@ -94,82 +102,72 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="compile both")
     parser.add_argument("--compile-mode", default="max", help="ours")
-    parser.add_argument("--engine", type=Path, help="another checkout, to be run in turn with this one")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each checkout")
+    parser.add_argument("--engine", type=Path, help="another checkout, whose engine takes turns with this one's")
     parser.add_argument("--operations", action="store_true", help="count the operations of a step, and time nothing")
     return parser.parse_args()
 
 
-def against(options: argparse.Namespace) -> None:
-    """This checkout and another in turn, in processes of their own, and how much more often ours is faster now."""
-    words = list(sys.argv[1:])
-    at = words.index("--engine")
-    del words[at : at + 2]
-    found: dict[str, dict[str, list[float]]] = {}
-    for number in range(options.rounds):
-        for name, checkout in (("before", options.engine), ("now", ROOT)):
-            environment = {**os.environ, "PYTHONPATH": str(checkout)}
-            run = subprocess.run([sys.executable, __file__, *words], env=environment, capture_output=True, text=True)
-            if run.returncode:
-                sys.exit(run.stderr[-2000:])
-            for row in map(json.loads, run.stdout.splitlines()[:-1]):
-                key = f"{row['size']}, {row['guidance']}"
-                found.setdefault(key, {}).setdefault(name, []).append(row["cpu_ratios"][1])
-                print(json.dumps({"round": number, "checkout": name, **row}), flush=True)
-    for key, ways in found.items():
-        gain = middle(ways["now"]) - middle(ways["before"])
-        print(json.dumps({"row": key, **{name: sorted(rows) for name, rows in ways.items()}, "gain": round(gain, 3)}))
-
-
-def compare(model: Any, picture: Image.Image, options: argparse.Namespace, text_cfg: float, image_cfg: float) -> dict:
-    """Time both, in turn, and say how far their pictures are apart."""
-    steps = options.steps if picture.width > 64 else 20
-    pipe, editor = peer(model), InstructPix2Pix(model)
+def compare(
+    editors: dict[str, Any],
+    pipe: Any,
+    picture: Image.Image,
+    options: argparse.Namespace,
+    text_cfg: float,
+    image_cfg: float,
+) -> dict:
+    """Time all, in turn, and say how far the pictures are from diffusers'."""
+    steps, device = options.steps if picture.width > 64 else 20, torch.device(options.device)
     if options.compile:
-        editor.compile(options.compile_mode)
+        editors["ours"].compile(options.compile_mode)
         compile_as_an_expert(pipe, options.device)
-    evaluations = []
+    made: dict[str, np.ndarray] = {}
+    evaluations = {"diffusers": 3 * steps}
 
-    def ours() -> np.ndarray:
+    def ours(way: str) -> None:
         scales = {"text_cfg": text_cfg, "image_cfg": image_cfg}
-        result = editor.edit(picture, TEXT, seeds=1, steps=steps, size=picture.size, **scales)[0]
-        evaluations.append(result.evaluations)
-        return np.asarray(result.image)
+        result = editors[way].edit(picture, TEXT, seeds=1, steps=steps, size=picture.size, **scales)[0]
+        evaluations[way], made[way] = result.evaluations, np.asarray(result.image)
 
-    def theirs() -> np.ndarray:
+    def theirs() -> None:
         scales = {"guidance_scale": text_cfg, "image_guidance_scale": image_cfg}
         generator = torch.Generator().manual_seed(1)
         output = pipe(TEXT, image=picture, num_inference_steps=steps, generator=generator, **scales)
-        return np.asarray(output.images[0])
+        made["diffusers"] = np.asarray(output.images[0])
 
-    apart = np.abs(ours().astype(int) - theirs().astype(int)).mean()
-    rounds = in_turn({"ours": ours, "diffusers": theirs}, model.device, options.runs)
-    row: dict[str, Any] = {"steps": steps}
-    for way in ("ours", "diffusers"):
-        row[f"{way}_seconds"] = middle([one[way].seconds for one in rounds])
-        row[f"{way}_cpu"] = middle([one[way].cpu for one in rounds])
-        row[f"{way}_peak_mb"] = middle([one[way].peak for one in rounds])
-    for name, what in (("ratios", "seconds"), ("cpu_ratios", "cpu")):
-        found = ratios(rounds, "ours", "diffusers", what)
-        row[name] = [found[0], middle(found), found[-1]]
-    row |= {"ours_evaluations": evaluations[-1], "diffusers_evaluations": 3 * steps}
-    return {**row, "mean_difference_of_255": float(apart)}
+    ways = {**{way: partial(ours, way) for way in editors}, "diffusers": theirs}
+    for way in ways.values():
+        way()
+    rounds = in_turn(ways, device, options.runs)
+    row: dict[str, Any] = {"steps": steps, "evaluations": evaluations}
+    for way in ways:
+        row[way] = {what: middle([getattr(one[way], what) for one in rounds]) for what in ("seconds", "cpu", "peak")}
+    for way in editors:
+        for what in ("seconds", "cpu"):
+            found = ratios(rounds, way, "diffusers", what)
+            row[way][f"times_diffusers_by_{what}"] = [found[0], middle(found), found[-1]]
+        difference = made[way].astype(int) - made["diffusers"].astype(int)
+        row[way]["mean_difference_of_255"] = float(np.abs(difference).mean())
+    return row
 
 
 def operations(
-    model: Any, picture: Image.Image, options: argparse.Namespace, text_cfg: float, image_cfg: float
+    editors: dict[str, Any],
+    pipe: Any,
+    picture: Image.Image,
+    options: argparse.Namespace,
+    text_cfg: float,
+    image_cfg: float,
 ) -> dict:
     """Tensor operations of a step that are no mere views, as a device is given them: of 4 steps less 2, over 2."""
-    pipe, editor = peer(model), InstructPix2Pix(model)
     scales = {"guidance_scale": text_cfg, "image_guidance_scale": image_cfg}
 
-    def ours(steps: int) -> None:
-        editor.edit(picture, TEXT, steps=steps, size=picture.size, text_cfg=text_cfg, image_cfg=image_cfg)
+    def ours(way: str, steps: int) -> None:
+        editors[way].edit(picture, TEXT, steps=steps, size=picture.size, text_cfg=text_cfg, image_cfg=image_cfg)
 
     def theirs(steps: int) -> None:
         pipe(TEXT, image=picture, num_inference_steps=steps, **scales)
 
-    return {"ours": _a_step(ours), "diffusers": _a_step(theirs)}
+    return {**{way: _a_step(partial(ours, way)) for way in editors}, "diffusers": _a_step(theirs)}
 
 
 def _a_step(run: Any) -> float:
@@ -238,7 +236,7 @@ def peer(model: Any) -> StableDiffusionInstructPix2PixPipeline:
     return pipe
 
 
-def sd15(device: torch.device, dtype: torch.dtype, width: int = 320) -> Any:
+def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, module: Any = model) -> Any:
     """Stable Diffusion 1.5's layers with random weights: time and memory do not depend on what they are."""
     torch.manual_seed(0)
     channels, inner = (width, 2 * width, 4 * width, 4 * width), max(32, 2 * width // 5 // 32 * 32)
@@ -264,7 +262,7 @@ def sd15(device: torch.device, dtype: torch.dtype, width: int = 320) -> Any:
     )
     for module in (unet, autoencoder, text):
         module.eval().requires_grad_(False).to(device, dtype)
-    spec = MODEL.ModelSpec(
+    spec = module.ModelSpec(
         family="sd1",
         in_channels=8,
         prediction="eps",
@@ -275,7 +273,7 @@ def sd15(device: torch.device, dtype: torch.dtype, width: int = 320) -> Any:
         resolution=512,
         steps=100,
     )
-    return MODEL.Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
+    return module.Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
 
 
 if __name__ == "__main__":
