@@ -236,7 +236,7 @@ def peer(model: Any) -> StableDiffusionInstructPix2PixPipeline:
     return pipe
 
 
-def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, module: Any = model) -> Any:
+def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, classes: Any = model) -> Any:
     """Stable Diffusion 1.5's layers with random weights: time and memory do not depend on what they are."""
     torch.manual_seed(0)
     channels, inner = (width, 2 * width, 4 * width, 4 * width), max(32, 2 * width // 5 // 32 * 32)
@@ -262,7 +262,7 @@ def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, module: Any
     )
     for module in (unet, autoencoder, text):
         module.eval().requires_grad_(False).to(device, dtype)
-    spec = module.ModelSpec(
+    spec = classes.ModelSpec(
         family="sd1",
         in_channels=8,
         prediction="eps",
@@ -273,7 +273,7 @@ def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, module: Any
         resolution=512,
         steps=100,
     )
-    return module.Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
+    return classes.Model(spec=spec, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
 
 
 if __name__ == "__main__":
