@@ -29,7 +29,7 @@ from .edit_config import HOW_FAST, SCALES, EditConfig, Settled
 from .errors import ConfigError, ImageError
 from .files import base_name, public_name
 from .hooks import Hooks
-from .images import Picture, fit, open_image, open_mask, pixels_digest, plan_size, to_tensor
+from .images import Picture, fit, open_image, open_mask, pixels_digest, plan_size, to_tensor, upright_size
 from .jobs import Job, Work, batches_of, by_row
 from .networks.added import with_autoencoder, with_words
 from .networks.compiled import compile_unet
@@ -303,10 +303,10 @@ class InstructPix2Pix:
         count = max(len(pictures), len(texts))
         masks = []
         for n in range(count):
-            picture = open_image(pictures[n % len(pictures)])
+            picture = pictures[n % len(pictures)]
             condition = self.condition(picture, texts[n % len(texts)], config=settled)
             kept = clean_latents(self.model, condition.image)
-            masks.append(whole_area(area_pictures(self._area(condition, kept, settled))[0], picture.size))
+            masks.append(whole_area(area_pictures(self._area(condition, kept, settled))[0], upright_size(picture)))
         return masks
 
     def denoiser(self, config: EditConfig | None = None, **overrides: Any) -> Denoiser:

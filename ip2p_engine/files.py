@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import ctypes
 import errno
@@ -16,6 +17,7 @@ from hashlib import blake2b, sha256
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
@@ -38,6 +40,7 @@ __all__ = [
     "disk_errors",
     "is_locked",
     "is_url",
+    "is_within",
     "json_lines",
     "link_or_copy",
     "locked",
@@ -50,6 +53,7 @@ __all__ = [
     "size_text",
     "sweep",
     "text_lines",
+    "web_stream",
     "whole_file",
     "whole_folder",
     "whole_path",
@@ -61,6 +65,7 @@ TEMPORARY, NEW, OLD, LOCK = ".part", "new", "old", "lock"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <stdio.h>
 SAMPLED_FILES, END = 1000, 65536
 MAX_SETTINGS = 1 << 20  # bytes
+SECONDS = 60  # that a server may be silent
 # What json.loads raises; brackets within brackets end in the second.
 NO_JSON = (ValueError, RecursionError)
 Error = type[IP2PError]
@@ -70,8 +75,13 @@ Error = type[IP2PError]
 def disk_errors(
     path: Path, verb: str, error: Error, advice: str = "check the path and its permissions"
 ) -> Iterator[None]:
-    """The operating system's errors, and names that it does not take, as one sentence of the given class."""
+    """The operating system's errors, and names that it does not take, as one sentence of the given class.
+
+    What is to be read has to be a file or a folder: a pipe or a device may never end.
+    """
     try:
+        if verb == "read":
+            check_file(path, error)
         yield
     except ValueError as cause:
         if not isinstance(cause, UnicodeEncodeError) and "null byte" not in str(cause):
@@ -305,7 +315,6 @@ def check_file(path: Path, error: Error) -> None:
 
 def read_json(path: Path, error: Error) -> Any:
     """The content of a JSON file; raises the given class for a file that is missing, unreadable or not JSON."""
-    check_file(path, error)
     with disk_errors(path, "read", error):
         text = path.read_bytes()
     try:
@@ -432,7 +441,6 @@ def text_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[s
     """The lines of a UTF-8 file, without a byte order mark; raises the given class for anything else."""
     # An unfinished line may end within a letter.
     faulty = "replace" if growing else "strict"
-    check_file(path, error)
     with disk_errors(path, "read", error), path.open(encoding="utf-8-sig", errors=faulty) as lines:
         try:
             yield from lines
@@ -465,6 +473,11 @@ def is_url(source: str) -> bool:
     return "://" in source and not source.startswith("hf://")
 
 
+def is_within(name: str) -> bool:
+    """Whether a relative path that others gave stays below the folder that it is meant for."""
+    return not name.startswith(("/", "\\")) and ".." not in re.split(r"[/\\]", name) and ":" not in name
+
+
 def base_name(name: str | os.PathLike[str]) -> str:
     """The last part of a path or an address, so that settings say nothing of the disk they were made on."""
     text = str(name)
@@ -473,6 +486,34 @@ def base_name(name: str | os.PathLike[str]) -> str:
     path = Path(text).expanduser()
     here = path.is_absolute() or os.path.lexists(path) or os.path.lexists(text.rpartition("@")[0])  # RUN@STEP
     return path.name if here else text
+
+
+def web_stream(address: str, start: int = 0) -> Any:
+    """What lies at an http address, from a byte on, as a stream that keeps nothing in memory; raises OSError.
+
+    A user and a password in the address go to its own server alone.
+    """
+    import urllib.request  # which brings in the web's protocols, and few commands need
+    from http.client import HTTPException
+
+    parts = urlsplit(address)
+    request = urllib.request.Request(
+        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), headers={"User-Agent": "ip2p"}
+    )
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    if parts.username is not None:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(secret).decode()}")
+    try:
+        answer = urllib.request.urlopen(request, timeout=SECONDS)
+    except HTTPException as error:  # such as InvalidURL
+        raise OSError(str(error) or type(error).__name__) from error
+    told = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
+    if start and not (answer.status == 206 and told and int(told[1]) == start):
+        answer.close()
+        raise OSError("the server does not go on where the file broke off")
+    return answer
 
 
 def public_name(source: str | Path) -> str:

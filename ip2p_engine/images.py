@@ -18,7 +18,7 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin
 
 from .errors import ConfigError, ImageError
 from .files import whole_file, write_new
@@ -31,14 +31,15 @@ __all__ = [
     "PNG_LEVEL",
     "MAX_SIDE",
     "MIN_SIDE",
-    "MIN_SIDE",
     "Picture",
     "check_output",
+    "encoded",
     "fit",
     "frame_of",
     "give_back",
     "images_of",
     "is_picture_name",
+    "mask_levels",
     "open_image",
     "open_mask",
     "paper_size",
@@ -47,14 +48,12 @@ __all__ = [
     "read_exif",
     "read_settings",
     "save_image",
-    "strip",
     "to_images",
     "to_levels",
     "to_tensor",
     "upright_size",
 ]
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Picture = str | os.PathLike | bytes | Image.Image
 """A path, the bytes of a file, or a Pillow image."""
 Size = tuple[int, int]
@@ -106,16 +105,42 @@ def open_mask(source: Picture, size: Size) -> Image.Image:
     Of a picture with transparency it is what is clear, as ComfyUI reads one. Raises ImageError for one that is black
     everywhere.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _recognised(source, "the given mask") as (picture, name):
-            clear = None
-            if picture.has_transparency_data:
-                clear = ImageChops.invert(picture.convert("RGBA").getchannel("A"))
-            grey = clear if clear is not None and clear.getextrema()[1] else _normalise(picture, name).convert("L")
+    grey, name = mask_levels(source)
     if not grey.getextrema()[1]:
         raise ImageError(f"{name} is black everywhere, so nothing may change; paint white where something may")
     return grey.resize(size)
+
+
+def mask_levels(source: Picture) -> tuple[Image.Image, str]:
+    """(a mask as of ``open_mask``, but of its own size and maybe black, what to call it). Raises ImageError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _recognised(source, "the given mask") as (picture, name):
+            if picture.has_transparency_data:
+                with _decoding(name):
+                    _check_shape(picture, name)
+                    clear = _in_bands(picture, _clear, "L")
+                if clear.getextrema()[1]:
+                    return clear, name
+            return _normalise(picture, name).convert("L"), name
+
+
+def _clear(picture: Image.Image) -> Image.Image:
+    return ImageChops.invert(picture.convert("RGBA").getchannel("A"))
+
+
+def encoded(data: bytes, name: str = "the given data") -> Image.Image:
+    """A picture as its file has it, whose pixels have not been read yet.
+
+    Raises ImageError for formats that are not read, and for more than 100 megapixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _format_known(io.BytesIO(data), name)
+    if picture.width * picture.height > MAX_PIXELS:
+        picture.close()
+        raise ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first")
+    return picture
 
 
 def upright_size(source: str | os.PathLike[str] | bytes | Image.Image) -> Size:
@@ -204,16 +229,22 @@ def _readable() -> tuple[str, ...]:
 
 
 def _normalise(picture: Image.Image, name: str) -> Image.Image:
-    try:
+    with _decoding(name):
         _check_shape(picture, name)
         plain = _to_rgb(_upright(picture), name)
+    profile = picture.info.get("icc_profile") or b""
+    plain.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+    return plain
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
     except Exception as error:  # as in _format_known
         raise ImageError(f"{name} is damaged or cut short ({error}); give a complete picture file") from error
-    profile = picture.info.get("icc_profile") or b""
-    plain.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
-    return plain
 
 
 def _check_shape(picture: Image.Image, name: str) -> None:
@@ -251,9 +282,9 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def _in_bands(picture: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """RGB, made of some rows at a time: the steps between would take several times the memory of a large picture."""
-    made = Image.new("RGB", picture.size)
+def _in_bands(picture: Image.Image, change: Callable[[Image.Image], Image.Image], mode: str = "RGB") -> Image.Image:
+    """Made of some rows at a time: the steps between would take several times the memory of a large picture."""
+    made = Image.new(mode, picture.size)
     for number, band in enumerate(_bands(picture)):
         made.paste(change(band), (0, BAND * number))
     return made
@@ -545,44 +576,3 @@ def pixels_digest(picture: Image.Image) -> str:
     for band in _bands(picture):  # all bytes at once would be copied three times
         content.update(band.tobytes())
     return content.hexdigest()
-
-
-def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:
-    """Pictures side by side on white, each ``height`` pixels high, captions below; ConfigError if they do not pair."""
-    if not pictures or len(pictures) != len(captions):
-        raise ConfigError(f"a strip got {len(pictures)} pictures and {len(captions)} captions; give one caption each")
-    letter = max(11, round(height / 16))
-    font, gap, line = ImageFont.load_default(letter), max(4, height // 16), round(letter * 1.35)
-    shown = [_scaled(picture.convert("RGB"), height) for picture in pictures]
-    columns = [max(picture.width, round(0.75 * height)) for picture in shown]
-    texts = [_wrapped(caption, font, column) for caption, column in zip(captions, columns, strict=True)]
-    bottom = gap + height + max(map(len, texts)) * line + gap + (gap // 2 if any(texts) else 0)
-    sheet = Image.new("RGB", (sum(columns) + gap * (len(shown) + 1), bottom), "white")
-    draw, x = ImageDraw.Draw(sheet), gap
-    for picture, column, lines in zip(shown, columns, texts, strict=True):
-        sheet.paste(picture, (x + (column - picture.width) // 2, gap))
-        for row, words in enumerate(lines):
-            place = (x + column / 2, gap + height + gap // 2 + row * line)
-            draw.text(place, words, fill=(40, 40, 40), font=font, anchor="ma")
-        x += column + gap
-    return sheet
-
-
-def _scaled(picture: Image.Image, height: int) -> Image.Image:
-    method = Image.Resampling.LANCZOS if picture.height > height else Image.Resampling.BICUBIC
-    return picture.resize((max(1, round(picture.width * height / picture.height)), height), method)
-
-
-def _wrapped(caption: str, font: Font, width: int) -> list[str]:
-    """The caption in lines of at most ``width`` pixels; a word that is longer is broken."""
-    lines: list[str] = []
-    for word in caption.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..ip2p_engine.errors import ConfigError
-from ..ip2p_engine.images import strip
+from ..ip2p_engine.strips import strip
 from ._api import io, schema, ui
 from ._host import to_image, to_pictures
 

@@ -53,6 +53,34 @@ def test_the_engine_names_arguments_and_not_options():
     assert not named
 
 
+OWN_PICTURES = ("images.py", "curve.py", "pictures.py", "gather.py")  # the third and fourth of a list that ships
+
+
+def test_pictures_of_others_are_opened_in_one_place():
+    """Where the formats are a closed list: Pillow reads many more, one of which starts a program."""
+    opened = [
+        f"{path.relative_to(ENGINE)}:{node.lineno}"
+        for path, tree in TREES.items()
+        if path.name not in OWN_PICTURES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "open" and getattr(node.value, "id", "") == "Image"
+    ]
+    assert not opened
+
+
+def test_names_of_others_reach_the_terminal_by_one_way():
+    """``progress.write_note`` makes them printable; the others write what the engine itself says."""
+    own = ("cli.py", "options.py", "train.py", "scenes.py", "progress.py")
+    written = [
+        f"{path.relative_to(ENGINE)}:{node.lineno}"
+        for path, tree in TREES.items()
+        if path.name not in own
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "write" and ast.unparse(node.value) == "sys.stderr"
+    ]
+    assert not written
+
+
 def test_the_command_line_says_its_options():
     given = argparse.Namespace(hold_out_test=False, base=None, lora_rank=4)
     assert in_options("give `hold_out_test`, or another `base`", given) == "give --hold-out-test, or another --base"

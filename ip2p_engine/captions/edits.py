@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import CaptionError, ConfigError
-from ..files import AppendLog, json_lines, locked, text_lines
+from ..files import AppendLog, check_file, json_lines, locked, text_lines
 from ..hooks import Hooks
 
 __all__ = [
@@ -160,6 +160,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except ImportError as error:
         got = f"{path} needs pyarrow, which is missing"
         raise ConfigError(f"{got}; pip install pyarrow, or give a .jsonl file") from error
+    check_file(path, CaptionError)
     try:
         texts = [field.name for field in read_schema(path) if str(field.type) in ("string", "large_string")]
         # As dictionaries and row by row, since a small file can repeat a long text without end.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
-from ..files import locked, sha256_of
+from ..files import locked, public_name, sha256_of, size_text, web_stream
 from ..progress import progress
 from .published import Published
 
@@ -113,25 +115,84 @@ def _place(known: Published) -> Path:
 
 
 def _append(addresses: Sequence[str], part: Path) -> None:
-    from fsspec.core import url_to_fs
-
-    remote = [url_to_fs(address) for address in addresses]
-    sizes = [storage.size(path) for storage, path in remote]
-    if not all(sizes):
-        raise CheckpointError(f"{addresses[sizes.index(None)]} does not say how long it is; download it by hand")
+    remote = [storage_of(address) for address in addresses]
+    sizes = [size_of(storage, path, address) for (storage, path), address in zip(remote, addresses, strict=True)]
+    check_room(sum(sizes), part.parent)
     if part.exists() and part.stat().st_size > sum(sizes):  # of another file
         part.unlink()
     start = 0
     with part.open("ab") as stream, progress(sum(sizes) >> 20, "MiB") as show:
         for (storage, path), size in zip(remote, sizes, strict=True):
             if stream.tell() < start + size:
-                with storage.open(path, "rb", block_size=BLOCK) as source:
-                    source.seek(stream.tell() - start)
-                    while block := source.read(BLOCK):
-                        stream.write(block)
-                        show(stream.tell() >> 20, sum(sizes) >> 20)
+                done = lambda: show(stream.tell() >> 20, sum(sizes) >> 20)  # noqa: E731
+                pour(storage, path, stream, stream.tell() - start, size, done)
             start += size
+            if stream.tell() < start:
+                break
         stream.flush()
         os.fsync(stream.fileno())
-    if part.stat().st_size != start:
-        raise CheckpointError(f"{part} has {part.stat().st_size:,} of {start:,} bytes; fetch it again to go on")
+    if part.stat().st_size != sum(sizes):
+        raise CheckpointError(f"{part} has {part.stat().st_size:,} of {sum(sizes):,} bytes; fetch it again to go on")
+
+
+class _Web:
+    """Files of the web, by Python's own library: what fsspec has for them keeps in memory whatever a server sends."""
+
+    def isfile(self, path: str) -> bool:
+        return True
+
+    def size(self, path: str) -> int | None:
+        # Not HEAD, which signed addresses refuse.
+        with web_stream(path) as answer:
+            said = answer.headers.get("Content-Length", "")
+        return int(said) if said.isdecimal() else None
+
+    def ukey(self, path: str) -> str:
+        with web_stream(path) as answer:
+            return " ".join(str(answer.headers.get(name)) for name in ("ETag", "Last-Modified", "Content-Length"))
+
+
+def storage_of(address: str) -> tuple[Any, str]:
+    """(the storage that an address lies in, its path there)."""
+    if address.lower().startswith(("http://", "https://")):
+        return _Web(), address
+    from fsspec.core import url_to_fs
+
+    storage, path = url_to_fs(address)
+    return storage, path
+
+
+def size_of(storage: Any, path: str, address: str) -> int:
+    """How long a file in shared storage is; raises CheckpointError where that is not said."""
+    size = storage.size(path)
+    if not isinstance(size, int) or size < 1:
+        raise CheckpointError(f"{public_name(address)} does not say how long it is; download it by hand")
+    return size
+
+
+def check_room(size: int, folder: Path) -> None:
+    """Raises CheckpointError for more bytes than the disk has left: a server may promise any number."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise CheckpointError(f"it has {size_text(size)}, and {folder} has {size_text(free)} left; make room first")
+
+
+def pour(storage: Any, path: str, stream: BinaryIO, start: int, size: int, done: Callable[[], Any]) -> None:
+    """Write the bytes from ``start`` to ``size`` of a file in shared storage, and no more, whatever is sent.
+
+    ``done`` is called after each block.
+    """
+    with _remote(storage, path, start) as source:
+        left = size - start
+        while left > 0 and (block := source.read(min(BLOCK, left))):
+            stream.write(block)
+            left -= len(block)
+            done()
+
+
+def _remote(storage: Any, path: str, start: int) -> Any:
+    if isinstance(storage, _Web):
+        return web_stream(path, start)
+    source = storage.open(path, "rb", block_size=BLOCK)
+    source.seek(start)
+    return source

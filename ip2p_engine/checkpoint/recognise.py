@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..files import NO_JSON, short_text
+from ..files import NO_JSON, is_within, short_text
 from .keys import (
     UNET_MARKS,
     few,
@@ -340,7 +340,7 @@ def bundle_of_folder(
 
 def choose_files(names: Iterable[str], *, weights: str = "ema") -> list[str]:
     """The files of a pipeline repository that loading it needs, one set of weights a network."""
-    paths = [Path(name) for name in names]
+    paths = [Path(name) for name in names if is_within(name)]
     chosen = [path for path in paths if path.suffix == ".json" and len(path.parts) <= 2]
     for folder in sorted({path.parent for path in paths if len(path.parts) == 2 or path.name.startswith(STEMS)}):
         own = [path for path in paths if path.parent == folder]

@@ -13,7 +13,19 @@ from typing import Any
 
 from ..errors import CheckpointError, first_line
 from ..files import disk_errors, is_url, locked, public_name, reason_of, whole_folder
-from .download import A_DAY, CACHE_VARIABLE, bring, cache, download, fetched, snapshot
+from .download import (
+    A_DAY,
+    CACHE_VARIABLE,
+    bring,
+    cache,
+    check_room,
+    download,
+    fetched,
+    pour,
+    size_of,
+    snapshot,
+    storage_of,
+)
 from .published import PUBLISHED, Published, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, PHOTOS_FOLDER, bundle_of_file, bundle_of_folder, choose_files
@@ -230,9 +242,7 @@ def _readable_address(url: str) -> Iterator[None]:
 
 
 def _copy_here(url: str, name: str, weights: str) -> Path:
-    from fsspec.core import url_to_fs
-
-    storage, path = url_to_fs(url)
+    storage, path = storage_of(url)
     alone = Path(name).name if storage.isfile(path) else ""
     files = {alone: path} if alone else _folder(storage, path, weights)
     if not files:
@@ -258,6 +268,11 @@ def _folder(storage: Any, path: str, weights: str) -> dict[str, str]:
 def _copy(storage: Any, files: dict[str, str], target: Path) -> None:
     """All files, or none."""
     with whole_folder(target) as new:
+        sizes = {name: size_of(storage, file, file) for name, file in files.items()}
+        check_room(sum(sizes.values()), target.parent)
         for name, file in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            storage.get_file(file, str(new / name))
+            with (new / name).open("wb") as stream:
+                pour(storage, file, stream, 0, sizes[name], lambda: None)
+                if stream.tell() != sizes[name]:
+                    raise CheckpointError(f"{name} broke off at {stream.tell():,} of {sizes[name]:,} bytes; try again")

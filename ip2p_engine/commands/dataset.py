@@ -96,13 +96,13 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if verdict.sound else 1
 
 
-def _import(options: argparse.Namespace) -> None:
+def _import(options: argparse.Namespace) -> int:
     from ..data.tools import import_dataset
 
-    faults: list[str] = []
+    faults: list[Exception] = []
     with progress_bar(0, "pairs") as bar:
         count = import_dataset(options.source, options.out, reading_of(options), hooks=_noting(faults, bar))
-    _say(options, {"new": count}, f"{count:,} new pairs", faults)
+    return _say(options, {"new": count}, f"{count:,} new pairs", faults)
 
 
 def _layouts(options: argparse.Namespace) -> None:
@@ -111,13 +111,13 @@ def _layouts(options: argparse.Namespace) -> None:
     _print(options, [asdict(layout) for layout in LAYOUTS], table_text())
 
 
-def _export(options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> int:
     from ..data.tools import export_dataset
 
-    faults: list[str] = []
+    faults: list[Exception] = []
     reading = reading_of(options)
     count = export_dataset(options.store, options.out, reading, layout=options.layout, hooks=_noting(faults))
-    _say(options, {"pairs": count}, f"{count:,} pairs", faults)
+    return _say(options, {"pairs": count}, f"{count:,} pairs", faults)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -138,27 +138,27 @@ def _doctor(options: argparse.Namespace) -> None:
     _print(options, {**asdict(found), "counts": found.counts(), "new": kept}, "\n".join(lines))
 
 
-def _describe(options: argparse.Namespace) -> None:
+def _describe(options: argparse.Namespace) -> int:
     from ..captions.server import SeeingSource, ServerConfig
     from ..data.describe import describe
 
     names = ("base_url", "model", "key_variable", "concurrency")
     source = SeeingSource(ServerConfig(**{name: getattr(options, name) for name in names}))
-    faults: list[str] = []
+    faults: list[Exception] = []
     with stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
         hooks = _noting(faults, bar, should_stop)
         reading, instructions = reading_of(options), options.instructions
         found = describe(options.store, options.out, source, reading, instructions=instructions, hooks=hooks)
-    _say(options, {"new": found.new}, f"{found.new:,} new pairs", faults)
+    return _say(options, {"new": found.new}, f"{found.new:,} new pairs", faults)
 
 
-def _merge(options: argparse.Namespace) -> None:
+def _merge(options: argparse.Namespace) -> int:
     from ..data.tools import merge_datasets
 
-    faults: list[str] = []
+    faults: list[Exception] = []
     with progress_bar(0, "pairs") as bar:
         count = merge_datasets(options.sources, options.out, hooks=_noting(faults, bar))
-    _say(options, {"new": count}, f"{count:,} new pairs", faults)
+    return _say(options, {"new": count}, f"{count:,} new pairs", faults)
 
 
 def _sheet(options: argparse.Namespace) -> None:
@@ -179,20 +179,26 @@ def _copy(options: argparse.Namespace) -> None:
     _print(options, asdict(report), f"{public_name(options.target)}: {megabytes}")
 
 
-def _noting(faults: list[str], bar: Any = None, should_stop: Any = None) -> Hooks:
+def _noting(faults: list[Exception], bar: Any = None, should_stop: Any = None) -> Hooks:
     """What is left out goes into ``faults``."""
-    return Hooks(on_progress=bar, should_stop=should_stop, on_error=lambda _, error: faults.append(str(error)))
+    return Hooks(on_progress=bar, should_stop=should_stop, on_error=lambda _, error: faults.append(error))
 
 
-def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[str]) -> None:
-    """What was written, and what was left out."""
+def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[Exception]) -> int:
+    """What was written and what was left out; the code is 1 where it was more than single rows: the rest of a file."""
+    from ..data.parquet import LostRows
     from ..progress import write_note
 
     for fault in faults[:SHOWN]:
         write_note(f"ip2p: left out: {fault}")
-    left = f", {len(faults):,} rows left out" if faults else ""
-    values = {"out": str(options.out), **counts, "left_out": len(faults), "faults": faults[:SHOWN]}
-    _print(options, values, f"{options.out}: {text}{left}")
+    lost = [fault.rows for fault in faults if isinstance(fault, LostRows)]
+    count = sum(lost) + len(faults) - len(lost)
+    told = {"left_out": count, "faults": [str(fault) for fault in faults[:SHOWN]], "broken_files": len(lost)}
+    left = f", {count:,} rows left out" if faults else ""
+    if lost:
+        write_note(f"ip2p: {sum(lost):,} rows of {len(lost)} files are lost; restore the files to have them")
+    _print(options, {"out": str(options.out), **counts, **told}, f"{options.out}: {text}{left}")
+    return int(bool(lost))
 
 
 def _print(options: argparse.Namespace, values: Any, text: str) -> None:

@@ -49,14 +49,14 @@ def _add_area(commands: Any) -> None:
 
 def _area(options: argparse.Namespace) -> None:
     from ..edit import EditConfig
-    from ..images import check_output, open_image, save_image
+    from ..images import check_output, open_image, save_image, upright_size
     from ..scenes.notice import model_for
 
     check_output(options.out)
-    picture = open_image(options.image)
-    options.checkpoint = options.checkpoint or model_for(picture)
+    upright_size(options.image)  # before the network is loaded
+    options.checkpoint = options.checkpoint or model_for(open_image(options.image))
     config = EditConfig(size=options.size, resolution=options.resolution)
-    (mask,) = load_editor(options).find_area(picture, options.instruction, config=config)
+    (mask,) = load_editor(options).find_area(str(options.image), options.instruction, config=config)
     save_image(mask, options.out)
     share = sum(mask.histogram()[128:]) / (mask.width * mask.height)
     sys.stdout.write(f"{options.out}: {100 * share:.0f} % of the picture may change\n")
@@ -199,9 +199,10 @@ def _rows(options: argparse.Namespace, scratch: Path) -> list[Any]:
 def _demo(options: argparse.Namespace) -> None:
     """One picture, four instructions, one strip; photographs keep their own detail."""
     from ..edit import EditConfig
-    from ..images import check_output, save_image, strip
+    from ..images import check_output, save_image
     from ..photos import first_edit
     from ..scenes import demo
+    from ..strips import strip
 
     check_output(options.out)
     scenes = options.checkpoint == "embedded"

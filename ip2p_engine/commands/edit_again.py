@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,13 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..errors import ConfigError, ImageError
+from ..errors import ConfigError, ImageError, first_line
 from ..images import open_image, pixels_digest, read_settings, save_image
 from ..progress import write_note
+from .options import DTYPES
 
 __all__ = ["Again", "read_again", "typed_options", "verify"]
 
 NAMED = ("embedded", "embedded-sd", "embedded-photos")
+# Settings name no address and no path of this machine: those of a stranger would lead there.
+OF_THE_HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+")
 # What a difference of settings means, by the names of the settings.
 SOURCE = ("source_sha256", "mask", "control.image_sha256")
 CHECKPOINT = ("checkpoint_digest", "weights", "loras", "vae.digest", "embeddings", "control.digest")
@@ -75,8 +79,11 @@ def read_again(path: Path, options: argparse.Namespace, typed: dict[str, Any]) -
     settings = read_settings(path)
     if not isinstance(settings.get("instruction"), str) or type(settings.get("seed")) is not int:
         raise ImageError(f"{path} carries settings of no edit; give a picture that ip2p edit wrote")
-    finder = _Finder(path, settings)
-    values = {**vars(options), **finder.all(typed), **typed}
+    try:
+        found = _Finder(path, settings).all(typed)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ImageError(f"{path} carries settings that no edit has ({first_line(error)}); get it again") from error
+    values = {**vars(options), **found, **typed}
     return Again(
         path=path, settings=settings, typed=typed, options=argparse.Namespace(**values), config=_config(settings, typed)
     )
@@ -142,7 +149,8 @@ class _Finder:
             usable_device(self._settings.get("device"))
         except ConfigError:
             return {}
-        return {"device": self._settings.get("device"), "dtype": self._settings.get("dtype")}
+        said = self._settings.get("dtype")
+        return {"device": self._settings.get("device"), "dtype": said if said in DTYPES else None}
 
     def _source(self) -> str:
         place = self._file(self._settings.get("source"), "IMAGE")
@@ -158,8 +166,8 @@ class _Finder:
         """A published name or an id of the hub as it is, a file beside the result or here."""
         from ..checkpoint.published import published
 
-        if name in NAMED or (isinstance(name, str) and (published(name) or "/" in name)):
-            return str(name)
+        if isinstance(name, str) and (name in NAMED or published(name) or OF_THE_HUB.fullmatch(name)):
+            return name
         return self._file(name, option)
 
     def _file(self, name: Any, option: str) -> str:

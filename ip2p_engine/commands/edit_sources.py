@@ -6,16 +6,15 @@ import glob
 import os
 import re
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConfigError, ImageError
-from ..files import csv_rows, is_url, json_lines, public_name, reason_of
+from ..files import csv_rows, is_url, json_lines, public_name, reason_of, web_stream
 from ..images import is_picture_name
 
 __all__ = ["Row", "Source", "cross", "find_sources", "read_table"]
@@ -23,7 +22,6 @@ __all__ = ["Row", "Source", "cross", "find_sources", "read_table"]
 STDIN = "-"
 PATTERN = re.compile(r"[*?\[]")
 MAX_BYTES = 1 << 30
-SECONDS = 60
 TABLES = (".csv", ".jsonl")
 PICTURE_COLUMNS = ("image", "picture", "source", "file_name", "source_image", "original_image", "input_image")
 TEXT_COLUMNS = ("instruction", "text", "prompt", "edit_prompt")
@@ -146,7 +144,7 @@ def _download(address: str, scratch: Path) -> Source:
                     raise ImageError(f"{shown} gives more than 1 GiB; give the address of one picture")
     except ImageError as error:
         return Source(name, str(target), shown, error)
-    except (OSError, ValueError, ImportError, urllib.error.URLError) as error:
+    except (OSError, ValueError, ImportError, HTTPException) as error:
         fault = ImageError(f"{shown} cannot be read ({reason_of(error, address)}); check the address")
         return Source(name, str(target), shown, fault)
     return Source(name, str(target), shown)
@@ -154,8 +152,7 @@ def _download(address: str, scratch: Path) -> Source:
 
 def _remote(address: str) -> Any:
     if address.lower().startswith(("http://", "https://")):
-        request = urllib.request.Request(address, headers={"User-Agent": "ip2p"})
-        return urllib.request.urlopen(request, timeout=SECONDS)
+        return web_stream(address)
     import fsspec
 
     return fsspec.open(address, "rb")

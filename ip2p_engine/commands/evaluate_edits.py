@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import public_name
 from ..hooks import Hooks
+from ..progress import write_note
 from .evaluate_data import named_checkpoints, told, warn_of_training
 from .options import (
     DTYPES,
@@ -98,7 +99,7 @@ def _edits(options: argparse.Namespace) -> None:
     shown = {"pictures": {"examples.png": "The first edits: before, by each checkpoint, and the true one"}}
     save_run(options.out, "edits", settings={**settings, "left out": len(broken)}, tables=tables, **shown)
     if broken:
-        sys.stderr.write(f"ip2p: {len(broken)} rows were left out, such as {broken[0]}\n")
+        write_note(f"ip2p: {len(broken)} rows were left out, such as {broken[0]}")
     sys.stdout.write("\n\n".join(text_of(table) for table in tables) + "\n")
 
 

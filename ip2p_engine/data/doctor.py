@@ -17,7 +17,6 @@ instruction the pictures do not differ as this instruction says; swapped: as bac
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from collections import Counter
@@ -32,6 +31,7 @@ from PIL import Image
 from ..captions.edits import plain
 from ..errors import ConfigError, DatasetError
 from ..hooks import Hooks
+from ..images import encoded
 from .agreement import FEWEST, agreement
 from .reading import Reading, open_pairs
 from .record import PairRecord
@@ -265,7 +265,7 @@ def _look(pair: PairRecord) -> _Look:
 
 def _opened(data: bytes) -> Image.Image | None:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with encoded(data) as picture:
             return picture.convert("RGB")
     except Exception:  # decoders raise nearly every class of exception on broken data
         return None

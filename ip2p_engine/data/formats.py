@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DatasetError, IP2PError
-from ..files import read_json
+from ..files import disk_errors, read_json
 from .magicbrush import TURNS, is_turns, turn_rows
 from .tables import (
     TEXT,
@@ -113,10 +113,7 @@ def _file(path: Path) -> Table:
 
 
 def _is_list(path: Path) -> bool:
-    from ..files import check_file
-
-    check_file(path, DatasetError)
-    with path.open("rb") as stream:
+    with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
         return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
@@ -228,11 +225,10 @@ def undecoded(rows: Any) -> Any:
 
 def card_licence(folder: Path) -> str | None:
     """What the hub's data card says at its head."""
-    try:
-        head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:20_000]
-    except OSError:
-        return None
-    block = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
+    card, head = folder / "README.md", ""
+    with suppress(DatasetError), disk_errors(card, "read", DatasetError), card.open("rb") as stream:
+        head = stream.read(20_000).decode(errors="replace")
+    block = re.match(r"---\r?\n(.*?)\n---", head, re.DOTALL)
     found = re.search(r"^license: *['\"]?([\w.-]+)", block[1], re.MULTILINE) if block else None
     return found[1] if found else None
 

@@ -15,12 +15,23 @@ from ..errors import ConfigError, DatasetError, first_line
 from ..files import check_file
 from .pages import NoPlainValues, dictionary_size, places_of
 
-__all__ = ["ParquetFiles", "pyarrow_modules", "read_columns", "schema_of"]
+__all__ = ["UNFOLDED", "UNFOLDS", "LostRows", "ParquetFiles", "pyarrow_modules", "read_columns", "schema_of"]
 
 AT_ONCE, BUFFER = 100, 2**20
 MOST_BYTES = 2**28  # of the columns without pictures that are kept, and of a batch
 # A small file may ask for much: rows that take no byte each, columns that unfold to so many times its size.
 MOST_ROWS, MOST_COLUMNS, UNFOLDS, UNFOLDED = 2**20, 2000, 20, 2**26
+
+
+class LostRows(DatasetError):
+    """What a file still had when it could not be read on: so many ``rows``."""
+
+    def __init__(self, said: str, rows: int) -> None:
+        super().__init__(said)
+        self.rows = rows
+
+    def __reduce__(self) -> Any:
+        return LostRows, (str(self), self.rows)
 
 
 class ParquetFiles:
@@ -68,7 +79,7 @@ class ParquetFiles:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[Path, int, dict[str, Any] | DatasetError]]:
         """(file, row in it from 1, values) in order; what is left of a broken file is one row with what is wrong."""
-        for path in self.paths:
+        for path, first, end in zip(self.paths, [0, *self._ends], self._ends, strict=False):
             done = 0
             try:
                 # Not pre-buffered, or whole row groups would lie in memory.
@@ -78,7 +89,8 @@ class ParquetFiles:
                         yield from ((path, n, row) for n, row in enumerate(batch.to_pylist(), start=done + 1))
                         done += batch.num_rows
             except DatasetError as error:
-                yield path, done + 1, error
+                lost = max(1, end - first - done)
+                yield path, done + 1, LostRows(f"{error} ({lost:,} of its {end - first:,} rows are lost)", lost)
 
 
 class _File:
@@ -143,7 +155,6 @@ class _File:
 
 def _row_count(path: Path) -> int:
     _, parquet = pyarrow_modules()
-    check_file(path, DatasetError)
     with _reading(path):
         return parquet.read_metadata(path).num_rows
 
@@ -223,6 +234,7 @@ def _too_much(path: Path, what: str) -> DatasetError:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Arrow's errors, which are OSError for broken files and ValueError for broken content, as DatasetError."""
+    check_file(path, DatasetError)
     try:
         yield
     except (OSError, ValueError) as error:

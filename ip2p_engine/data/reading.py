@@ -9,7 +9,6 @@ import io
 import json
 import math
 import re
-import urllib.request
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConfigError, DatasetError, ImageError, first_line
-from ..files import NO_JSON, digest_of_files, digest_of_text, disk_errors, is_url
+from ..files import NO_JSON, digest_of_files, digest_of_text, disk_errors, is_url, web_stream
 from ..images import open_image
 from .formats import card_licence, open_table
 from .layouts import cell, inline_picture, layout_of
@@ -41,7 +40,7 @@ __all__ = [
     "open_pairs",
 ]
 
-SAMPLE, MOST_BROKEN, MOST_BYTES, SECONDS = 3, 1000, 100 * 2**20, 30
+SAMPLE, MOST_BROKEN, MOST_BYTES = 3, 1000, 100 * 2**20
 FREE = ("limit", "download", "pictures_from")
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
@@ -398,7 +397,7 @@ class ForeignPairs(Sequence[PairRecord]):
                 f"{address[:200]} is an address; fetch pictures with download, or name a column of files"
             )
         try:
-            with urllib.request.urlopen(address, timeout=SECONDS) as answer:
+            with web_stream(address) as answer:
                 data = answer.read(MOST_BYTES + 1)
         except (OSError, ValueError) as error:
             raise DatasetError(f"{address[:200]} cannot be fetched ({first_line(error)}); check it") from error

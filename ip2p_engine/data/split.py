@@ -7,7 +7,6 @@ pictures  one source picture in twenty, where there are no captions; near-equal 
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -18,6 +17,7 @@ from PIL import Image
 
 from ..captions.edits import TEST_PERCENT, in_test_split
 from ..errors import DatasetError
+from ..images import encoded
 
 __all__ = ["CAPTIONS", "PICTURES", "near_groups", "picture_hash", "test_rows"]
 
@@ -49,7 +49,7 @@ def _is_test(group: int) -> bool:
 def picture_hash(data: bytes) -> int | None:
     """64 bits that near-equal pictures nearly share (dHash); of a flat picture, and of none, bits of its bytes."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with encoded(data) as picture:
             picture.draft("L", (72, 64))
             small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     except Exception:  # decoders raise nearly every class of exception on broken data

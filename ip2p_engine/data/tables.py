@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import DatasetError
-from ..files import NO_JSON, check_file, comma_of, disk_errors, is_url, json_lines, read_json
+from ..files import NO_JSON, comma_of, disk_errors, is_url, json_lines, read_json
 from .layouts import INLINE, SUFFIXES, is_picture
-from .parquet import ParquetFiles
+from .parquet import UNFOLDED, UNFOLDS, ParquetFiles
 
 __all__ = [
     "CsvTable",
@@ -123,7 +122,6 @@ class _TextTable:
     def __init__(self, path: Path) -> None:
         self.path, self.place, self.home = path, str(path), path.parent
         self._header: list[str] = []
-        check_file(path, DatasetError)
         with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
             if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
                 raise DatasetError(f"{path} is UTF-16 text; save it as UTF-8")
@@ -251,7 +249,6 @@ class TarTable:
         self._column, self._start, self._size = array("I"), array("Q"), array("Q")
         self._unpacked: dict[int, Any] = {}
         for number, path in enumerate(self.paths):
-            check_file(path, DatasetError)
             if path.suffix.lower() in GZIPPED:
                 self._unpacked[number] = _unpacked(path)
             self._index(number, self._file_of(number))
@@ -299,8 +296,14 @@ def _unpacked(path: Path) -> Any:
     """A gzipped tar once more on the disk, for as long as it is used: in a compressed one no place can be gone to."""
     copy = tempfile.NamedTemporaryFile(suffix=".tar")  # noqa: SIM115 (it lives as long as the table)
     try:
-        with disk_errors(path, "unpacked", DatasetError), gzip.open(path) as packed:
-            shutil.copyfileobj(packed, copy, 2**20)
+        with disk_errors(path, "read", DatasetError), gzip.open(path) as packed:
+            most = max(UNFOLDED, UNFOLDS * path.stat().st_size)
+            while block := packed.read(2**20):
+                copy.write(block)
+                if copy.tell() > most:
+                    raise DatasetError(
+                        f"{path} unfolds to more than {most:,} bytes, which pictures never do; leave it out"
+                    )
             copy.flush()
     except (EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is no whole gzipped tar ({error}); restore it") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import logging
 import math
@@ -14,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..errors import DatasetError
 from ..files import TEMPORARY
 from ..hooks import Hooks, passing_over
+from ..images import encoded
 from .export import export_pairs
 from .ledger import pair_key, read_candidates
 from .reading import ForeignPairs, Pairs, Reading, open_pairs
@@ -90,7 +88,7 @@ def info(folder: Path | str, reading: Reading | None = None) -> DatasetInfo:
 
 def _size(pairs: Pairs, row: int) -> str:
     try:
-        with Image.open(io.BytesIO(pairs[row].original_image)) as picture:
+        with encoded(pairs[row].original_image) as picture:
             return f"{picture.width}x{picture.height} {picture.format}"
     except Exception:  # as in _pair_faults
         return "unreadable"
@@ -171,7 +169,7 @@ def _pair_faults(pair: PairRecord, seen: set[str]) -> Iterator[str]:
     sizes = []
     for name in ("original_image", "edited_image"):
         try:
-            with Image.open(io.BytesIO(getattr(pair, name))) as picture:
+            with encoded(getattr(pair, name), name) as picture:
                 picture.load()
                 sizes.append(picture.size)
         except Exception as error:  # decoders raise nearly every class of exception on broken data

@@ -19,7 +19,7 @@ from typing import Any
 from ..data.formats import open_table
 from ..data.layouts import NAMES
 from ..errors import DatasetError
-from ..files import csv_rows, disk_errors, json_lines, read_json, whole_file, write_json
+from ..files import csv_rows, disk_errors, is_within, json_lines, read_json, whole_file, write_json
 from .edits import TestEdit, keep_picture, load_edits, save_edits
 from .judge import JudgedEdit, Judgement, Verdict
 from .rubrics import Rubric
@@ -201,16 +201,23 @@ def _text(row: Mapping[str, Any], *names: str) -> str:
 
 def _gedit_edit(folder: Path, row: Mapping[str, Any], *, several: bool) -> JudgedEdit:
     key, kind, language = _text(row, "key"), _text(row, "task_type"), str(row.get("instruction_language", "en"))
-    place = folder / "fullset" / kind / language
+    place = _below(folder, f"fullset/{kind}/{language}")
     return JudgedEdit(
         label=f"{folder.name} {language}" if several else folder.name,
         name=key,
-        source=place / f"{key}_SRCIMG.png",
-        edited=place / f"{key}.png",
+        source=_below(place, f"{key}_SRCIMG.png"),
+        edited=_below(place, f"{key}.png"),
         instruction=_text(row, "instruction"),
         kind=kind,
         about=_gedit_about(row),
     )
+
+
+def _below(folder: Path, name: str) -> Path:
+    """A picture that a benchmark's file names; it is shown to a server, so it may not lie anywhere."""
+    if not is_within(name):
+        raise DatasetError(f"{name[:60]!r} does not lie below {folder}; correct the benchmark's file")
+    return folder / name
 
 
 def _gedit_about(row: Mapping[str, Any]) -> dict[str, str]:
@@ -223,8 +230,8 @@ def _imgedit_edit(folder: Path, row: Mapping[str, Any], sources: Path) -> Judged
     return JudgedEdit(
         label=folder.name,
         name=key,
-        source=sources / _text(row, "id"),
-        edited=folder / f"{key}.png",
+        source=_below(sources, _text(row, "id")),
+        edited=_below(folder, f"{key}.png"),
         instruction=_text(row, "prompt"),
         kind=_text(row, "edit_type"),
     )
@@ -303,9 +310,11 @@ def read_scores(path: Path, rubric: Rubric, described: Path | None = None) -> li
 def _gedit_row(row: Mapping[str, Any], path: Path) -> Row:
     try:
         following, quality = float(row["sementics_score"]), float(row["quality_score"])
+        if not (0 <= following <= 10 and 0 <= quality <= 10):
+            raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path} has a row without sementics_score and quality_score; give the benchmark's"
+            f"{path} has a row without sementics_score and quality_score of 0 to 10; give the benchmark's"
         ) from error
     edited = Path(str(row.get("edited_image", "")).replace("\\", "/"))
     kind = edited.parent.parent.name or None  # fullset/KIND/LANGUAGE/KEY.png

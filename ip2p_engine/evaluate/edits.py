@@ -19,10 +19,11 @@ from ..data.reading import Pairs, format_of
 from ..data.record import PairRecord
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import DatasetError, first_line
-from ..files import digest_of_text, disk_errors, json_lines, read_json, whole_file, write_json
+from ..files import digest_of_text, disk_errors, is_within, json_lines, read_json, whole_file, write_json
 from ..hooks import Hooks
-from ..images import open_image, save_image, strip
+from ..images import open_image, save_image
 from ..networks.digest import fingerprint
+from ..strips import strip
 from .pairs import EMU, MAGICBRUSH, EditedPicture
 from .report import tiled
 from .run_folder import Row, Table
@@ -43,6 +44,14 @@ __all__ = [
 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 PICTURES = ("source", "target", "mask")
+NOTHING = type(None)
+TYPES = {
+    "number": (int,),
+    "turn": (int,),
+    **dict.fromkeys(("source", "instruction", "caption", "edited_caption", "session"), (str,)),
+    **dict.fromkeys(("target", "mask", "kind"), (str, NOTHING)),
+    "about": (dict,),
+}
 AT_ONCE = 64  # pictures in memory
 MADE, EDITS = "made.json", "edits.jsonl"
 PUBLISHED = {"InstructPix2Pix": {"l1": 0.1122, "clip_i": 0.8524, "dino": 0.7428}}
@@ -129,14 +138,22 @@ def load_edits(folder: Path) -> list[TestEdit]:
         made = "ip2p evaluate edits makes it, also where it is run again over a folder of its own"
         raise DatasetError(f"{folder} holds no {EDITS}; {made}")
     try:
-        return [
-            TestEdit(**{**row, **{name: folder / row[name] for name in PICTURES if row[name] is not None}})
-            for row in json_lines(path, DatasetError)
-        ]
-    except (TypeError, KeyError) as error:
+        return [_loaded(row, folder) for row in json_lines(path, DatasetError)]
+    except (TypeError, ValueError, KeyError) as error:
         raise DatasetError(
             f"{path} is no list of edits ({first_line(error)}); run ip2p evaluate edits again"
         ) from error
+
+
+def _loaded(row: Mapping[str, Any], folder: Path) -> TestEdit:
+    """An edit of a line; raises ValueError for values of other types, and for pictures outside the folder."""
+    for name, types in TYPES.items():
+        if name in row and type(row[name]) not in types:
+            raise ValueError(f"its {name} is {str(row[name])[:60]!r}")
+    named = {name: row[name] for name in PICTURES if row[name] is not None}
+    if outside := [value for value in named.values() if not is_within(value)]:
+        raise ValueError(f"{outside[0][:60]!r} does not lie below it")
+    return TestEdit(**{**row, **{name: folder / value for name, value in named.items()}})
 
 
 def _outcomes(pairs: Any) -> Iterator[PairRecord | DatasetError]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -21,12 +21,12 @@ from ..clip.similarity import ClipSimilarity
 from ..errors import DatasetError, ImageError, IP2PError
 from ..files import csv_rows, disk_errors, json_lines
 from ..hooks import Hooks
-from ..images import open_image
+from ..images import mask_levels, open_image
 from ..networks.digest import fingerprint
 from .metrics import Dino, Lpips, background, clip_features, distances
 from .run_folder import Row, Table, row_key, row_log
 
-__all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "open_mask", "pair_tables", "read_table"]
+__all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "pair_tables", "read_table"]
 
 PICTURES = ("source", "edited", "target", "mask")
 TEXTS = ("caption", "edited_caption")
@@ -153,20 +153,10 @@ def measure_picture(
         numbers["source_dino"] = _cosine(features["edited"], features["source"])
         numbers |= {} if target is None else {"dino": _cosine(features["edited"], features["target"])}
     if row.mask is not None:
-        mask = open_mask(row.mask)
+        mask = mask_levels(row.mask)[0]
         numbers |= background(source, edited, mask)
         numbers |= {} if lpips is None else {"background_lpips": lpips.background(source, edited, mask)}
     return numbers
-
-
-def open_mask(path: Path) -> Image.Image:
-    """A mask, white where the edit was wanted; of one with transparent parts (MagicBrush's) these are that place."""
-    with disk_errors(path, "read", ImageError), Image.open(path) as picture:
-        if picture.has_transparency_data:
-            alpha = picture.convert("RGBA").getchannel("A")
-            if alpha.getextrema() != (255, 255):
-                return ImageOps.invert(alpha)
-    return open_image(path)
 
 
 def _clip_numbers(row: EditedPicture, clip: ClipSimilarity, pictures: dict[str, Image.Image]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from ..files import disk_errors, read_json, whole_file
-from ..images import strip
+from ..strips import strip
 from .methods import Method, Setting
 from .run_folder import RUN, Run, Table, load_run, versions
 from .samples import Sample, batches

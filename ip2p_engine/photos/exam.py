@@ -15,8 +15,9 @@ from torch import Tensor
 from ..edit import EditConfig, InstructPix2Pix
 from ..evaluate.samples import Sample
 from ..hooks import Hooks
-from ..images import save_image, strip, to_images, to_tensor
+from ..images import save_image, to_images, to_tensor
 from ..networks.conditioning import decode_latents, encode_image
+from ..strips import strip
 from .baseline import fit_colour_table
 from .judge import Verdict, judge_edit
 from .tones import TONES

@@ -21,7 +21,7 @@ from ..evaluate.metrics import BEST_PSNR, psnr
 from ..evaluate.report import tiled
 from ..evaluate.run_folder import Table
 from ..evaluate.samples import Sample
-from ..images import strip
+from ..strips import strip
 from .grammar import scenes_of
 from .judge import CLEAR_OBJECT_PSNR
 from .world import COLOURS, PLACES, SHAPES, WORLD_SIZE, Scene, render, render_two

@@ -27,8 +27,9 @@ from ..evaluate.report import tiled
 from ..evaluate.run_folder import Table, text_of
 from ..files import AppendLog, json_lines
 from ..hooks import Hooks
-from ..images import open_image, strip
+from ..images import open_image
 from ..plots import new_figure, save_figure
+from ..strips import strip
 from .grammar import captions_of, edits_from, is_held_out, parse_caption, sample_edits
 from .judge import Reading, read_scenes
 from .world import Scene, all_scenes, render

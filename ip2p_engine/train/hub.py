@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint.training_run import CHECKPOINTS, RUN
 from ..errors import ConfigError, first_line
-from ..files import disk_errors, link_or_copy, read_json
+from ..files import disk_errors, is_within, link_or_copy, read_json
 from .checkpoints import latest
 from .config import HUB_ID
 
@@ -69,7 +69,7 @@ def pull(repository: str, folder: Path) -> None:
     if (folder / RUN).exists():
         return
     with _hub(repository) as api:
-        names = api.list_repo_files(repository)
+        names = [name for name in api.list_repo_files(repository) if is_within(name)]
         steps = sorted(name for name in names if name.startswith(f"{CHECKPOINTS}/step-"))
         if RUN not in names or not steps:
             raise ConfigError(f"{repository} holds no run to go on with (run.json and a checkpoint); give another one")

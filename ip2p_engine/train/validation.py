@@ -18,9 +18,10 @@ from ..clip.similarity import ClipSimilarity
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError, DatasetError, ImageError
 from ..files import csv_rows, json_lines
-from ..images import Size, fit, open_image, open_mask, save_image, strip
+from ..images import Size, fit, open_image, open_mask, save_image
 from ..networks.conditioning import TextEmbedding
 from ..networks.model import Model
+from ..strips import strip
 from .augment import crop_mask, crop_pair, draw_crop, size_ids
 from .config import TrainConfig
 from .encoding import Encoded, Encoder

@@ -9,15 +9,18 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from hashlib import blake2b
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ip2p_engine.cli import main
 from ip2p_engine.data import export
 from ip2p_engine.data.reading import Reading, open_pairs
 from ip2p_engine.data.sheet import sheet
+from ip2p_engine.data.split import picture_hash
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.data.tools import export_dataset, import_dataset, info, merge_datasets, verify
 from ip2p_engine.errors import ConfigError, DatasetError, ImageError
@@ -357,6 +360,44 @@ def test_verify_finds_every_kind_of_fault(tmp_path):
     assert any("cannot be decoded" in fault for fault in verify(folder).faults)
     (folder / "manifest.json").unlink()
     assert "has no manifest.json" in verify(folder).faults[0]
+
+
+def test_a_program_is_no_picture(tmp_path):
+    """PostScript is one to Pillow, which would have it drawn by a program."""
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EOF\n"
+    folder = make_store(tmp_path / "store", [pair(0, original_image=program)])
+    assert "original_image is not a picture in a known format" in verify(folder).faults[0]
+    assert info(folder).picture_sizes == {"unreadable": 1}
+    assert picture_hash(program) == int.from_bytes(blake2b(program, digest_size=8).digest(), "big")
+
+
+@pytest.mark.parametrize("command", ["import", "export", "merge"])
+def test_a_file_that_cannot_be_read_is_counted_by_its_rows(command, tmp_path, capsys):
+    """The code says so, unlike of a few broken rows, which any large set has."""
+    stores = [make_store(tmp_path / name, [pair(n) for n in range(3)]) for name in "ab"]
+    shutil.copy(next((stores[1] / "data").iterdir()), stores[0] / "data" / "train-00000-of-00001-000001.parquet")
+    path = next((stores[0] / "data").iterdir())
+    arguments = [command, *([stores[0], stores[1]] if command == "merge" else [stores[0]])]
+    arguments = ["dataset", *map(str, arguments), "--out", str(tmp_path / "out"), "--json"]
+    data = bytearray(path.read_bytes())
+    place = pq.read_metadata(path).row_group(0).column(2).data_page_offset
+    data[place : place + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["left_out"], found["broken_files"], found["new" if command != "export" else "pairs"]) == (
+        (3, 1, 3) if command != "merge" else (3, 1, 6)
+    )
+    assert "3 of its 3 rows are lost" in found["faults"][0]
+    assert "ip2p: 3 rows of 1 files are lost; restore the files to have them" in said.err
+
+
+def test_a_broken_row_is_counted_and_no_error(original, tmp_path, capsys):
+    (original / "0000000" / "metadata.jsonl").write_text(json.dumps({"seed": "12", "clip_sim_0": "high"}) + "\n")
+    assert main(["dataset", "import", str(original), "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["new"], said["left_out"], said["broken_files"]) == (2, 1, 0)
 
 
 def test_the_digest_is_of_the_content_alone(store, tmp_path):

@@ -32,11 +32,11 @@ from ip2p_engine.evaluate.edits import (
     write_truth,
 )
 from ip2p_engine.evaluate.metrics import Dino
-from ip2p_engine.evaluate.pairs import EMU, MAGICBRUSH, measure_picture, open_mask
+from ip2p_engine.evaluate.pairs import EMU, MAGICBRUSH, measure_picture
 from ip2p_engine.evaluate.seen import seen_table
 from ip2p_engine.files import digest_of_text
 from ip2p_engine.hooks import Hooks
-from ip2p_engine.images import read_settings
+from ip2p_engine.images import mask_levels, read_settings
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.scenes.grammar import sample_edits
 from ip2p_engine.scenes.world import render
@@ -326,10 +326,10 @@ def test_a_transparent_place_is_where_the_edit_was_wanted(tmp_path):
     picture = Image.new("RGBA", (8, 8), (255, 255, 255, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 4, 8))
     picture.save(tmp_path / "rgba.png")
-    mask = np.asarray(open_mask(tmp_path / "rgba.png").convert("L"))
+    mask = np.asarray(mask_levels(tmp_path / "rgba.png")[0])
     assert (mask[:, :4] == 255).all() and (mask[:, 4:] == 0).all()
     Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
-    assert np.asarray(open_mask(tmp_path / "opaque.png").convert("L")).max() == 9
+    assert np.asarray(mask_levels(tmp_path / "opaque.png")[0]).max() == 9
 
 
 def write_turns(home, *, sessions=False):
@@ -369,9 +369,21 @@ def test_magicbrushs_own_files_are_a_test_set(sessions, tmp_path):
         ]
         assert [(one.caption, one.edited_caption) for one in edits] == [("a", "b"), ("b", "c"), ("", "")]
     assert edits[1].source.read_bytes() == edits[0].target.read_bytes()
-    white = np.asarray(open_mask(edits[0].mask).convert("L"))
+    white = np.asarray(mask_levels(edits[0].mask)[0])
     assert (white[:, :32] == 255).all() and not white[:, 32:].any() and edits[1].mask is None
     assert load_edits(tmp_path / "run") == edits
+    path = tmp_path / "run" / "edits.jsonl"
+    first, *rest = path.read_text().splitlines()
+    for wrong in (
+        {"turn": "1"},
+        {"number": "../x"},
+        {"about": "x"},
+        {"source": "../../etc/passwd"},
+        {"mask": "/a.png"},
+    ):
+        path.write_text("\n".join([json.dumps({**json.loads(first), **wrong}), *rest]))
+        with pytest.raises(DatasetError, match="is no list of edits"):
+            load_edits(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

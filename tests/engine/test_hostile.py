@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import struct
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,19 +17,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ip2p_engine import images
 from ip2p_engine.captions import edits
 from ip2p_engine.cli import main
 from ip2p_engine.commands import edit_sources
 from ip2p_engine.commands.edit_files import output_paths
 from ip2p_engine.commands.edit_sources import Row, Source
 from ip2p_engine.commands.options import MOST, stop_signals
-from ip2p_engine.data import parquet
+from ip2p_engine.data import parquet, tables
 from ip2p_engine.data.pages import NoPlainValues, _levels, places_of
+from ip2p_engine.data.reading import open_pairs
 from ip2p_engine.data.store import PairStore
-from ip2p_engine.errors import ConfigError, DatasetError, printable
+from ip2p_engine.errors import ConfigError, DatasetError, ImageError, printable
 from ip2p_engine.evaluate.report import write_report
 from ip2p_engine.evaluate.run_folder import Table, save_run
 from ip2p_engine.files import public_name, whole_file
+from ip2p_engine.images import open_mask, save_image
 from ip2p_engine.train.config import MOST_AT_ONCE, TrainConfig
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
@@ -294,7 +298,7 @@ def test_an_address_that_never_ends(monkeypatch, capsys, tmp_path):
     [
         ("a\0.png", "no file has that name"),
         ("\ud800.png", "no file has that name"),
-        ("pipe.png", "is no file"),
+        ("pipe.png", "is a pipe or a device"),
         ("/dev/zero", "is no file"),
     ],
 )
@@ -317,3 +321,71 @@ def test_captions_that_unfold(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(edits, "MOST_UNFOLDED", 2**20)
     path = rows(tmp_path, edit_prompt=[str(n) * 300_000 for n in range(4)])
     assert "unfolds to many times its size" in refused(capsys, "captions", path, "--out", tmp_path / "more.jsonl")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["captions", "x.parquet", "--out", "more.jsonl"],
+        ["dataset", "info", "x.parquet"],
+        ["dataset", "verify", "x.tar.gz"],
+        ["dataset", "import", "x.json", "--out", "out"],
+        ["evaluate", "edits", "x.json", "--out", "out"],
+    ],
+)
+def test_a_pipe_is_never_waited_for(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.parquet", "x.tar.gz", "x.json"):
+        os.mkfifo(tmp_path / name)
+    assert "is a pipe or a device; give a file" in refused(capsys, *command)
+
+
+def test_a_data_card_that_is_a_pipe(tmp_path):
+    rows(tmp_path)
+    os.mkfifo(tmp_path / "README.md")
+    assert open_pairs(tmp_path).licences() == set()
+
+
+def test_a_gzipped_tar_that_unfolds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "UNFOLDED", 1 << 20)
+    for name, size in (("sound.tar.gz", (1 << 20) - 10_240 - 1024), ("bomb.tar.gz", 30 << 20)):
+        member = tarfile.TarInfo("a.png")
+        member.size = size
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            tar.addfile(member, io.BytesIO(bytes(size)))
+    assert "unfolds to more than" in refused(capsys, "dataset", "info", tmp_path / "bomb.tar.gz")
+    assert "unfolds" not in refused(capsys, "dataset", "info", tmp_path / "sound.tar.gz")
+
+
+def test_a_clear_mask_that_is_cut_short_or_has_too_many_pixels(tmp_path, monkeypatch):
+    Image.new("RGBA", (64, 64), (255, 255, 255, 0)).save(tmp_path / "mask.png", compress_level=0)
+    assert open_mask(tmp_path / "mask.png", (8, 8)).getextrema() == (255, 255)
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "MAX_PIXELS", 64 * 64 - 1)
+        with pytest.raises(ImageError, match="more than 0 megapixels"):
+            open_mask(tmp_path / "mask.png", (8, 8))
+    (tmp_path / "short.png").write_bytes((tmp_path / "mask.png").read_bytes()[:2000])
+    with pytest.raises(ImageError, match="short.png is damaged or cut short"):
+        open_mask(tmp_path / "short.png", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"checkpoint": "http://127.0.0.1:9/x.ckpt"}, "neither beside it nor here"),
+        ({"checkpoint": "/etc/passwd"}, "neither beside it nor here"),
+        ({"checkpoint": "../../x.ckpt"}, "neither beside it nor here"),
+        ({"source": "../a.png"}, "neither beside it nor here"),
+        ({"loras": [3]}, "carries settings that no edit has"),
+        ({"loras": [{"name": "../x", "weight": 1}]}, "neither beside it nor here"),
+        ({"vae": "x"}, "carries settings that no edit has"),
+        ({"control": {"name": "s3://x/y"}}, "neither beside it nor here"),
+        ({"steps": 10**9}, "steps"),
+    ],
+)
+@pytest.mark.parametrize("how", ["--like", "--verify"])
+def test_settings_of_a_stranger_s_picture_lead_nowhere(how, changes, says, tmp_path, capsys):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    settings = {"instruction": "snow", "seed": 0, "source": "a.png", "checkpoint": "embedded", "size": "paper"}
+    path = save_image(Image.new("RGB", (64, 64)), tmp_path / "result.png", {**settings, **changes})
+    assert says in refused(capsys, "edit", how, path, "--out", tmp_path / "out.png")

@@ -25,11 +25,11 @@ from ip2p_engine.images import (
     plan_size,
     read_settings,
     save_image,
-    strip,
     to_images,
     to_tensor,
     upright_size,
 )
+from ip2p_engine.strips import strip
 
 REFERENCE = Path(__file__).parent.parent / "data" / "reference"
 RESIZE_TABLE = json.loads((REFERENCE / "misc.json").read_text())["resize"]

@@ -434,6 +434,32 @@ def test_gedits_files_are_read_and_written(tmp_path):
     assert again[1]["overall"] == pytest.approx(marks_by_hand(2, "a", VIESCORE)["overall"])
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"key": "../../private"}, {"task_type": "../.."}, {"instruction_language": "../.."}, {"key": "a\\..\\b"}]
+)
+def test_no_picture_of_this_machine_is_shown_to_a_server(wrong, tmp_path):
+    row = {"key": "k", "task_type": "add", "instruction": "do", "instruction_language": "en", **wrong}
+    (tmp_path / "gedit.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DatasetError, match="does not lie below"):
+        edits_of(tmp_path, tmp_path / "gedit.jsonl")
+    (tmp_path / "imgedit.json").write_text(json.dumps({"a": {"id": "../b.png", "prompt": "do", "edit_type": "add"}}))
+    with pytest.raises(DatasetError, match="does not lie below"):
+        edits_of(tmp_path, tmp_path / "imgedit.json")
+
+
+@pytest.mark.parametrize(
+    ("following", "quality", "fine"), [("0", "10", 1), ("-1", "-1", 0), ("11", "3", 0), ("nan", "1", 0)]
+)
+def test_scores_of_others_are_from_0_to_10(following, quality, fine, tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text(f"edited_image,sementics_score,quality_score\na/b/c.png,{following},{quality}\n")
+    if fine:
+        assert read_scores(path, VIESCORE)[0]["overall"] == 0
+    else:
+        with pytest.raises(DatasetError, match="of 0 to 10"):
+            read_scores(path, VIESCORE)
+
+
 def test_imgedits_files_are_read_and_written_and_stand_below_a_line(tmp_path, capsys):
     described = {
         str(n): {"id": f"animal/{n}.png", "prompt": f"do {n}", "edit_type": ("add", "adjust")[n % 2]} for n in range(4)

@@ -187,17 +187,23 @@ def main() -> int:
     sys.path[:0] = [str(options.engine), str(HERE)]
     from fuzz import warm_up
 
-    root, broken = Path(tempfile.mkdtemp(prefix="crash")), 0
+    root = Path(tempfile.mkdtemp(prefix="crash"))
     try:
         warm_up(root, options.seeds)
-        for name in options.only or commands(root, root):
-            points, tried, wrong = _tried(name, root, options.most)
-            broken += len(wrong)
-            sys.stdout.write(f"| {name} | {points} | {tried} | {len(wrong)} |\n")
-            sys.stdout.write("".join(f"  {one}\n" for one in wrong))
-            sys.stdout.flush()
+        return try_all(root, options.only, options.most)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def try_all(root: Path, only: list[str] | None, most: int) -> int:
+    """Power cuts of some commands, or of all, in a process that is warm; 1 if a promise was broken."""
+    broken = 0
+    for name in only or commands(root, root):
+        points, tried, wrong = _tried(name, root, most)
+        broken += len(wrong)
+        sys.stdout.write(f"| {name} | {points} | {tried} | {len(wrong)} |\n")
+        sys.stdout.write("".join(f"  {one}\n" for one in wrong))
+        sys.stdout.flush()
     return int(broken > 0)
 
 

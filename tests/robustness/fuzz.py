@@ -1,11 +1,13 @@
 """The campaign: sound inputs are spoiled in many ways, and every command has to end in one sentence.
 
     python tests/robustness/fuzz.py [--cases 3000] [--seed 0] [--only NAME ...] [--engine CHECKOUT] [--lines FILE]
+                                     [--again FILE]
 
-One warm process forks for each case, which gets 20 seconds of computing and 1 GB beyond what it had. Prints a table by
-generator and the causes found, and writes a JSON line a case; exit code 1 where a promise was broken: no traceback, no
-hang, no memory beyond, no file outside the case's folder, no code of a stranger's, no script in a page, no file of this
-machine in a result, no control character on the terminal. Not for Windows, which cannot fork.
+One warm process forks for each case, which gets 20 seconds of its processor, as many of waiting for something, and 1 GB
+beyond what it had; what others compute meanwhile is not its fault. Prints a table by generator and the causes found,
+and writes a JSON line a case; exit code 1 where a promise was broken: no traceback, no hang, no memory beyond, no file
+outside the case's folder, no code of a stranger's, no script in a page, no file of this machine in a result, no control
+character on the terminal. Not for Windows, which cannot fork.
 """
 
 from __future__ import annotations
@@ -36,26 +38,32 @@ PATIENCE = 15  # times as long by the clock, on a machine that others use too
 REFUSED, FINE = (2,), (0, 1, 130)
 SECRET = "hidden-words-of-this-machine"
 FAULTS = ("traceback", "hang", "memory", "crash", "code", "outside", "leak", "script", "control", "leftover")
+PICTURE = "\ufffdPNG\n\x1a\n"  # of --out -, as text
 FRAME = re.compile(r'File "[^"]*(ip2p_engine/[^"]+)", line \d+, in (\w+)')
 
 
 def main() -> int:
-    options = _options()
+    options = parsed()
     sys.path[:0] = [str(options.engine), str(HERE)]
     root = Path(tempfile.mkdtemp(prefix="fuzz"))
     try:
         warm_up(root, options.seeds)
-        from hostile_inputs import GENERATORS
-
-        names = options.only or sorted(GENERATORS)
-        results = list(_campaign(root, options, names))
+        return try_all(root, options)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def try_all(root: Path, options: argparse.Namespace) -> int:
+    """The cases that are asked for, in a process that is warm, and their table; 1 if a promise was broken."""
+    from hostile_inputs import GENERATORS
+
+    names = options.only or sorted(GENERATORS)
+    results = list(_campaign(root, options, names))
     sys.stdout.write(_table(results, names))
     return int(any(result["faults"] for result in results))
 
 
-def _options() -> argparse.Namespace:
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
@@ -63,8 +71,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--engine", type=Path, default=HERE.parents[1])
     parser.add_argument("--lines", type=Path, help="a JSON line a case; a run goes on from it")
     parser.add_argument("--seeds", type=Path, help="sound inputs of an earlier run, or where to keep them")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only the cases that broke a promise in these lines")
     parser.add_argument("--keep-going", type=float, default=1e9, metavar="S", help="stop after so many seconds")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def warm_up(root: Path, made: Path | None = None) -> None:
@@ -127,11 +136,13 @@ def _campaign(root: Path, options: argparse.Namespace, names: list[str]) -> Iter
     started = time.monotonic()
     done = _known(options.lines, names)
     yield from done.values()
+    asked = [(names[number % len(names)], options.seed * 1_000_003 + number) for number in range(options.cases)]
+    if options.again:
+        asked = [(one["generator"], one["case"]) for one in _known(options.again, names).values() if one["faults"]]
     with options.lines.open("a") if options.lines else open(os.devnull, "w") as lines:
-        for number in range(options.cases):
+        for name, case in asked:
             if time.monotonic() - started > options.keep_going:
                 break
-            name, case = names[number % len(names)], options.seed * 1_000_003 + number
             if case in done:
                 continue
             result = _case(root, name, case)
@@ -203,7 +214,7 @@ def _forked(root: Path, place: Path, arguments: list[str]) -> dict[str, Any]:
         leave(lambda: command(arguments))
     most, why, busy, computed = 0, "", started, 0.0
     while True:
-        done, status, _ = os.wait4(process, os.WNOHANG)
+        done, status, used = os.wait4(process, os.WNOHANG)
         if done:
             break
         most = max(most, _resident(process) - before)
@@ -213,16 +224,23 @@ def _forked(root: Path, place: Path, arguments: list[str]) -> dict[str, Any]:
         why = "hang" if late else "memory" if most > BYTES else ""
         if why:
             os.killpg(process, signal.SIGKILL)
-            os.wait4(process, 0)
-            return {"code": None, "why": why, "seconds": round(time.monotonic() - started, 2), "megabytes": most >> 20}
+            _, status, used = os.wait4(process, 0)
+            break
         time.sleep(0.02)
-    code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "why": "", "seconds": round(time.monotonic() - started, 2), "megabytes": most >> 20}
+    return {
+        "code": None if why else os.waitstatus_to_exitcode(status),
+        "why": why,
+        "computed": round(used.ru_utime + used.ru_stime, 2),
+        "seconds": round(time.monotonic() - started, 2),
+        "megabytes": most >> 20,
+    }
 
 
 def _resident(process: int) -> int:
+    """Bytes of its own; of a fork those of files are not mapped at once, and would hide as much."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize()
+        _, resident, shared, *_ = map(int, Path(f"/proc/{process}/statm").read_text().split())
+        return (resident - shared) * resource.getpagesize()
     except (OSError, IndexError):
         return 0
 
@@ -251,7 +269,7 @@ def _faults(ended: dict[str, Any], out: str, error: str) -> Iterator[str]:
         yield "traceback"
     elif ended["code"] not in (*REFUSED, *FINE):
         yield "crash"
-    if "\x1b" in out or "\x1b" in error.replace("\x1b[A", ""):  # the bars' own way up
+    if ("\x1b" in out and not out.startswith(PICTURE)) or "\x1b" in error.replace("\x1b[A", ""):  # the bars' own way up
         yield "control"
 
 
@@ -294,7 +312,7 @@ def _table(results: list[dict[str, Any]], names: list[str]) -> str:
         found = Counter(fault for result in group for fault in result["faults"])
         sound = [result for result in group if not result["faults"]]
         refused = sum(result["code"] in REFUSED for result in sound)
-        slow, large = (max(result[key] for result in group) for key in ("seconds", "megabytes"))
+        slow, large = (max(result[key] for result in group) for key in ("computed", "megabytes"))
         counts = [str(found[fault]) for fault in FAULTS]
         rows.append(
             (name, str(len(group)), str(len(sound) - refused), str(refused), *counts, f"{slow:.1f}", str(large))

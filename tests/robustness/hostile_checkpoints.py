@@ -129,7 +129,7 @@ def own_spec(case: Case) -> list[Any]:
         return {**said, "architecture": network} if isinstance(said, dict) else said
 
     path = own_config(case, change)
-    return editing(case, path, "--json") if case.rng.random() < 0.3 else reading(case, path)
+    return editing(case, path, "--json", "--resolution", "64") if case.rng.random() < 0.3 else reading(case, path)
 
 
 @generator

@@ -1,5 +1,6 @@
 """All generators of the campaign."""
 
+import hostile_added
 import hostile_checkpoints
 import hostile_data
 import hostile_more
@@ -7,4 +8,4 @@ import hostile_runs
 from spoiling import GENERATORS, Case
 
 __all__ = ["GENERATORS", "Case"]
-LOADED = (hostile_checkpoints, hostile_data, hostile_more, hostile_runs)
+LOADED = (hostile_added, hostile_checkpoints, hostile_data, hostile_more, hostile_runs)

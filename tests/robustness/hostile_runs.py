@@ -372,7 +372,7 @@ def sessions(case: Case) -> list[Any]:
             (torch.full(shape, float("nan")), torch.zeros(shape), torch.zeros(shape, dtype=torch.int8))
         )
         save_file({"latents": value, picked(case, "area", "x"): torch.zeros(1, 8, 8)}, place / "turn-002.safetensors")
-    say = ["session", "say", place, "make it night", *editing(case, case.seeds / "tiny")[4:-2]]
+    say = ["session", "say", place, "make it night", *editing(case, case.seeds / "tiny")[4:-4]]
     return picked_list(
         case, say, say, ["session", "history", place], ["session", "undo", place], ["session", "branch", place, "1"]
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -51,6 +51,9 @@ def make_seeds(home: Path, main: Main, engine: Path) -> None:
     run("train", "--data", home / "store", "--base", home / "tiny4", "--out", home / "run", *TRAIN)
     _evaluation(home / "evaluation")
     save_file(_lora(), home / "lora.safetensors")
+    _added(home)
+    edit = ["edit", home / "picture.png", "--instruction", "snow", "--checkpoint", home / "tiny.safetensors"]
+    run(*edit, "--steps", "1", "--resolution", "64", "--out", home / "result.png")
     shutil.copytree(engine / "ip2p_engine" / "scenes" / "embedded" / "clip", home / "clip")
     _triplets(home / "triplets")
 
@@ -117,6 +120,23 @@ def _lora() -> dict[str, torch.Tensor]:
     layers = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_{name}" for name in "qkv"]
     factors = {"lora_down.weight": torch.randn(4, 16), "lora_up.weight": torch.randn(16, 4), "alpha": torch.tensor(4.0)}
     return {f"{layer}.{part}": value.clone() for layer in layers for part, value in factors.items()}
+
+
+def _added(home: Path) -> None:
+    """What goes beside a checkpoint: an autoencoder, a ControlNet, a word of textual inversion; and a HEIC."""
+    from pillow_heif import register_heif_opener
+
+    prefix = "first_stage_model."
+    found = _state(home / "tiny.safetensors").items()
+    save_file(
+        {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}, home / "vae.safetensors"
+    )
+    unet = UNet2DConditionModel.from_pretrained(home / "tiny4" / "unet")
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4)).save_pretrained(home / "control")
+    shutil.copy(home / "control" / "diffusion_pytorch_model.safetensors", home / "control.safetensors")
+    save_file({"emb_params": torch.randn(2, WIDTH)}, home / "word.safetensors")
+    register_heif_opener()
+    Image.open(home / "picture.png").save(home / "picture.heic")
 
 
 def _triplets(folder: Path) -> None:
