@@ -56,6 +56,9 @@ class PairRecord:
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
 
+MOST_LETTERS = 1 << 20
+
+
 def _refuse(name: str, value: Any, what: str) -> DatasetError:
     return DatasetError(f"its {name} is {repr(value)[:60]} ({type(value).__name__}); give {what}")
 
@@ -73,6 +76,8 @@ def _text(name: str, value: Any) -> str:
         raise DatasetError(f"it is without {name}; fill it in, or leave the row out")
     if not isinstance(value, str):
         raise _refuse(name, value, "a text")
+    if len(value) > MOST_LETTERS:  # rows are gathered before they are written
+        raise DatasetError(f"its {name} has {len(value):,} letters; give at most {MOST_LETTERS:,}")
     try:
         value.encode()
     except UnicodeEncodeError as error:

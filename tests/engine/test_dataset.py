@@ -362,6 +362,12 @@ def test_verify_finds_every_kind_of_fault(tmp_path):
     assert "has no manifest.json" in verify(folder).faults[0]
 
 
+def test_a_text_has_so_many_letters():
+    assert len(pair(0, edit_prompt="a" * 2**20).edit_prompt) == 2**20
+    with pytest.raises(DatasetError, match="its edit_prompt has 1,048,577 letters; give at most 1,048,576"):
+        pair(0, edit_prompt="a" * (2**20 + 1))
+
+
 def test_a_program_is_no_picture(tmp_path):
     """PostScript is one to Pillow, which would have it drawn by a program."""
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EOF\n"
