@@ -8,6 +8,7 @@ from torch import nn
 from ip2p_engine.files import digest_of_files, digest_of_text, sha256_of
 from ip2p_engine.networks.digest import digest_of_network, digest_of_weights, fingerprint
 from ip2p_engine.networks.model import Model
+from ip2p_engine.photos.recipe import PHOTOS_SPEC
 
 
 def network() -> nn.Module:
@@ -20,7 +21,7 @@ def network() -> nn.Module:
 
 def test_networks_have_the_digests_of_0_1():
     unet, autoencoder, text = network(), network().half(), network().bfloat16()
-    model = Model(spec=None, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
+    model = Model(spec=PHOTOS_SPEC, unet=unet, autoencoder=autoencoder, text_encoders=(text,))
     assert fingerprint(unet, autoencoder) == "80ba906fa85e268b"
     assert digest_of_network(unet) == "11059cf38e33db1464bb1511ae0bb518"
     assert digest_of_weights(model) == "9a90dd87ecf2dddc35d48f08522bef79"

@@ -408,7 +408,9 @@ def test_draws_follow_from_seed_step_and_position():
         drop, level = torch.rand(2, generator=generator, dtype=torch.float64)
         posterior, noise = torch.randn(2, 4, 8, 8, generator=generator)
         offset = torch.randn(4, 1, 1, generator=generator)
+        scales = torch.rand(2, generator=generator)  # the last ones drawn, so that 0.1's are what they were
         expected = {"drop": drop.float(), "level": level, "posterior": posterior, "noise": noise, "offset": offset}
+        expected["scales"] = scales
         found = vars(draw(seed, step, [position], (4, 8, 8)))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name][0], value) for name, value in expected.items())
