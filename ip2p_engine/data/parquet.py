@@ -18,7 +18,8 @@ from .pages import NoPlainValues, dictionary_size, places_of
 __all__ = ["UNFOLDED", "UNFOLDS", "LostRows", "ParquetFiles", "pyarrow_modules", "read_columns", "schema_of"]
 
 AT_ONCE, BUFFER = 100, 2**20
-MOST_BYTES = 2**28  # of the columns without pictures that are kept, and of a batch
+MOST_BYTES = 2**28  # of the columns without pictures that are kept
+MOST_BATCH = 2**26  # which is there four times: this one and the last, each as Arrow's and as Python's
 # A small file may ask for much: rows that take no byte each, columns that unfold to so many times its size.
 MOST_ROWS, MOST_COLUMNS, UNFOLDS, UNFOLDED = 2**20, 2000, 20, 2**26
 
@@ -203,7 +204,7 @@ def _rows_at_once(file: Any, path: Path) -> int:
             group = file.metadata.row_group(n)
             chunks = (group.column(k) for k in range(group.num_columns))
             largest = max(largest, *(dictionary_size(stream, one) for one in chunks if one.num_values), 1)
-    return max(1, min(AT_ONCE, MOST_BYTES // largest))
+    return max(1, min(AT_ONCE, MOST_BATCH // largest))
 
 
 def _table(file: Any, path: Path, **choice: Any) -> Any:
