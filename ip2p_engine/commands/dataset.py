@@ -15,6 +15,8 @@ from .options import Several, add_command, add_reading_options, local_path, prog
 __all__ = ["add"]
 
 SHOWN, PAIRS_OF_A_SHEET = 20, 200
+Fault = tuple[str, int]
+"""What is wrong, and how many rows are lost where it is more than one row's."""
 
 
 def add(commands: Any) -> None:
@@ -99,7 +101,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from ..data.tools import import_dataset
 
-    faults: list[Exception] = []
+    faults: list[Fault] = []
     with progress_bar(0, "pairs") as bar:
         count = import_dataset(options.source, options.out, reading_of(options), hooks=_noting(faults, bar))
     return _say(options, {"new": count}, f"{count:,} new pairs", faults)
@@ -114,7 +116,7 @@ def _layouts(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> int:
     from ..data.tools import export_dataset
 
-    faults: list[Exception] = []
+    faults: list[Fault] = []
     reading = reading_of(options)
     count = export_dataset(options.store, options.out, reading, layout=options.layout, hooks=_noting(faults))
     return _say(options, {"pairs": count}, f"{count:,} pairs", faults)
@@ -144,7 +146,7 @@ def _describe(options: argparse.Namespace) -> int:
 
     names = ("base_url", "model", "key_variable", "concurrency")
     source = SeeingSource(ServerConfig(**{name: getattr(options, name) for name in names}))
-    faults: list[Exception] = []
+    faults: list[Fault] = []
     with stop_signals() as should_stop, progress_bar(0, "pairs") as bar:
         hooks = _noting(faults, bar, should_stop)
         reading, instructions = reading_of(options), options.instructions
@@ -155,7 +157,7 @@ def _describe(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from ..data.tools import merge_datasets
 
-    faults: list[Exception] = []
+    faults: list[Fault] = []
     with progress_bar(0, "pairs") as bar:
         count = merge_datasets(options.sources, options.out, hooks=_noting(faults, bar))
     return _say(options, {"new": count}, f"{count:,} new pairs", faults)
@@ -179,21 +181,25 @@ def _copy(options: argparse.Namespace) -> None:
     _print(options, asdict(report), f"{public_name(options.target)}: {megabytes}")
 
 
-def _noting(faults: list[Exception], bar: Any = None, should_stop: Any = None) -> Hooks:
-    """What is left out goes into ``faults``."""
-    return Hooks(on_progress=bar, should_stop=should_stop, on_error=lambda _, error: faults.append(error))
+def _noting(faults: list[Fault], bar: Any = None, should_stop: Any = None) -> Hooks:
+    """What is left out goes into ``faults``; an error itself would keep its row in memory."""
+
+    def note(_: int, error: Exception) -> None:
+        faults.append((str(error), getattr(error, "rows", 0)))
+
+    return Hooks(on_progress=bar, should_stop=should_stop, on_error=note)
 
 
-def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[Exception]) -> int:
+def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[Fault]) -> int:
     """What was written and what was left out; the code is 1 where it was more than single rows: the rest of a file."""
-    from ..data.parquet import LostRows
     from ..progress import write_note
 
-    for fault in faults[:SHOWN]:
-        write_note(f"ip2p: left out: {fault}")
-    lost = [fault.rows for fault in faults if isinstance(fault, LostRows)]
+    shown = [said for said, _ in faults[:SHOWN]]
+    for said in shown:
+        write_note(f"ip2p: left out: {said}")
+    lost = [rows for _, rows in faults if rows]
     count = sum(lost) + len(faults) - len(lost)
-    told = {"left_out": count, "faults": [str(fault) for fault in faults[:SHOWN]], "broken_files": len(lost)}
+    told = {"left_out": count, "faults": shown, "broken_files": len(lost)}
     left = f", {count:,} rows left out" if faults else ""
     if lost:
         write_note(f"ip2p: {sum(lost):,} rows of {len(lost)} files are lost; restore the files to have them")
