@@ -172,6 +172,8 @@ PLANTS: dict[str, Plant] = {
 }
 NAMED = {"shift": "offset", "zoom": "offset", "empty": "tiny", "wrong instruction": "instruction"}
 """The doctor's words, where they are others."""
+ALSO = {"wrong instruction": "swapped"}
+"""As good a word: an instruction that asks for the way back makes a swapped pair."""
 
 
 def planted(pairs: Sequence[PairRecord], shares: dict[str, float], *, seed: int) -> tuple[list[PairRecord], list[str]]:
@@ -227,7 +229,7 @@ def _tally(faults: Sequence[str], found: dict[int, set[str]]) -> dict[str, list[
         if fault:
             counts = tally.setdefault(fault, [0, 0])
             counts[0] += 1
-            counts[1] += NAMED.get(fault, fault) in found.get(row, ())
+            counts[1] += bool({NAMED.get(fault, fault), ALSO.get(fault)} & found.get(row, set()))
     for word in dict.fromkeys(NAMED.get(name, name) for name in PLANTS):
         rows = [row for row, fault in enumerate(faults) if not fault]
         tally[f"false {word}"] = [len(rows), sum(word in found.get(row, ()) for row in rows)]
@@ -241,8 +243,9 @@ def doctor_table(tallies: dict[int, dict[str, list[int]]], options: argparse.Nam
         word = NAMED.get(name, name)
         count, hits = next(one[name] for one in tallies.values() if name in one)
         sound, false = np.array([one[f"false {word}"] for one in tallies.values()]).sum(axis=0)
+        called = " or ".join(filter(None, (word, ALSO.get(name))))
         lines.append(
-            f"| {name} | {word} | {hits} of {count} ({hits / count:.1%}) | {false} of {sound} ({false / sound:.2%}) |"
+            f"| {name} | {called} | {hits} of {count} ({hits / count:.1%}) | {false} of {sound} ({false / sound:.2%}) |"
         )
     return "\n".join(lines)
 
@@ -250,7 +253,7 @@ def doctor_table(tallies: dict[int, dict[str, list[int]]], options: argparse.Nam
 def _show_misses(pairs: Sequence[PairRecord], faults: Sequence[str], found: dict[int, set[str]]) -> None:
     for row, fault in enumerate(faults):
         words = found.get(row, set()) - {"split"}
-        if (fault and NAMED.get(fault, fault) not in words) or (not fault and words):
+        if (fault and not {NAMED.get(fault, fault), ALSO.get(fault)} & words) or (not fault and words):
             print(f"{fault or 'sound'}: {words or 'nothing'}: {pairs[row].edit_prompt}", file=sys.stderr)
 
 

@@ -203,6 +203,7 @@ def told(*, forth=0.8, back=-0.5, cast=(1, 0, 0), even=0.9, **move):
         ({"cast": (0, 0, -9), "even": 0.49}, {"cast": (0, 0, -9), "even": 0.5}, "cast"),
         ({"gain": 0.024, "zoom": 1.03}, {"gain": 0.025, "zoom": 1.03}, "offset"),
         ({"gain": 0.05, "zoom": 0.971}, {"gain": 0.05, "zoom": 0.969}, "offset"),
+        ({"gain": 0.05, "zoom": 1.131}, {"gain": 0.05, "zoom": 1.129}, "offset"),
         ({"gain": 0.05, "y": -0.89}, {"gain": 0.05, "y": -0.9}, "offset"),
     ],
 )
