@@ -183,9 +183,11 @@ class TrainConfig:
     image_dropout: float | None = None
     """The share that loses the picture alone, where it is another; None: ``dropout``."""
     change_weight: float = 0.0
-    """w: errors count (1 + w d) / (1 + w) where d is the size of the pair's change of latents there over its mean."""
+    """w: errors count (1 + w d) / (1 + w) where d is the size of the pair's change of latents there over its mean.
+    Measured on scenes it made fewer edits right (docs/training.md)."""
     unmasked_weight: float = 1.0
-    """How much an error counts outside the mask that the data give, beside 1 inside; 1 is the plain loss."""
+    """How much an error counts outside the mask that the data give, beside 1 inside; 1 is the plain loss.
+    Measured on scenes less made fewer edits right (docs/training.md)."""
     mask_channels: bool = False
     """Tell the network the data's masks as four more channels, as UltraEdit does; a base that has them goes on so."""
     prediction: str | None = None
