@@ -27,11 +27,13 @@ __all__ = [
     "DINO",
     "Dino",
     "Lpips",
+    "MASK_WHITE",
     "background",
     "centre",
     "clip_features",
     "distances",
     "evaluate_extra",
+    "fitted_mask",
     "psnr",
     "same_size",
     "unit",
@@ -40,6 +42,7 @@ __all__ = [
 SSIM_WINDOW = 11
 BEST_PSNR = 99.0
 """Of equal pictures, where means are taken: infinity would swallow them."""
+MASK_WHITE = 128  # of 255: from there on a mask says that the edit was wanted
 DINO = "facebook/dino-vits16"
 DINO_RESIZE, DINO_CROP = 256, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,8 +114,7 @@ class Lpips:
     def background(self, source: Image.Image, edited: Image.Image, mask: Image.Image) -> float:
         """Of a source and its edit, with what lies inside the mask taken as kept."""
         resized = same_size(edited.convert("RGB"), source)
-        levels = mask.convert("L").resize(source.size, Image.Resampling.NEAREST)
-        inside = levels.point(lambda level: 255 * (level >= 128))
+        inside = fitted_mask(mask, source).point(lambda level: 255 * (level >= MASK_WHITE))
         kept = Image.composite(source.convert("RGB"), resized, inside)
         self._metric.reset()
         return float(self._metric(unit(kept)[None], unit(source)[None]))
@@ -136,13 +138,18 @@ def distances(image: Image.Image, other: Image.Image) -> dict[str, float]:
     return {"l1": float((a - b).abs().mean()), "l2": squared, "psnr": psnr(squared), "ssim": ssim}
 
 
+def fitted_mask(mask: Image.Image, source: Image.Image) -> Image.Image:
+    """A mask in grey at its picture's size, by the nearest pixel."""
+    return mask.convert("L").resize(source.size, Image.Resampling.NEAREST)
+
+
 def background(source: Image.Image, edited: Image.Image, mask: Image.Image) -> dict[str, float]:
     """How well an edit kept what lies outside a mask: psnr, ssim and l2 of source and edited over its black pixels.
 
-    ``mask`` is white (128 and more) where the edit was wanted. Only pixels outside count, so a large mask does not
-    flatter; SSIM's windows reach 5 pixels into it. Raises ImageError for a mask without an outside.
+    ``mask`` is white (``MASK_WHITE`` and more) where the edit was wanted. Only pixels outside count, so a large mask
+    does not flatter; SSIM's windows reach 5 pixels into it. Raises ImageError for a mask without an outside.
     """
-    outside = torch.from_numpy(np.array(mask.convert("L").resize(source.size, Image.Resampling.NEAREST)) < 128)
+    outside = torch.from_numpy(np.array(fitted_mask(mask, source)) < MASK_WHITE)
     if not outside.any():
         raise ImageError("the mask is white everywhere, so nothing is outside the edit; give one with black parts")
     a, b = unit(source), unit(same_size(edited, source))

@@ -23,7 +23,7 @@ from ..files import csv_rows, disk_errors, json_lines
 from ..hooks import Hooks
 from ..images import mask_levels, open_image
 from ..networks.digest import fingerprint
-from .metrics import Dino, Lpips, background, clip_features, distances
+from .metrics import MASK_WHITE, Dino, Lpips, background, clip_features, distances, fitted_mask
 from .run_folder import Row, Table, row_key, row_log
 
 __all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "pair_tables", "read_table"]
@@ -152,8 +152,8 @@ def measure_picture(
         features = dict(zip(pictures, dino.features(list(pictures.values())), strict=True))
         numbers["source_dino"] = _cosine(features["edited"], features["source"])
         numbers |= {} if target is None else {"dino": _cosine(features["edited"], features["target"])}
-    if row.mask is not None:
-        mask = mask_levels(row.mask)[0]
+    mask = None if row.mask is None else fitted_mask(mask_levels(row.mask)[0], source)
+    if mask is not None and mask.getextrema()[0] < MASK_WHITE:  # of an edit of the whole picture there is no outside
         numbers |= background(source, edited, mask)
         numbers |= {} if lpips is None else {"background_lpips": lpips.background(source, edited, mask)}
     return numbers
@@ -183,7 +183,10 @@ def pair_tables(numbers: Sequence[Mapping[str, Any]]) -> list[Table]:
     titles = {
         "MagicBrush: edited against target": (MAGICBRUSH, ""),
         "Emu Edit: edited against source": (EMU, ""),
-        "What was kept": (KEPT, "Equal pictures have no PSNR and are left out of its mean."),
+        "What was kept": (
+            KEPT,
+            "Equal pictures have no PSNR, masks of the whole picture no background: left out of these means.",
+        ),
     }
     return [
         Table(title=title, columns=("number", "mean", "n"), rows=_means(numbers, names), note=note)
