@@ -371,9 +371,10 @@ def _compiles(config: TrainConfig, device: torch.device) -> bool:
 
 def _state(model: Model, config: TrainConfig, accelerator: Any) -> tuple[Any, list[Any], State]:
     """(the UNet as Accelerate wraps it, the text encoders where they are trained, what the steps change)."""
-    needs_whole = config.lora_rank or config.optimizer == "muon" or config.train_text_encoder
+    needs_whole = config.lora_rank or config.optimizer in ("muon", "adafactor") or config.train_text_encoder
     if accelerator.distributed_type == "FSDP" and needs_whole:
-        raise ConfigError("LoRA, muon and training text encoders need whole tensors; start several GPUs without FSDP")
+        named = "LoRA, muon, adafactor and training text encoders"
+        raise ConfigError(f"{named} need whole tensors; start several GPUs without FSDP")
     optimizers, texts = make_optimizers(trained_of(model), config), trained_texts(model)
     with refusals():
         unet, *rest = accelerator.prepare(model.unet, *texts, *optimizers)

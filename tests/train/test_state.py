@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ip2p_engine.errors import CheckpointError
+from ip2p_engine.errors import CheckpointError, ConfigError
 from ip2p_engine.train import TrainConfig
 from ip2p_engine.train.checkpoints import State, is_sharded, whole
 from ip2p_engine.train.networks import make_trainable, trained_parameters, usable
 from ip2p_engine.train.optimizers import Average, make_optimizers
+from ip2p_engine.train.setup import _state
 
 
 @pytest.fixture
@@ -82,3 +84,11 @@ def test_a_checkpoint_of_another_network_is_refused(tiny_model):
         state.load({**saved, "trained": narrow}, "x")
     with pytest.raises(CheckpointError, match="holds other weights"):
         state.load({**saved, "trained": {}}, "x")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "adafactor"}, {"optimizer": "muon"}, {"lora_rank": 2}, {"train_text_encoder": True}]
+)
+def test_what_needs_whole_tensors_is_refused_where_they_lie_in_pieces(settings):
+    with pytest.raises(ConfigError, match="adafactor and training text encoders need whole tensors"):
+        _state(None, TrainConfig(**settings), SimpleNamespace(distributed_type="FSDP"))
