@@ -19,7 +19,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "robustness"))
 pytestmark = [pytest.mark.comfy, pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")]
 SECONDS, BYTES = 60, 1 << 30  # beside other work; a quiet core takes two
-SENTENCES = ("CheckpointError", "ConfigError", "DatasetError", "ImageError")
+SENTENCES = ("CheckpointError", "ConfigError", "DatasetError", "ImageError", "LostRows")
 PER_KIND = int(os.environ.get("IP2P_HOSTILE", "1"))
 CHECKPOINTS = [
     "safetensors_entry",

@@ -189,7 +189,7 @@ def test_two_runs_of_one_command_write_equal_pictures(scene, tmp_path):
 
 @pytest.mark.slow
 def test_demo_says_what_the_judge_sees_and_how_long_it_took(tmp_path, capsys):
-    assert run("demo", "--out", tmp_path / "demo.png") == 0
+    assert run("demo", "--checkpoint", "embedded", "--out", tmp_path / "demo.png") == 0
     said = capsys.readouterr().out
     assert "'make it snow': a large red heart on sky, snow" in said
     assert "s an edit" in said
