@@ -153,7 +153,7 @@ def measure_picture(
         numbers["source_dino"] = _cosine(features["edited"], features["source"])
         numbers |= {} if target is None else {"dino": _cosine(features["edited"], features["target"])}
     mask = None if row.mask is None else fitted_mask(mask_levels(row.mask)[0], source)
-    if mask is not None and mask.getextrema()[0] < MASK_WHITE:  # of an edit of the whole picture there is no outside
+    if mask is not None and mask.histogram()[:MASK_WHITE] != [0] * MASK_WHITE:  # else there is no outside
         numbers |= background(source, edited, mask)
         numbers |= {} if lpips is None else {"background_lpips": lpips.background(source, edited, mask)}
     return numbers
