@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DatasetError, IP2PError
-from ..files import is_locked, is_url, public_name, reason_of, sweep, whole_file
+from ..files import check_file, is_locked, is_url, public_name, reason_of, sweep, whole_file
 from ..hooks import Hooks
 from .ledger import FOLDER as LEDGER
 from .store import DATA, MANIFEST
@@ -78,7 +78,11 @@ class _Place:
             return {}
         found = self._storage.find(self._root, detail=True)
         names = {path.removeprefix(self._root + "/"): row["size"] for path, row in found.items()}
-        return {name: size for name, size in names.items() if name == MANIFEST or PART.fullmatch(name)}
+        parts = {name: size for name, size in names.items() if name == MANIFEST or PART.fullmatch(name)}
+        if self._here is not None:
+            for name in parts:
+                check_file(self._here / name, DatasetError)
+        return parts
 
     def read(self, name: str) -> bytes:
         return self._storage.cat_file(f"{self._root}/{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import fsspec
 import pytest
@@ -146,6 +147,17 @@ def test_parts_cut_otherwise_do_not_meet(shared, tmp_path):
     copy_dataset(grow(tmp_path / "store", range(4), partition=(0, 2)), shared)
     with pytest.raises(DatasetError, match="is cut into 2 parts, and .* otherwise"):
         copy_dataset(grow(tmp_path / "other", range(4), partition=(0, 3)), shared)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_place_of_a_shard_is_one_sentence(tmp_path):
+    """Nobody writes into it, so that reading would never end."""
+    store = grow(tmp_path / "store", range(4))
+    shard = next((store / "data").glob("*.parquet"))
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(DatasetError, match="is a pipe or a device"):
+        copy_dataset(store, tmp_path / "copy")
 
 
 def test_a_folder_with_a_writer_is_not_written_to(tmp_path):
