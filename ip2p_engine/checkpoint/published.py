@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PUBLISHED", "Published", "published"]
+__all__ = ["EMBEDDED_MODELS", "PUBLISHED", "Published", "published"]
+
+EMBEDDED_MODELS = ("embedded", "embedded-sd", "embedded-photos")
+"""The models that are part of the engine, by name."""
 
 PAPERS = "SD1.5, 512 px, text_cfg 7.5, image_cfg 1.5"
 QUALITY = ", image quality is five out of five"

@@ -26,7 +26,7 @@ from .download import (
     snapshot,
     storage_of,
 )
-from .published import PUBLISHED, Published, published
+from .published import EMBEDDED_MODELS, PUBLISHED, Published, published
 from .read import WEIGHT_SUFFIXES, read_header, read_weights
 from .recognise import EMBEDDED_FOLDER, PHOTOS_FOLDER, bundle_of_file, bundle_of_folder, choose_files
 from .spec import Bundle
@@ -43,12 +43,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-EMBEDDED = {
-    "embedded": EMBEDDED_FOLDER / "unet",
-    "embedded-sd": EMBEDDED_FOLDER / "unet_text_to_image",
-    "embedded-photos": PHOTOS_FOLDER / "unet",
-}
-"""The models that are part of the engine, by name, and where their UNets lie."""
+HOMES = (EMBEDDED_FOLDER / "unet", EMBEDDED_FOLDER / "unet_text_to_image", PHOTOS_FOLDER / "unet")
+EMBEDDED = dict(zip(EMBEDDED_MODELS, HOMES, strict=True))
+"""Where the UNets of the models lie that are part of the engine."""
 HUB = "hf://"
 HUB_SECONDS = 10
 SHOWN = 200  # characters of a name

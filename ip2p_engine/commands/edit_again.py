@@ -19,7 +19,6 @@ from .options import DTYPES
 
 __all__ = ["Again", "read_again", "typed_options", "verify"]
 
-NAMED = ("embedded", "embedded-sd", "embedded-photos")
 # Settings name no address and no path of this machine: those of a stranger would lead there.
 OF_THE_HUB = re.compile(r"(hf://)?[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)+")
 # What a difference of settings means, by the names of the settings.
@@ -164,9 +163,9 @@ class _Finder:
 
     def _checkpoint(self, name: Any, option: str) -> str:
         """A published name or an id of the hub as it is, a file beside the result or here."""
-        from ..checkpoint.published import published
+        from ..checkpoint.published import EMBEDDED_MODELS, published
 
-        if isinstance(name, str) and (name in NAMED or published(name) or OF_THE_HUB.fullmatch(name)):
+        if isinstance(name, str) and (name in EMBEDDED_MODELS or published(name) or OF_THE_HUB.fullmatch(name)):
             return name
         return self._file(name, option)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.published import EMBEDDED_MODELS
 from ..errors import ConfigError, Interrupted
 from ..files import public_name
 from ..hooks import Hooks
@@ -39,7 +40,6 @@ __all__ = [
 
 SHARES, TEXT_CFGS = (1.0, 0.1, 0.01), (1.5, 3.0, 4.5, 6.0, 7.5, 10.0)
 SCENES = "scenes"
-EMBEDDED = ("embedded", "embedded-sd", "embedded-photos")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def warn_of_training(checkpoint: str, pairs: Any, *, split: str = "all") -> None
     from ..data.reading import name_of_pairs
     from ..progress import write_note
 
-    training = {} if checkpoint in EMBEDDED else report_card(checkpoint).training
+    training = {} if checkpoint in EMBEDDED_MODELS else report_card(checkpoint).training
     if pairs is None or name_of_pairs(pairs) not in (training.get("data_sets") or ()):
         return
     held_out = training.get("held_out")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,22 +34,28 @@ RESULTS = ("right", "psnr", "kind", "cause")
 BATCH = 25
 
 
-class Walk(Protocol):
-    """A session: what is said turn by turn, and who knows what comes of it."""
+@dataclass(frozen=True, kw_only=True)
+class Walk(ABC):
+    """A session: its turns, each from the true result of the one before, and who knows what comes of them."""
 
-    @property
-    def seed(self) -> int:
-        """Of its first turn; each has the next one."""
+    edits: tuple[Any, ...]
+    """Of a world: with an ``instruction`` and a ``kind`` each."""
+    seed: int
+    """Of its first turn; each has the next one."""
 
-    @property
-    def instructions(self) -> Sequence[str]: ...
+    @cached_property
+    def instructions(self) -> list[str]:
+        return [edit.instruction for edit in self.edits]
 
-    @property
-    def kinds(self) -> Sequence[str]: ...
+    @cached_property
+    def kinds(self) -> list[str]:
+        return [edit.kind for edit in self.edits]
 
+    @abstractmethod
     def picture(self, turn: int) -> Image.Image:
         """The true one before a turn, counted from 0."""
 
+    @abstractmethod
     def judge(self, turn: int, picture: Image.Image) -> tuple[bool, float, str]:
         """(whether it shows what all turns up to this one lead to, PSNR to that in dB, else what is wrong)."""
 

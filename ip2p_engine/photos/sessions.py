@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from PIL import Image
 
-from ..evaluate.sessions import NOTHING, OTHER
+from ..evaluate.sessions import NOTHING, OTHER, Walk
 from ..images import to_images, to_tensor
 from .edits import Canvas, Move, Operation, Recolour, Remove, Reshape, Resize, Swap, Tone, possible_operations
 from .judge import judge_edit
@@ -25,19 +24,10 @@ TRIES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoWalk:
-    """A session: its turns, each from the true result of the one before, and the seed of its first."""
+class PhotoWalk(Walk):
+    """A session of photographs."""
 
     edits: tuple[PhotoEdit, ...]
-    seed: int
-
-    @cached_property
-    def instructions(self) -> list[str]:
-        return [edit.instruction for edit in self.edits]
-
-    @cached_property
-    def kinds(self) -> list[str]:
-        return [edit.kind for edit in self.edits]
 
     def picture(self, turn: int) -> Image.Image:
         """The true one before a turn."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from PIL import Image
 
-from ..evaluate.sessions import NOTHING, OTHER
+from ..evaluate.sessions import NOTHING, OTHER, Walk
 from .grammar import Edit, edits_from, instructions_for, scenes_of
 from .judge import judge_edit
 from .world import render
@@ -20,19 +19,10 @@ UNDONE, UNCLEAR = "an earlier change undone", "no scene is seen"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneWalk:
-    """A session: its turns, each from the true result of the one before, and the seed of its first."""
+class SceneWalk(Walk):
+    """A session of scenes."""
 
     edits: tuple[Edit, ...]
-    seed: int
-
-    @cached_property
-    def instructions(self) -> list[str]:
-        return [edit.instruction for edit in self.edits]
-
-    @cached_property
-    def kinds(self) -> list[str]:
-        return [edit.kind for edit in self.edits]
 
     def picture(self, turn: int) -> Image.Image:
         """The true one before a turn."""

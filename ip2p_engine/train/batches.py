@@ -83,13 +83,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same with its tensors on a device; copies from pinned memory do not wait.
 
-        Noise levels stay, in float64, which many devices have not; what drops conditions is float32 there.
+        Noise levels stay: they are float64, which many devices have not.
         """
-        draws = vars(self.draws)
-        if device.type != "cpu":
-            draws = {**draws, "drop": self.draws.drop.float()}
         tensors = {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()}
-        moved = {name: value.to(device, non_blocking=True) for name, value in draws.items() if name != "level"}
+        draws = {name: value for name, value in vars(self.draws).items() if name != "level"}
+        moved = {name: value.to(device, non_blocking=True) for name, value in draws.items()}
         return replace(self, tensors=tensors, draws=Draws(**moved, level=self.draws.level))
 
     def pin_memory(self) -> Batch:
