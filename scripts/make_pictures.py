@@ -43,6 +43,7 @@ LOOK_AT = """([id, left, top]) => {
     view.ds.offset[1] = top - node.pos[1];
     view.setDirty(true, true);
 }"""
+IDLE = "!window.app.runningNodeId && !window.app.ui.lastQueueSize"
 PLACE = """id => {
     const box = document.querySelector(`[data-node-id="${id}"]`).getBoundingClientRect();
     return {x: box.x, y: box.y, width: box.width, height: box.height};
@@ -88,6 +89,7 @@ def run(page: Any, server: ComfyServer, name: str, *, app: bool = False) -> None
         page.wait_for_timeout(500)
     if server.wait(new.pop(), fetch=False).status != "success":
         sys.exit(f"{name} failed")
+    page.wait_for_function(IDLE)  # a slow page hears of the end later than the server says it
     page.wait_for_timeout(4000)
     sys.stdout.write(f"{name}\n")
 
