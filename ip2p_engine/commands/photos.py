@@ -12,7 +12,6 @@ from typing import Any
 from ..errors import ConfigError
 from ..hooks import Hooks
 from .options import (
-    Several,
     add_command,
     add_guidance_options,
     add_model_options,
@@ -45,7 +44,6 @@ def add(commands: Any) -> None:
     judge.add_argument("--json", action="store_true")
     add_model_options(judge)
     add_guidance_options(judge)
-    _add_study(actions)
     pairs = add_command(
         actions, "pairs", _pairs, "a data set of true pairs on the training photographs, to distil with"
     )
@@ -63,18 +61,6 @@ def add(commands: Any) -> None:
     export.add_argument("--runs", type=local_path, default=RUNS)
     export.add_argument("--out", type=local_path, required=True)
 
-
-def _add_study(actions: Any) -> None:
-    study = add_command(actions, "study", _study, "guidance x steps on held-out photographs, paired with c alone")
-    study.add_argument("log", type=local_path, help="measured settings as JSON lines; an unfinished study goes on")
-    study.add_argument("--pictures", type=local_path, default=PICTURES, help="gathered photographs")
-    study.add_argument("--n", type=int, default=220, help="edits, all kinds in turn (default: 220)")
-    study.add_argument("--seed", type=int, default=7)
-    study.add_argument("--text-cfg", type=float, action=Several, nargs="+", help="default: 1 2 4 7.5")
-    study.add_argument("--image-cfg", type=float, action=Several, nargs="+", help="default: 1 1.2 1.5 2")
-    study.add_argument("--steps", type=int, action=Several, nargs="+", help="default: 2 4 10 20")
-    study.add_argument("--sampler", default="euler_ancestral")
-    add_model_options(study)
 
 
 def _gather(options: argparse.Namespace) -> None:
@@ -141,16 +127,3 @@ def _pairs(options: argparse.Namespace) -> None:
         hooks = Hooks(on_progress=bar, should_stop=should_stop)
         write_pairs(pool, options.folder, count, seed=options.seed, hooks=hooks)
     sys.stdout.write(f"{options.folder}: {count} pairs\n")
-
-
-def _study(options: argparse.Namespace) -> None:
-    from ..photos.pictures import PhotoPool
-    from ..photos.study import Study, run_study, study_table
-    from ..photos.world import VIEW, sample_edits
-
-    given = {name: getattr(options, name) for name in ("text_cfg", "image_cfg", "steps")}
-    study = Study(sampler=options.sampler, **{name: tuple(values) for name, values in given.items() if values})
-    pool = PhotoPool(options.pictures, ("held-out",), smallest=VIEW)
-    edits = sample_edits(pool, check_positive("--n", options.n), seed=options.seed, held_out=True)
-    rows = run_study(load_editor(options), edits, study, options.log)
-    sys.stdout.write(f"{study_table(rows)}\n")

@@ -13,7 +13,6 @@ from ip2p_engine.photos import latents
 from ip2p_engine.photos.exam import exam_sheet, exam_table, examine, judge_round_trips
 from ip2p_engine.photos.recipe import export_photos, train_stage
 from ip2p_engine.photos.stages import EditStage, TextStage, make_autoencoder, make_unet
-from ip2p_engine.photos.study import Study, run_study, study_table
 from ip2p_engine.photos.texts import words_in_use
 from ip2p_engine.photos.world import sample_edits
 from ip2p_engine.train.miniature import compact_text_encoder
@@ -75,9 +74,5 @@ def test_exported_files_load_edit_and_are_judged(tmp_path):
     edits = sample_edits(DemoPool(), 1, seed=1, held_out=True)
     for examination in (examine(editor, edits, config=None), judge_round_trips(editor, edits)):
         assert len(examination.verdicts) == 1 and "night" in exam_table(examination)
-    study, log = Study(text_cfg=(2.0,), image_cfg=(1.0,), steps=(1,)), tmp_path / "study.jsonl"
-    rows = run_study(editor, edits, study, log)
-    assert len(rows) == 2 and run_study(editor, edits, study, log) == rows
-    assert "| 1 | 2 / 1 |" in study_table(rows)
     exam_sheet(examination, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").exists()
