@@ -25,8 +25,9 @@ from .edit import EditConfig, InstructPix2Pix
 from .errors import ConfigError, DatasetError
 from .files import disk_errors, locked, read_json, whole_path, write_json
 from .hooks import Hooks
-from .images import Picture, give_back, open_image, plan_size, save_image
+from .images import Picture, Size, give_back, open_image, plan_size, save_image
 from .networks.conditioning import Conditioning, clean_latents, encode_text, size_ids
+from .networks.digest import digest_of_autoencoder
 from .pictures import area_pictures, whole_area
 
 __all__ = ["SETTINGS", "SHARE", "WHOLE", "Session", "Turn", "held", "take_turn"]
@@ -94,13 +95,20 @@ class Turn:
     drift: float = 0.0
     """How far the rest would have moved in this turn, in the latents' unit, had it not been set back."""
     settings: dict[str, Any] = field(default_factory=dict)
+    autoencoder: str = ""
+    """Whose latents a turn's are (networks/digest.py)."""
 
 
 def _check(turn: Turn, place: int) -> None:
     """Raises TypeError or ValueError for one that no session wrote: a turn comes from an earlier one."""
     if type(turn.number) is not int or type(turn.parent) is not int or not 0 <= turn.parent < turn.number == place:
         raise ValueError(f"turn {place} does not come from an earlier one")
-    if not isinstance(turn.instruction, str) or type(turn.seed) is not int or not isinstance(turn.settings, dict):
+    texts = (turn.instruction, turn.autoencoder)
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or type(turn.seed) is not int
+        or not isinstance(turn.settings, dict)
+    ):
         raise TypeError(f"turn {place} has a field of another type")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (turn.changed, turn.drift)):
         raise TypeError(f"turn {place} has no numbers")
@@ -121,7 +129,8 @@ class Session:
         state = read_json(self.folder / STATE, DatasetError)
         try:
             self.turns = [Turn(**turn) for turn in state["turns"]]
-            self.current, self.size = int(state["current"]), (int(state["size"][0]), int(state["size"][1]))
+            self.current, size = int(state["current"]), state["size"]
+            self.size = None if size is None else (int(size[0]), int(size[1]))
             for place, turn in enumerate(self.turns, start=1):
                 _check(turn, place)
         except (ArithmeticError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -129,15 +138,22 @@ class Session:
         self._turn(self.current)
 
     @classmethod
-    def start(cls, picture: Picture, folder: str | Path, *, size: str = "paper", resolution: int = 512) -> Session:
-        """A new session of a picture, which is copied into the folder. Raises DatasetError where one is already."""
+    def start(
+        cls, picture: Picture, folder: str | Path, *, size: str = "paper", resolution: int | None = None
+    ) -> Session:
+        """A new session of a picture, which is copied into the folder.
+
+        The paper's rule aims at ``resolution``, or at that of the model which takes the first turn. Raises ConfigError
+        or ImageError, and DatasetError where a session is already.
+        """
         folder, image = Path(folder), open_image(picture)
         if folder.exists() and any(folder.iterdir()):
             raise DatasetError(f"{folder} is not empty; give a new folder, or go on with the session that it holds")
-        planned = plan_size(size, *image.size, resolution)
+        later = size == "paper" and resolution is None
+        planned = None if later else list(plan_size(size, *image.size, resolution or 0))
         save_image(image, folder / ORIGINAL)
         with disk_errors(folder, "written", DatasetError):
-            write_json(folder / STATE, {"version": VERSION, "size": list(planned), "current": 0, "turns": []})
+            write_json(folder / STATE, {"version": VERSION, "size": planned, "current": 0, "turns": []})
         return cls(folder)
 
     @property
@@ -177,7 +193,8 @@ class Session:
             raise ConfigError("the instruction is empty; say what to do, or undo the last turn")
         chosen, spec = with_overrides(config or EditConfig(), overrides), editor.model.spec
         told = {name: getattr(chosen, name) for name in SETTINGS}
-        before, area = self._state(editor)
+        self.size = self.size or plan_size("paper", *self.original.size, spec.resolution)
+        before, area = self._state(editor, self.size)
         after, new, moved = take_turn(editor, before[None], [instruction], [seed], config=chosen, hooks=hooks)
         area = torch.maximum(area, new[0])
         turn = Turn(
@@ -188,6 +205,7 @@ class Session:
             changed=float(area.mean()),
             drift=float(moved[0]),
             settings={name: getattr(spec, name) if value is None else value for name, value in told.items()},
+            autoencoder=digest_of_autoencoder(editor.model),
         )
         self._keep(editor, turn, after[0].cpu(), area.cpu())
         return turn
@@ -209,22 +227,30 @@ class Session:
             raise ConfigError(f"there is no turn {number}; there are {len(self.turns)}, and 0 is the original")
         return self.turns[number - 1] if number else Turn(number=0, parent=0, instruction="", seed=0)
 
-    def _state(self, editor: InstructPix2Pix) -> tuple[Tensor, Tensor]:
-        """(latents (4, h, w), where something has changed (1, h, w)) of the current turn."""
+    def _state(self, editor: InstructPix2Pix, size: Size) -> tuple[Tensor, Tensor]:
+        """(latents (4, h, w), where something has changed (1, h, w)) of the current turn.
+
+        Latents of another autoencoder mean nothing to this one: then it encodes the turn's picture.
+        """
         if not self.current:
-            image = editor.condition(self.original, "-", size=self.size).image
-            first = clean_latents(editor.model, image)[0]
+            first = self._encoded(editor, size)
             return first, torch.zeros_like(first[:1])
-        path = self._latents_path(self.current)
+        path, places = self._latents_path(self.current), (size[1] // 8, size[0] // 8)
         try:
             state = load_file(path)
             latents, area = (state[name].to(editor.model.device) for name in ("latents", "area"))
-            places = (self.size[1] // 8, self.size[0] // 8)
             if latents.shape != (4, *places) or area.shape != (1, *places) or not latents.isfinite().all():
-                raise ValueError(f"it is not of {self.size[0]} x {self.size[1]} pixels")
-            return latents, area
+                raise ValueError(f"it is not of {size[0]} x {size[1]} pixels")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DatasetError(f"{path} cannot be read ({error}); branch from another turn") from error
+        if self._turn(self.current).autoencoder not in ("", digest_of_autoencoder(editor.model)):
+            latents = self._encoded(editor, size)
+        return latents, area
+
+    def _encoded(self, editor: InstructPix2Pix, size: Size) -> Tensor:
+        """Clean latents (4, h, w) of the current picture."""
+        image = editor.condition(open_image(self.picture_path()), "-", size=size).image
+        return clean_latents(editor.model, image)[0]
 
     def _keep(self, editor: InstructPix2Pix, turn: Turn, latents: Tensor, area: Tensor) -> None:
         """Write a turn's latents and picture, then that there is one."""
@@ -249,6 +275,6 @@ class Session:
             known = read_json(self.folder / STATE, DatasetError)["turns"]
             if len(known) != len(self.turns):
                 raise DatasetError(f"{self.folder} has gone on elsewhere, to turn {len(known)}; open it again")
-            content = {"version": VERSION, "size": list(self.size), "current": current}
+            content = {"version": VERSION, "size": self.size and list(self.size), "current": current}
             write_json(self.folder / STATE, {**content, "turns": [asdict(turn) for turn in turns]})
         self.current, self.turns = current, list(turns)

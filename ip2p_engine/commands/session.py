@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     start.add_argument("picture", metavar="PICTURE")
     start.add_argument("folder", type=local_path, metavar="FOLDER", help="a new one, which holds the session")
     start.add_argument("--size", default="paper", help="as for ip2p edit (default: paper)")
-    start.add_argument("--resolution", type=int, default=512, help="the longer side that paper aims at (default: 512)")
+    start.add_argument("--resolution", type=int, help="the longer side that paper aims at (default: the first model's)")
     say = add_command(actions, "say", _say, "take turns from where the session stands")
     _add_folder(say)
     say.add_argument("instructions", nargs="+", metavar="TEXT", help="one a turn")
@@ -46,7 +46,12 @@ def _start(options: argparse.Namespace) -> None:
     from ..session import Session
 
     session = Session.start(options.picture, options.folder, size=options.size, resolution=options.resolution)
-    sys.stdout.write(f"{session.folder}: edits happen at {session.size[0]} x {session.size[1]} pixels\n")
+    at = (
+        "the size of the model that takes the first turn"
+        if session.size is None
+        else "{} x {} pixels".format(*session.size)
+    )
+    sys.stdout.write(f"{session.folder}: edits happen at {at}\n")
 
 
 def _say(options: argparse.Namespace) -> None:

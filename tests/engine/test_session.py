@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ip2p_engine import cli
-from ip2p_engine.edit import EditConfig
+from ip2p_engine.edit import EditConfig, InstructPix2Pix
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.evaluate.run_folder import text_of
 from ip2p_engine.evaluate.sessions import NOTHING, OTHER, WAYS, _judged, cause_table, session_rows, session_table
-from ip2p_engine.images import read_settings
+from ip2p_engine.images import open_image, read_settings
 from ip2p_engine.networks.conditioning import clean_latents
 from ip2p_engine.scenes.grammar import Edit
 from ip2p_engine.scenes.sessions import UNCLEAR, UNDONE, SceneWalk, sample_sessions
@@ -104,6 +105,27 @@ def test_what_is_no_session_is_refused(editor, tmp_path):
     other.say(editor, "make it night", config=QUICK)
     with pytest.raises(DatasetError, match="has gone on elsewhere"):
         one.say(editor, "make it snow", config=QUICK)
+
+
+def test_the_first_turns_model_says_the_size(editor, tmp_path):
+    session = Session.start(SCENE.resize((96, 128)), tmp_path / "s")
+    assert session.size is None and Session(tmp_path / "s").size is None
+    session.say(editor, "make it night", config=QUICK)
+    assert editor.model.spec.resolution == 64 and session.size == Session(tmp_path / "s").size == (64, 64)
+    with pytest.raises(ConfigError, match="resolution"):
+        Session.start(SCENE, tmp_path / "t", resolution=0)
+
+
+def test_a_turn_by_another_autoencoder_begins_at_the_picture(editor, tmp_path):
+    """Latents of one autoencoder mean nothing to another: the photographs' edits what the scenes' has made."""
+    one = Session.start(SCENE, tmp_path / "s", resolution=64)
+    one.say(editor, "make it night", config=QUICK)
+    photos = InstructPix2Pix.load("embedded-photos", device="cpu")
+    encoded = clean_latents(photos.model, photos.condition(open_image(one.picture_path()), "-", size=(64, 64)).image)[0]
+    before, area = one._state(photos, (64, 64))
+    assert torch.equal(before, encoded) and torch.equal(area, one._state(editor, (64, 64))[1])
+    own, _ = one._state(editor, (64, 64))
+    assert torch.equal(own, load_file(one._latents_path(1))["latents"])
 
 
 def test_commands(tmp_path, capsys):
