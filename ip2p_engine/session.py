@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import with_overrides
+from .detail import with_detail
 from .diffusion.area import area_of
 from .edit import EditConfig, InstructPix2Pix
 from .errors import ConfigError, DatasetError
@@ -187,7 +188,8 @@ class Session:
     ) -> Turn:
         """Take a turn from the current one, which it becomes; ``overrides`` are fields of EditConfig.
 
-        Raises ConfigError, DatasetError, or Interrupted.
+        With ``detail`` the turn's picture has the original's, where a local colour transform explains all turns up to
+        here; latents do not know. Raises ConfigError, DatasetError, or Interrupted.
         """
         if not instruction.strip():
             raise ConfigError("the instruction is empty; say what to do, or undo the last turn")
@@ -207,7 +209,7 @@ class Session:
             settings={name: getattr(spec, name) if value is None else value for name, value in told.items()},
             autoencoder=digest_of_autoencoder(editor.model),
         )
-        self._keep(editor, turn, after[0].cpu(), area.cpu())
+        self._keep(editor, turn, after[0].cpu(), area.cpu(), detail=chosen.detail)
         return turn
 
     def undo(self) -> int:
@@ -233,7 +235,7 @@ class Session:
         Latents of another autoencoder mean nothing to this one: then it encodes the turn's picture.
         """
         if not self.current:
-            first = self._encoded(editor, size)
+            first = self._encoded(editor, self.original, size)
             return first, torch.zeros_like(first[:1])
         path, places = self._latents_path(self.current), (size[1] // 8, size[0] // 8)
         try:
@@ -244,20 +246,24 @@ class Session:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DatasetError(f"{path} cannot be read ({error}); branch from another turn") from error
         if self._turn(self.current).autoencoder not in ("", digest_of_autoencoder(editor.model)):
-            latents = self._encoded(editor, size)
+            latents = self._encoded(editor, open_image(self.picture_path()), size)
         return latents, area
 
-    def _encoded(self, editor: InstructPix2Pix, size: Size) -> Tensor:
-        """Clean latents (4, h, w) of the current picture."""
-        image = editor.condition(open_image(self.picture_path()), "-", size=size).image
-        return clean_latents(editor.model, image)[0]
+    @staticmethod
+    def _encoded(editor: InstructPix2Pix, picture: Image.Image, size: Size) -> Tensor:
+        """Clean latents (4, h, w)."""
+        return clean_latents(editor.model, editor.condition(picture, "-", size=size).image)[0]
 
-    def _keep(self, editor: InstructPix2Pix, turn: Turn, latents: Tensor, area: Tensor) -> None:
+    def _keep(self, editor: InstructPix2Pix, turn: Turn, latents: Tensor, area: Tensor, *, detail: bool) -> None:
         """Write a turn's latents and picture, then that there is one."""
         (edited,) = editor.pictures(latents[None].to(editor.model.device))
         original = self.original
         (mask,) = area_pictures(area[None])
-        whole = edited if edited.size == original.size else give_back(edited, original.size)
+        if detail:
+            (round_trip,) = editor.pictures(self._encoded(editor, original, edited.size)[None])
+            whole = with_detail(round_trip, edited, original)
+        else:
+            whole = edited if edited.size == original.size else give_back(edited, original.size)
         picture = Image.composite(whole, original, whole_area(mask, original.size))
         with disk_errors(self.folder, "written", DatasetError), whole_path(self._latents_path(turn.number)) as new:
             save_file({"latents": latents.contiguous(), "area": area.contiguous()}, new)

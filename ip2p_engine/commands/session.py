@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     _add_folder(say)
     say.add_argument("instructions", nargs="+", metavar="TEXT", help="one a turn")
     say.add_argument("--seed", type=int, default=0, help="of the first of these turns (default: 0)")
+    say.add_argument("--detail", action="store_true", help="take the original's detail where turns only tone it")
     add_model_options(say, by_picture=True)
     add_guidance_options(say)
     _add_folder(add_command(actions, "undo", _undo, "go back by one turn; nothing is lost"))
@@ -59,7 +60,7 @@ def _say(options: argparse.Namespace) -> None:
     from ..session import Session
     from .options import stop_signals
 
-    session, config = Session(options.folder), edit_config(options)
+    session, config = Session(options.folder), replace(edit_config(options), detail=options.detail)
     options.checkpoint = options.checkpoint or model_for(session.original)
     editor = load_editor(options)
     with stop_signals() as should_stop:

@@ -87,7 +87,7 @@ def test_an_untouched_place_is_the_originals_after_all_turns(editor, tmp_path):
     area[:, :2, :2] = 1
     from ip2p_engine.session import Turn
 
-    session._keep(editor, Turn(number=1, parent=0, instruction="x", seed=0), latents, area)
+    session._keep(editor, Turn(number=1, parent=0, instruction="x", seed=0), latents, area, detail=False)
     result = np.asarray(Image.open(session.picture_path(1)))
     assert np.array_equal(result[24:], np.asarray(SCENE)[24:]) and not np.array_equal(result, SCENE)
 
@@ -114,6 +114,16 @@ def test_the_first_turns_model_says_the_size(editor, tmp_path):
     assert editor.model.spec.resolution == 64 and session.size == Session(tmp_path / "s").size == (64, 64)
     with pytest.raises(ConfigError, match="resolution"):
         Session.start(SCENE, tmp_path / "t", resolution=0)
+
+
+def test_detail_is_the_originals(editor, tmp_path):
+    """A turn's picture with detail is what the edit's would be: the session's first turn edits the same."""
+    picture = SCENE.resize((256, 256), Image.Resampling.LANCZOS)
+    session = Session.start(picture, tmp_path / "s", resolution=64)
+    session.say(editor, "make it night", config=QUICK, detail=True)
+    (edit,) = editor.edit(picture, "make it night", seeds=0, config=QUICK, detail=True)
+    made = np.asarray(Image.open(session.picture_path())).astype(int)
+    assert session.turns[0].changed == 1 and np.abs(made - np.asarray(edit.image)).max() <= 1
 
 
 def test_a_turn_by_another_autoencoder_begins_at_the_picture(editor, tmp_path):
