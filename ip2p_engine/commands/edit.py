@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .options import (
+    BY_PICTURE,
     Several,
     add_command,
     add_guidance_options,
@@ -44,7 +45,7 @@ def _add_area(commands: Any) -> None:
     parser.add_argument("--size", default="paper", help="as for ip2p edit (default: paper)")
     parser.add_argument("--resolution", type=int, help="longer side that the paper's rule aims at")
     parser.add_argument("--out", type=local_path, default=Path("area.png"), help="white may change (default: area.png)")
-    add_model_options(parser, by_picture=True)
+    add_model_options(parser, checkpoint=None, usual=BY_PICTURE)
 
 
 def _area(options: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def _add_edit(commands: Any) -> None:
     parser.add_argument("--control-image", type=Path, metavar="FILE", help="what it looks at, for all pictures")
     parser.add_argument("--control-weight", type=float, default=1.0, help="how strongly it acts (default: 1)")
     parser.add_argument("--detail", action="store_true", help="take the source's detail where the edit only tones it")
-    add_model_options(parser, by_picture=True)
+    add_model_options(parser, checkpoint=None, usual=BY_PICTURE)
     add_guidance_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the first result (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="results per picture and instruction")
@@ -124,8 +125,7 @@ def _add_demo(commands: Any) -> None:
     parser = add_command(commands, "demo", _demo, "a first edit with the embedded models, no download")
     parser.add_argument("--out", type=local_path, default=Path("ip2p-demo.png"), help="default: ip2p-demo.png")
     parser.add_argument("--seed", type=int, default=0)
-    add_model_options(parser)
-    parser.set_defaults(checkpoint="embedded-photos")
+    add_model_options(parser, checkpoint="embedded-photos")
 
 
 def _edit(options: argparse.Namespace) -> int:

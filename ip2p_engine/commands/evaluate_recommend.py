@@ -23,9 +23,10 @@ from .options import (
     stop_signals,
 )
 
-__all__ = ["add_areas", "add_recommend", "add_sessions", "open_world"]
+__all__ = ["add_areas", "add_recommend", "add_sessions", "name_checkpoint", "open_world"]
 
 SCENES, PHOTOS = "scenes", "photos"
+BY_WORLD = "embedded; of photos embedded-photos"
 EVERYWHERE = "all"
 PICTURES_HELP = "of photos: gathered photographs (ip2p photos gather)"
 
@@ -52,14 +53,14 @@ def add_recommend(actions: Any) -> None:
     parser.add_argument(
         "--write", action="store_true", help="write the pick into the checkpoint, as its recommendation"
     )
-    add_model_options(parser)
+    add_model_options(parser, checkpoint=None, usual=BY_WORLD)
 
 
 def add_areas(actions: Any) -> None:
     parser = add_command(actions, "areas", _areas, "what ip2p edit --mask auto finds and is worth, by kind of edit")
     _add_world(parser)
     add_guidance_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, checkpoint=None, usual=BY_WORLD)
 
 
 def add_sessions(actions: Any) -> None:
@@ -81,7 +82,12 @@ def add_sessions(actions: Any) -> None:
     parser.add_argument("--phrasings", choices=("held-out", "train"), default="held-out", help="default: held-out")
     parser.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
     add_guidance_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, checkpoint=None, usual=BY_WORLD)
+
+
+def name_checkpoint(options: argparse.Namespace) -> None:
+    """Each world has its own embedded model: the other one's edits of it are none."""
+    options.checkpoint = options.checkpoint or ("embedded-photos" if options.data == PHOTOS else "embedded")
 
 
 def _sessions(options: argparse.Namespace) -> None:
@@ -90,6 +96,7 @@ def _sessions(options: argparse.Namespace) -> None:
     from .evaluate_data import told
 
     check_run(options.out, "session")
+    name_checkpoint(options)
     count, turns = check_positive("--n", options.n), check_positive("--turns", options.turns)
     walks = _walks(options, count, turns)
     editor, rows, config = load_editor(options), list[dict[str, Any]](), edit_config(options)
@@ -136,6 +143,7 @@ def _areas(options: argparse.Namespace) -> None:
     from .evaluate_data import told
 
     check_run(options.out, "areas")
+    name_checkpoint(options)
     samples, judge = open_world(options)
     editor = load_editor(options)
     claim_run(options.out, "areas")
@@ -174,6 +182,7 @@ def _recommend(options: argparse.Namespace) -> None:
     from ..evaluate.recommend import Grid, measure_settings, recommend
     from ..evaluate.run_folder import check_run, claim_run
 
+    name_checkpoint(options)
     names = ("text_cfg", "image_cfg", "steps", "sampler")
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
     if options.guidance_interval:

@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..files import NO_JSON, public_name
 
 __all__ = [
+    "BY_PICTURE",
     "DTYPES",
     "Several",
     "add_command",
@@ -43,6 +44,7 @@ __all__ = [
 
 SAMPLER_NAMES = ("euler_ancestral", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim", "lcm")
 GUIDANCE_NAMES = ("dual", "instruct-diffusion")
+BY_PICTURE = "embedded-photos; for drawn scenes embedded"
 SCHEDULE_NAMES = ("model", "karras", "exponential", "trailing")
 # What can be asked for, by option, or by command and option where one command means something else by it.
 MOST = {
@@ -120,13 +122,15 @@ def in_options(text: str, options: argparse.Namespace) -> str:
     return ARGUMENT.sub(option, text).replace("the same call", "the same command")
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, by_picture: bool = False) -> None:
-    """``by_picture``: where no checkpoint is named it is None, and the picture says which embedded model edits it."""
-    usual = " (default: embedded-photos; for drawn scenes embedded)" if by_picture else ""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, checkpoint: str | None = "embedded", usual: str | None = None
+) -> None:
+    """``checkpoint`` is taken where none is named; None: the command chooses, as ``usual`` says."""
     parser.add_argument(
         "--checkpoint",
-        default=None if by_picture else "embedded",
-        help=f"embedded, embedded-photos, a file, a diffusers folder, a hub id or a URL{usual}",
+        default=checkpoint,
+        help="embedded, embedded-photos, a file, a diffusers folder, a hub id or a URL "
+        f"(default: {checkpoint or usual})",
     )
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a file that has both")
     parser.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")

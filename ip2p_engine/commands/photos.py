@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     judge.add_argument("--of", choices=("edits", "autoencoder", "colour-table"), default="edits", help="what is judged")
     judge.add_argument("--sheet", type=local_path, help="also write a picture of the first 40 results")
     judge.add_argument("--json", action="store_true")
-    add_model_options(judge)
+    add_model_options(judge, checkpoint="embedded-photos")
     add_guidance_options(judge)
     pairs = add_command(
         actions, "pairs", _pairs, "a data set of true pairs on the training photographs, to distil with"
@@ -60,7 +60,6 @@ def add(commands: Any) -> None:
     export = add_command(actions, "export", _export, "write the trained model as a diffusers folder in half precision")
     export.add_argument("--runs", type=local_path, default=RUNS)
     export.add_argument("--out", type=local_path, required=True)
-
 
 
 def _gather(options: argparse.Namespace) -> None:

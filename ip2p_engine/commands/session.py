@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..hooks import Hooks
-from .options import add_command, add_guidance_options, add_model_options, edit_config, load_editor, local_path
+from .options import (
+    BY_PICTURE,
+    add_command,
+    add_guidance_options,
+    add_model_options,
+    edit_config,
+    load_editor,
+    local_path,
+)
 
 __all__ = ["add"]
 
@@ -28,7 +36,7 @@ def add(commands: Any) -> None:
     say.add_argument("instructions", nargs="+", metavar="TEXT", help="one a turn")
     say.add_argument("--seed", type=int, default=0, help="of the first of these turns (default: 0)")
     say.add_argument("--detail", action="store_true", help="take the original's detail where turns only tone it")
-    add_model_options(say, by_picture=True)
+    add_model_options(say, checkpoint=None, usual=BY_PICTURE)
     add_guidance_options(say)
     _add_folder(add_command(actions, "undo", _undo, "go back by one turn; nothing is lost"))
     branch = add_command(actions, "branch", _branch, "go on from another turn; nothing is lost")

@@ -13,8 +13,8 @@ from ip2p_engine import InstructPix2Pix
 from ip2p_engine.checkpoint.card import write_card
 from ip2p_engine.checkpoint.report import report_card
 from ip2p_engine.checkpoint.spec import ModelSpec, recommended, spec_to_json
-from ip2p_engine.cli import main
-from ip2p_engine.commands.evaluate_recommend import options_of
+from ip2p_engine.cli import build_parser, main
+from ip2p_engine.commands.evaluate_recommend import name_checkpoint, options_of
 from ip2p_engine.edit import EditConfig
 from ip2p_engine.errors import CheckpointError, ConfigError
 from ip2p_engine.evaluate.recommend import Grid, measure_settings, recommend, truth_judge
@@ -130,6 +130,15 @@ def test_the_command_measures_and_writes_the_card(tmp_path, capsys):
     assert "convert" in capsys.readouterr().err
     wrong = ["evaluate", "recommend", "--out", str(tmp_path / "other"), "--guidance-interval", "3"]
     assert main(wrong) == 2 and "LOW:HIGH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["recommend", "areas", "session"])
+@pytest.mark.parametrize(("world", "named"), [("scenes", "embedded"), ("photos", "embedded-photos")])
+def test_a_world_is_edited_by_its_own_model(command, world, named):
+    for said, checkpoint in ([], named), (["--checkpoint", "mine"], "mine"):
+        options = build_parser().parse_args(["evaluate", command, world, "--out", "run", *said])
+        name_checkpoint(options)
+        assert options.checkpoint == checkpoint
 
 
 @pytest.mark.parametrize("to", ["ldm", "diffusers"])
