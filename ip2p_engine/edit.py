@@ -451,9 +451,10 @@ class InstructPix2Pix:
     ) -> Conditioning:
         """A row for each fitted picture and its mask with its text; each is encoded once."""
         different = {id(picture): (picture, mask) for picture, mask in zip(pictures, masks, strict=True)}
+        here = self.model.device
         latents = {
             key: encode_image(
-                self.model, to_tensor([picture]), None if mask is None else to_tensor([mask.convert("RGB")])
+                self.model, to_tensor([picture], here), None if mask is None else to_tensor([mask.convert("RGB")], here)
             )
             for key, (picture, mask) in different.items()
         }

@@ -24,6 +24,7 @@ from .errors import ConfigError, ImageError
 from .files import whole_file, write_new
 
 if TYPE_CHECKING:  # pictures are opened, listed and saved without it
+    import torch
     from torch import Tensor
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "to_images",
     "to_levels",
     "to_tensor",
+    "unit_pixels",
     "upright_size",
 ]
 
@@ -400,15 +402,22 @@ def _span(frame: int, crop: float, side: int) -> tuple[int, float, float]:
     return padding, padding - margin, padding + side + margin
 
 
-def to_tensor(images: Sequence[Image.Image]) -> Tensor:
+def to_tensor(images: Sequence[Image.Image], device: str | torch.device | None = None) -> Tensor:
     """RGB pictures of one size as float32 (B, 3, H, W) in [-1, 1]; raises ImageError for mixed sizes or modes."""
+    return 2 * unit_pixels(images, device) - 1
+
+
+def unit_pixels(images: Sequence[Image.Image], device: str | torch.device | None = None) -> Tensor:
+    """The same in [0, 1]; they go to the ``device`` as bytes, and every device makes the same numbers of them."""
     import torch
 
     kinds = sorted({f"{image.width} x {image.height} {image.mode}" for image in images})
     if len(kinds) != 1 or not kinds[0].endswith(" RGB"):
         raise ImageError(f"a batch holds {', '.join(kinds) or 'no picture'}; give RGB pictures of one size")
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return 2 * pixels.permute(0, 3, 1, 2).contiguous().float() / 255 - 1
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).to(device, non_blocking=True)
+    values = pixels.permute(0, 3, 1, 2).contiguous().float()
+    # Divided by a tensor: by a number CUDA multiplies with its inverse, and the last bit may be another.
+    return values / values.new_full((), 255)
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:

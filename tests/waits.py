@@ -47,14 +47,14 @@ class OnDevice(torch.Tensor):
 class FakeDevice(TorchDispatchMode):
     """Computes for ``OnDevice`` and keeps lists of (operation, place in the code): what waited, what was float64.
 
-    Apple's, Intel's and DirectML's devices have no float64.
+    Apple's, Intel's and DirectML's devices have no float64. ``brought`` is the types of what came from the host.
     """
 
     current = None
 
     def __init__(self, innermost=False):
         super().__init__()
-        self.waits, self.doubles, self._innermost = [], [], innermost
+        self.waits, self.doubles, self.brought, self._innermost = [], [], [], innermost
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.run(func, args, kwargs or {})
@@ -73,6 +73,8 @@ class FakeDevice(TorchDispatchMode):
         onto = bool(here) if asked is None else torch.device(asked).type == DEVICE.type
         if self._waits(func, args, kwargs, bool(here), onto):
             self.waits.append((func.overloadpacket.__name__, _caller(self._innermost)))
+        if onto and not here and given and isinstance(given[0], torch.Tensor):
+            self.brought.append(given[0].dtype)
         if asked is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func.overloadpacket.__name__ == "_fused_sdp_choice":
@@ -131,6 +133,7 @@ def fake_device(innermost=False):
             ("empty_cache", lambda: None),
             ("synchronize", lambda device=None: None),
             ("current_device", lambda: 0),
+            ("Event", Event),
         ):
             stack.enter_context(patch.object(torch.cuda, name, answer))
         torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, where there is no CUDA device
@@ -140,6 +143,16 @@ def fake_device(innermost=False):
         device = FakeDevice.current = stack.enter_context(FakeDevice(innermost))
         stack.callback(setattr, FakeDevice, "current", None)
         yield device
+
+
+class Event:
+    """A mark in the queue; whoever waits for it waits for what came before it alone."""
+
+    def record(self, stream=None):
+        pass
+
+    def synchronize(self):
+        pass
 
 
 def _inner(value):

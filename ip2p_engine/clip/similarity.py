@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from PIL import Image
@@ -21,7 +20,7 @@ from torch.nn.functional import cosine_similarity, interpolate, normalize
 from ..devices import usable_device
 from ..errors import CheckpointError, ImageError, first_line
 from ..files import read_json, short_text
-from ..images import Picture, open_image
+from ..images import Picture, open_image, unit_pixels
 from ..tokenizer import tokenize
 from .filter import FilterConfig, PairScores
 
@@ -32,7 +31,6 @@ __all__ = [
     "own_thresholds",
     "pair_scores",
     "rounded",
-    "unit_pixels",
 ]
 
 DEFAULT_CLIP = "ViT-L-14/openai"
@@ -41,15 +39,6 @@ REMEMBERED_CAPTIONS = 4096
 IMAGES_AT_ONCE = 64
 DECIMALS = 6
 TENSORS_A_LAYER = 8  # at least, of a transformer
-
-
-def unit_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size as float32 (B, 3, H, W) in [0, 1]; raises ImageError for mixed sizes or modes."""
-    kinds = sorted({f"{image.width} x {image.height} {image.mode}" for image in images})
-    if len(kinds) != 1 or not kinds[0].endswith(" RGB"):
-        raise ImageError(f"a batch holds {', '.join(kinds) or 'no picture'}; give RGB pictures of one size")
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def clip_input(pixels: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -141,7 +130,7 @@ class ClipSimilarity:
         if isinstance(images, Tensor):
             return torch.cat([self._encode(pixels) for pixels in images.split(IMAGES_AT_ONCE)])
         pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
-        features = torch.cat([self._encode(pixels) for pixels in _by_size(pictures)])
+        features = torch.cat([self._encode(pixels) for pixels in _by_size(pictures, self.device)])
         return features[torch.tensor(_size_order(pictures)).argsort()]
 
     @torch.inference_mode()
@@ -209,13 +198,13 @@ def _size_order(images: Sequence[Image.Image]) -> list[int]:
     return sorted(range(len(images)), key=lambda n: images[n].size)
 
 
-def _by_size(images: Sequence[Image.Image]) -> list[Tensor]:
+def _by_size(images: Sequence[Image.Image], device: torch.device) -> list[Tensor]:
     """Batches of one size each, in the order of ``_size_order``."""
     groups: dict[tuple[int, int], list[Image.Image]] = {}
     for n in _size_order(images):
         groups.setdefault(images[n].size, []).append(images[n])
     chunks = [group[k : k + IMAGES_AT_ONCE] for group in groups.values() for k in range(0, len(group), IMAGES_AT_ONCE)]
-    return [unit_pixels(chunk) for chunk in chunks]
+    return [unit_pixels(chunk, device) for chunk in chunks]
 
 
 def _from_folder(folder: Path) -> ClipSimilarity:

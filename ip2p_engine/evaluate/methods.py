@@ -99,7 +99,7 @@ class InstructionEdit:
         text, null_text = encode_texts(self.model, texts)
         different = {id(one.source): one.source for one in samples}
         rows = [list(different).index(id(one.source)) for one in samples]
-        image = encode_image(self.model, to_tensor(list(different.values())))[rows]
+        image = encode_image(self.model, to_tensor(list(different.values()), self.model.device))[rows]
         sizes = size_ids(self.model, [one.source.size for one in samples])
         return Conditioning(text=text, null_text=null_text, image=image, size_ids=sizes)
 
@@ -179,7 +179,7 @@ class SDEdit:
     def prepare(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The clean latents, and the conditioning by either text."""
         scale = 1.0 if self.model.spec.scaled_condition else self.model.spec.latent_scale
-        latents = encode_image(self.model, to_tensor([one.source for one in samples])) * scale
+        latents = encode_image(self.model, to_tensor([one.source for one in samples], self.model.device)) * scale
         used = {setting.values["text"] for setting in self.settings}
         return {"latents": latents, **{name: self._condition(samples, latents, name) for name in used}}
 
@@ -279,5 +279,5 @@ class RoundTrip(Target):
     def make(self, samples: Sequence[Sample], prepared: None, setting: Setting) -> Made:
         targets = super().make(samples, prepared, setting).edited
         scale = 1.0 if self.model.spec.scaled_condition else self.model.spec.latent_scale
-        latents = encode_image(self.model, to_tensor(targets)) * scale
+        latents = encode_image(self.model, to_tensor(targets, self.model.device)) * scale
         return Made(edited=to_images(decode_latents(self.model, latents)))

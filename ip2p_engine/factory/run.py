@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,28 @@ def make_pairs(
             log.warning("%s was begun in batches of %d; other batches round differently", out, first_batch)
         run = _Run(writer, edits, work)
         groups = run.groups(max(1, first_batch // origin["factory"]["candidates"]))
+        made = workers.make(groups, work.batch_pairs or first_batch, run.noting(hooks or Hooks()))
         try:
-            for group in workers.make(groups, work.batch_pairs or first_batch, run.noting(hooks or Hooks())):
-                run.take(group)
+            _take_beside(run, made)
         except Interrupted as error:
             raise Interrupted(f"stopped; what was finished is in {out}, and the same call goes on") from error
         finally:
             run.save()
     return report_of(out, FilterConfig(**config) if config else None)
+
+
+def _take_beside(run: _Run, made: Iterator[list[MadeCaption]]) -> None:
+    """Groups reach the disk in their order, in a thread beside the one that walks, which may be one group ahead."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ip2p-write") as beside:
+        taken: Future[None] | None = None
+        try:
+            for group in made:
+                if taken is not None:
+                    taken.result()
+                taken = beside.submit(run.take, group)
+        finally:
+            if taken is not None:
+                taken.result()
 
 
 def _batch_of(work: Any, out: Path) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import ConfigError
 from .config import TrainConfig
 
-__all__ = ["accelerated", "log_picture", "ordinary_gradients", "refusals", "total"]
+__all__ = ["Sums", "accelerated", "log_picture", "ordinary_gradients", "refusals", "total"]
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -68,10 +68,28 @@ def ordinary_gradients() -> Iterator[None]:
         yield
 
 
-def total(accelerator: Any, *values: torch.Tensor | float) -> list[float]:
-    """Sums of some numbers over the processes."""
-    row = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=accelerator.device) for value in values])
-    return accelerator.reduce(row, "sum").tolist()
+class Sums:
+    """Numbers that a device is making."""
+
+    def __init__(self, row: torch.Tensor) -> None:
+        self.behind = int(row.device.type == "cuda")
+        """After how many further steps they are best read."""
+        self._row, self._made = row, None
+        if self.behind:
+            self._row, self._made = row.to("cpu", non_blocking=True), torch.cuda.Event()
+            self._made.record()
+
+    def read(self) -> list[float]:
+        """Waits for them, and for nothing that the device was given later."""
+        if self._made is not None:
+            self._made.synchronize()
+        return self._row.tolist()
+
+
+def total(accelerator: Any, first: torch.Tensor, *others: float) -> Sums:
+    """Sums of a device's number and some of the host's over the processes."""
+    host = torch.tensor(others, dtype=torch.float32).to(accelerator.device, non_blocking=True)
+    return Sums(accelerator.reduce(torch.cat([first.detach().float().view(1), host]), "sum"))
 
 
 def log_picture(accelerator: Any, name: str, picture: Image.Image, step: int) -> None:

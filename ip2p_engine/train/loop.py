@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..hooks import Hooks
-from .checkpoints import latest
 from .config import TrainConfig
-from .distributed import accelerated, ordinary_gradients, total
+from .distributed import accelerated, ordinary_gradients
 from .optimizers import learning_rate, set_learning_rate, text_share
 from .planning import Plan
-from .progress import Clock, Progress, TrainResult, check_loss
+from .progress import Clock, Progress, TrainResult
 from .setup import Data, begin, planned
+from .watch import Watch
 
 __all__ = ["Plan", "Progress", "TrainResult", "plan", "train"]
 
@@ -38,9 +37,9 @@ def train(
     ``data``: what ``train/sources.open_source`` opens. ``base``: what load_model takes, Stable Diffusion (widened) or
     an InstructPix2Pix. ``on_cache`` hears of (rows, all rows) while they are cached, ``on_plan`` of what the run takes
     before its first step. ``hooks.on_result`` hears of each step and its Progress; ``hooks.should_stop`` is asked after
-    each step, and True saves and returns an unfinished result. Raises ConfigError, CheckpointError, DatasetError,
-    Interrupted if it is to stop while it caches, and TrainingError if the loss is not finite, naming the last good
-    checkpoint.
+    each step, and True saves and returns an unfinished result. On a GPU what is heard is a step late. Raises
+    ConfigError, CheckpointError, DatasetError, Interrupted if it is to stop while it caches, and TrainingError if the
+    loss is not finite, naming the last good checkpoint.
     """
     hooks = hooks or Hooks()
     should_stop = hooks.should_stop or bool
@@ -49,8 +48,8 @@ def train(
         parameters, optimizers = run.state.parameters, run.state.optimizers
         micro_batches = -(-config.batch_size // run.share.world // run.share.micro)
         run.catch_up()
-        clock, step, stopped = Clock(config.steps, config.batch_size), run.first, False
-        while step < config.steps and not stopped:
+        watch, step = Watch(accelerator, run.folder, Clock(config.steps, config.batch_size)), run.first
+        while step < config.steps and not watch.stopped:
             rate = learning_rate(config, step)
             set_learning_rate(optimizers, rate, text_share(config))
 
@@ -78,24 +77,11 @@ def train(
             run.state.follow(step)
 
             # 3. What is seen, and what is kept.
-            mean, stops = total(accelerator, loss, float(should_stop()))
-            check_loss(step, mean, latest(run.folder.checkpoints))
-            stopped = stops > 0
-            progress = clock.tick(step, mean, rate)
-            run.folder.append(asdict(progress))
-            accelerator.log({"loss": mean, "learning_rate": rate}, step=step)
-            if config.posthoc_every and (step % config.posthoc_every == 0 or step == config.steps):
-                run.snapshot(step)  # before its checkpoint, from which a killed run goes on
-            if stopped or step % config.save_every == 0 or step == config.steps:
-                run.save(step)
-            if config.export_every and step % config.export_every == 0 and step < config.steps:
-                run.export(step)
-            if config.validate_every and step % config.validate_every == 0:
-                run.validate(step)
-            if config.push_every and step % config.push_every == 0 and step < config.steps:
-                run.push(step)
-            hooks.result(step, progress)
-            hooks.progress(step, config.steps, progress.note)
+            seen = watch.after(step, loss, rate, bool(should_stop()), keeps=run.keeps(step))
+            run.keep(step, stopped=watch.stopped)
+            for progress in seen:
+                hooks.result(progress.step, progress)
+                hooks.progress(progress.step, config.steps, progress.note)
         return run.result(step)
 
 

@@ -121,6 +121,26 @@ class Run:
                 raise
             log.warning("%s", error)
 
+    def keeps(self, step: int) -> bool:
+        """Whether anything is kept of a step, but for its loss."""
+        config = self.config
+        every = (config.posthoc_every, config.save_every, config.export_every, config.validate_every, config.push_every)
+        return step == config.steps or any(_due(step, one) for one in every)
+
+    def keep(self, step: int, *, stopped: bool) -> None:
+        """What is due after a step."""
+        config, last = self.config, step == self.config.steps
+        if config.posthoc_every and (last or _due(step, config.posthoc_every)):
+            self.snapshot(step)  # before its checkpoint, from which a killed run goes on
+        if stopped or last or _due(step, config.save_every):
+            self.save(step)
+        if not last and _due(step, config.export_every):
+            self.export(step)
+        if _due(step, config.validate_every):
+            self.validate(step)
+        if not last and _due(step, config.push_every):
+            self.push(step)
+
     def validate(self, step: int) -> None:
         """A strip of edits by the averaged weights, and the loss on pairs that stay the same."""
         if self.validation is None:
@@ -354,7 +374,8 @@ def _model(base: str | Path, config: TrainConfig, device: torch.device) -> tuple
     digest = digest_of_weights(loaded)
     model = make_trainable(loaded, config).to(device)
     if device.type == "cuda":
-        model.unet.to(memory_format=torch.channels_last)
+        for network in (model.unet, model.autoencoder):
+            network.to(memory_format=torch.channels_last)
     return model, digest
 
 

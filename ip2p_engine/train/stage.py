@@ -7,7 +7,6 @@ number of processes changes only the order of summation.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,14 +15,15 @@ from torch import Tensor, nn
 
 from ..errors import Interrupted
 from ..hooks import Hooks
-from .checkpoints import State, latest
+from .checkpoints import State
 from .config import TrainConfig
-from .distributed import accelerated, total
+from .distributed import accelerated
 from .networks import trained_parameters
 from .optimizers import Average, learning_rate, make_optimizers, set_learning_rate
-from .progress import Clock, check_loss
+from .progress import Clock
 from .randomness import stream
 from .run_folder import RunFolder
+from .watch import Watch
 
 __all__ = ["Stage", "run_stage"]
 
@@ -80,8 +80,8 @@ def run_stage(
         run.begin(config, {"processes": accelerator.num_processes, **run.adjusted(config, first)}, first)
         held.callback(run.draw_curve)
         rank, world = accelerator.process_index, accelerator.num_processes
-        clock, step, stopped = Clock(config.steps, config.batch_size), first, False
-        while step < config.steps and not stopped:
+        watch, step = Watch(accelerator, run, Clock(config.steps, config.batch_size)), first
+        while step < config.steps and not watch.stopped:
             rate = learning_rate(config, step)
             set_learning_rate(state.optimizers, rate)
             batch = stage.draw(step, stream(config.seed, "stage", step))
@@ -93,16 +93,14 @@ def run_stage(
                 optimizer.zero_grad()
             step += 1
             state.average.update(step)
-            mean, stops = total(accelerator, loss.detach() / world, float(stopping()))
-            check_loss(step, mean, latest(run.checkpoints))
-            stopped = stops > 0
-            progress = clock.tick(step, mean, rate)
-            run.append({**asdict(progress), **figures})
-            if stopped or step % config.save_every == 0 or step == config.steps:
+            keeps = step % config.save_every == 0 or step == config.steps
+            seen = watch.after(step, loss.detach() / world, rate, bool(stopping()), keeps=keeps, **figures)
+            if keeps or watch.stopped:
                 run.save(step, state, config.keep)
                 accelerator.wait_for_everyone()
-            hooks.result(step, progress)
-            hooks.progress(step, config.steps, progress.note)
+            for progress in seen:
+                hooks.result(progress.step, progress)
+                hooks.progress(progress.step, config.steps, progress.note)
         accelerator.end_training()
         if step < config.steps:
             raise Interrupted(f"stopped after step {step}; the same call goes on")

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ip2p_engine.clip.similarity import DEFAULT_CLIP, ClipSimilarity, clip_input, pair_scores, unit_pixels
+from ip2p_engine.clip.similarity import DEFAULT_CLIP, ClipSimilarity, clip_input, pair_scores
 from ip2p_engine.errors import CheckpointError, ImageError
-from ip2p_engine.images import to_images
+from ip2p_engine.images import to_images, unit_pixels
 from ip2p_engine.scenes.recipe.clip_stage import CLIP_MEAN, CLIP_STD, clip_config_json, make_clip
 from ip2p_engine.tokenizer import tokenize
 

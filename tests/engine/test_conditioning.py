@@ -154,6 +154,13 @@ def test_whole_edits(both, family):
     assert (ours[0].latent - ours[1].latent).abs().max() > 0.1
 
 
+def test_how_pixels_lie_in_memory_changes_nothing(editor):
+    """Pictures of numpy lie otherwise, and on a CPU torch's group norm is imprecise there."""
+    pixels = to_tensor([Image.radial_gradient("L").convert("RGB").resize((64, 64))])
+    there = encode_image(editor.model, pixels.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(there, encode_image(editor.model, pixels))
+
+
 def test_the_source_of_a_pair(tiny_pair_model, tokenizers):
     """SDXL from text to picture, wider than high: the source of a pair is what its caption alone gives."""
     model = tiny_pair_model("sdxl")

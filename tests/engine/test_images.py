@@ -27,6 +27,7 @@ from ip2p_engine.images import (
     save_image,
     to_images,
     to_tensor,
+    unit_pixels,
     upright_size,
 )
 from ip2p_engine.strips import strip
@@ -570,6 +571,14 @@ def test_to_tensor_refuses_mixtures(batch):
     with pytest.raises(ImageError, match="RGB pictures of one size") as error:
         to_tensor(batch)
     one_sentence(error)
+
+
+def test_every_level_is_the_number_nearest_to_it():
+    """To the bit, whatever the device does with divisions: 0.1's formula on the host."""
+    values = np.asarray(levels(), dtype=np.float32).transpose(2, 0, 1)[None]
+    assert len(np.unique(values)) == 256
+    assert (to_tensor([levels()]).numpy() == 2 * values / np.float32(255) - 1).all()
+    assert (unit_pixels([levels()]).numpy() == values / np.float32(255)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -155,6 +155,29 @@ def test_pictures_that_are_finished_beside_the_walks_are_the_same(undisturbed, w
     assert finished == [edit.caption for edit in EDITS]
 
 
+def test_a_slow_disk_does_not_hold_the_next_walk(undisturbed, workers_of, tmp_path, monkeypatch):
+    """The first group's shards wait until the second one walks."""
+    walking, flush = threading.Event(), PairWriter.flush
+
+    def flushed(self):
+        assert walking.wait(60)
+        flush(self)
+
+    monkeypatch.setattr(PairWriter, "flush", flushed)
+    hooks = Hooks(on_progress=lambda done, total, note: walking.set() if done > KEEP_ALL.candidates else None)
+    make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN, hooks=hooks)
+    assert contents(tmp_path / "store") == contents(undisturbed[0])
+
+
+def test_a_disk_that_refuses_ends_the_run(workers_of, tmp_path, monkeypatch):
+    def flushed(self):
+        raise DatasetError("the disk is full")
+
+    monkeypatch.setattr(PairWriter, "flush", flushed)
+    with pytest.raises(DatasetError, match="the disk is full"):
+        make_pairs(EDITS, tmp_path / "store", workers_of(), work=OFTEN)
+
+
 @pytest.mark.parametrize("looks", [3, 5])
 def test_what_had_walked_is_kept_when_the_next_is_stopped(undisturbed, workers_of, tmp_path, beside, looks):
     """Two looks a walk: the stop falls into the second or the third group."""

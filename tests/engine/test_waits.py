@@ -11,13 +11,17 @@ from PIL import Image
 from ip2p_engine.diffusion.schedule import DiscreteSchedule, make_sigmas
 from ip2p_engine.edit import InstructPix2Pix
 from ip2p_engine.hooks import Hooks
+from ip2p_engine.images import to_tensor
 from ip2p_engine.p2p.generator import PairConfig, PairGenerator, PairJob
 from ip2p_engine.train.batches import Batch
 from ip2p_engine.train.config import TrainConfig
 from ip2p_engine.train.encoding import Encoder
 from ip2p_engine.train.networks import widened
 from ip2p_engine.train.objective import Objective
+from ip2p_engine.train.progress import Clock
 from ip2p_engine.train.randomness import draw
+from ip2p_engine.train.run_folder import RunFolder
+from ip2p_engine.train.watch import Watch
 
 SHORT, LONG = 2, 4
 WATCHED = Hooks(
@@ -108,6 +112,42 @@ def test_a_micro_batch_of_training(waits, on_device, cached):
     assert not gpu.waits
     assert not gpu.doubles
     assert loss.requires_grad  # the way back needs a real device, and asks nothing of ours
+
+
+class OneProcess:
+    """What an Accelerator of one GPU is to ``Watch``."""
+
+    def __init__(self, device):
+        self.device, self.num_processes, self.logged = device, 1, []
+
+    def reduce(self, row, how):
+        return row
+
+    def log(self, values, step):
+        self.logged.append((step, values["loss"]))
+
+
+def test_the_loss_of_a_step_is_read_when_the_next_one_is_under_way(waits, tmp_path):
+    accelerator = OneProcess(waits.DEVICE)
+    watch = Watch(accelerator, RunFolder(tmp_path, writes=False), Clock(steps=4, batch_size=1))
+    with waits.fake_device() as gpu:
+        seen = [
+            watch.after(step, waits.on_device(torch.tensor(0.5 * step)), 1e-4, False, keeps=step == 3)
+            for step in (1, 2, 3, 4)
+        ]
+        asked = watch.after(5, waits.on_device(torch.tensor(2.5)), 1e-4, True, keeps=False)
+    assert not gpu.waits
+    assert [[at.step for at in read] for read in seen] == [[], [1], [2, 3], []]
+    assert [at.step for at in asked] == [4, 5] and watch.stopped
+    assert accelerator.logged == [(step, 0.5 * step) for step in (1, 2, 3, 4, 5)]
+
+
+def test_pictures_go_up_as_bytes(waits):
+    with waits.fake_device() as gpu:
+        pixels = to_tensor([Image.new("RGB", (8, 8), (0, 51, 255))], waits.DEVICE)
+    assert not gpu.waits and gpu.brought == [torch.uint8]
+    assert pixels.device.type == "cuda"
+    assert pixels.inner[0, :, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
 
 
 def test_a_time_of_a_noise_level_stays_on_its_device(waits):

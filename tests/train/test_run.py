@@ -21,9 +21,11 @@ from ip2p_engine.hooks import Hooks
 from ip2p_engine.networks.model import load_model
 from ip2p_engine.train import TrainConfig, preset, train
 from ip2p_engine.train.adapters import lora_state
-from ip2p_engine.train.checkpoints import latest, load_checkpoint
+from ip2p_engine.train.checkpoints import latest, load_checkpoint, step_of
 from ip2p_engine.train.config import PRESETS, read_config
+from ip2p_engine.train.distributed import Sums
 from ip2p_engine.train.networks import make_trainable
+from ip2p_engine.train.objective import Objective
 
 pytestmark = pytest.mark.slow
 
@@ -223,6 +225,52 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoi
     torch.save(state, checkpoint)
     with pytest.raises(TrainingError, match=r"the loss of step 4 is nan; the last good checkpoint is .*step-00000003"):
         run(save_every=1)
+
+
+class LateSums(Sums):
+    """As on a GPU, whose numbers are read when the next step is under way."""
+
+    def __init__(self, row):
+        super().__init__(row)
+        self.behind = 1
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr("ip2p_engine.train.distributed.Sums", LateSums)
+
+
+@pytest.mark.parametrize("save_every", [1, 3, 100])
+def test_losses_that_are_read_late_are_the_same(run, whole, tmp_path, late, save_every):
+    told, kept = [], []
+    hooks = Hooks(on_result=lambda step, at: (told.append(at), kept.append(step)))
+    result = run(save_every=save_every, hooks=hooks)
+    assert (losses(tmp_path / "run"), result.loss) == (losses(whole[0]), whole[1].loss)
+    same_state(weights(tmp_path / "run"), weights(whole[0]))
+    assert kept == [1, 2, 3, 4]
+    assert [(at.step, at.loss, at.learning_rate) for at in told] == [
+        (at.step, at.loss, at.learning_rate) for at in whole[2]
+    ]
+
+
+def test_a_stop_that_is_heard_late_resumes_to_the_bit(run, whole, tmp_path, late):
+    part = run(hooks=after(2))
+    assert (part.finished, part.step) == (False, 3)
+    assert losses(tmp_path / "run") == losses(whole[0])[:3]
+    assert run().finished and losses(tmp_path / "run") == losses(whole[0])
+    same_state(weights(tmp_path / "run"), weights(whole[0]))
+
+
+@pytest.mark.parametrize(("save_every", "known"), [(1, 1), (2, 0), (3, 0)])
+def test_a_loss_that_is_no_number_stops_a_late_reader_too(run, tmp_path, late, monkeypatch, save_every, known):
+    """Of step 2: at once where that step is saved, before anything of a later one is."""
+    steps, objective = iter((1.0, float("nan"), 1.0, 1.0)), Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", lambda *given: objective(*given) * next(steps))
+    with pytest.raises(TrainingError, match=r"the loss of step 2 is nan; "):
+        run(save_every=save_every, micro_batch=4)
+    kept = latest(tmp_path / "run" / "checkpoints")
+    assert (step_of(kept), len(losses(tmp_path / "run"))) == (known, 1)
+    assert next(steps) == 1.0  # at most one step more was begun
 
 
 def test_weights_that_are_no_numbers_are_not_saved(run, tmp_path):
