@@ -412,6 +412,9 @@ def json_lines(path: Path, error: Error, *, growing: bool = False) -> Iterator[d
         yield row
 
 
+SURPLUS = "has more fields than the first line; put a text that holds commas in quotes"
+
+
 def csv_rows(path: Path, error: Error) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file by the names in its first line; raises the given class, with the line's number.
 
@@ -423,10 +426,7 @@ def csv_rows(path: Path, error: Error) -> Iterator[dict[str, Any]]:
     try:
         for row in rows:
             if any(row.pop(None, ())):
-                raise error(
-                    f"{path}, line {rows.reader.line_num}, has more fields than the first line; put a text that holds "
-                    "commas in quotes"
-                )
+                raise error(f"{path}, line {rows.reader.line_num}, {SURPLUS}")
             yield row
     except csv.Error as cause:
         raise error(f"{path}, line {rows.reader.line_num}, is not CSV ({cause}); correct or remove it") from cause

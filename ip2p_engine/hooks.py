@@ -12,7 +12,7 @@ from .errors import Interrupted
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Hooks", "OnProgress", "OnStep", "ShouldStop", "passing_over"]
+__all__ = ["QUIET", "Hooks", "OnProgress", "OnStep", "ShouldStop", "passing_over"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ class Hooks:
         if self.on_error is None:
             raise error
         self.on_error(place, error)
+
+
+QUIET = Hooks(on_error=lambda *_: None)
+"""Of those who read once more what they have heard the errors of."""
 
 
 def passing_over(hooks: Hooks | None) -> Hooks:

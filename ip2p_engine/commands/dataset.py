@@ -15,8 +15,8 @@ from .options import Several, add_command, add_reading_options, local_path, prog
 __all__ = ["add"]
 
 SHOWN, PAIRS_OF_A_SHEET = 20, 200
-Fault = tuple[str, int]
-"""What is wrong, and how many rows are lost where it is more than one row's."""
+Fault = tuple[str, int | None]
+"""What is wrong, and how many rows are lost where it is a file's; 0 where nobody knows."""
 
 
 def add(commands: Any) -> None:
@@ -118,8 +118,10 @@ def _export(options: argparse.Namespace) -> int:
 
     faults: list[Fault] = []
     reading = reading_of(options)
-    count = export_dataset(options.store, options.out, reading, layout=options.layout, hooks=_noting(faults))
-    return _say(options, {"pairs": count}, f"{count:,} pairs", faults)
+    with progress_bar(0, "pairs") as bar:
+        hooks = _noting(faults, bar)
+        count = export_dataset(options.store, options.out, reading, layout=options.layout, hooks=hooks)
+    return _say(options, {"pairs": count}, f"{count:,} pairs", faults) or int(bool(faults))
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -185,24 +187,26 @@ def _noting(faults: list[Fault], bar: Any = None, should_stop: Any = None) -> Ho
     """What is left out goes into ``faults``; an error itself would keep its row in memory."""
 
     def note(_: int, error: Exception) -> None:
-        faults.append((str(error), getattr(error, "rows", 0)))
+        faults.append((str(error), getattr(error, "rows", None)))
 
     return Hooks(on_progress=bar, should_stop=should_stop, on_error=note)
 
 
 def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults: list[Fault]) -> int:
-    """What was written and what was left out; the code is 1 where it was more than single rows: the rest of a file."""
+    """What was written and what was left out; the code is 1 where it was more than single rows: a file, or its rest."""
     from ..progress import write_note
 
     shown = [said for said, _ in faults[:SHOWN]]
     for said in shown:
         write_note(f"ip2p: left out: {said}")
-    lost = [rows for _, rows in faults if rows]
+    lost = [rows for _, rows in faults if rows is not None]
     count = sum(lost) + len(faults) - len(lost)
     told = {"left_out": count, "faults": shown, "broken_files": len(lost)}
-    left = f", {count:,} rows left out" if faults else ""
+    left = f", {count:,} rows left out" if count else ""
     if lost:
-        write_note(f"ip2p: {sum(lost):,} rows of {len(lost)} files are lost; restore the files to have them")
+        known = f"{sum(lost):,} rows" if all(lost) else f"{sum(lost):,} rows and more" if any(lost) else "the rows"
+        files = f"{len(lost)} file{'s' if len(lost) > 1 else ''}"
+        write_note(f"ip2p: {known} of {files} are lost; restore the files to have them")
     _print(options, {"out": str(options.out), **counts, **told}, f"{options.out}: {text}{left}")
     return int(bool(lost))
 

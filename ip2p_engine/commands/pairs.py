@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ..errors import ConfigError
-from ..hooks import Hooks
+from ..hooks import QUIET, Hooks
 from .options import (
     DTYPES,
     SAMPLER_NAMES,
@@ -311,7 +311,7 @@ def _filter(options: argparse.Namespace) -> None:
     from ..factory.refilter import clip_of, refilter
 
     reading = reading_of(options)
-    pairs = open_pairs(options.store, reading)
+    pairs = open_pairs(options.store, reading, hooks=QUIET)
     config, least = thresholds(options, options.clip or clip_of(pairs)), _least(options.min_score)
     with progress_bar(len(pairs), "pairs") as bar:
         scores = _rescored(pairs, options, bar) if options.clip else None

@@ -16,6 +16,7 @@ from ..captions.server import PictureRequest, SeeingSource
 from ..errors import CaptionError, DatasetError, ImageError
 from ..hooks import Hooks, passing_over
 from ..images import open_image
+from .parquet import numbered
 from .reading import Reading, open_pairs
 from .record import PairRecord
 from .store import PairWriter
@@ -49,14 +50,14 @@ def describe(
     rows that cannot be used and of answers that say nothing usable. A stopped call goes on. Raises DatasetError,
     CaptionError, or Interrupted once ``hooks.should_stop()``.
     """
-    pairs, new, rejected, at = open_pairs(folder, reading), 0, 0, 0
-    hooks = passing_over(hooks)
+    hooks, new, rejected = passing_over(hooks), 0, 0
+    pairs = open_pairs(folder, reading, hooks=hooks)
     about = {"described": str(folder), "model": source.name, "instructions": instructions}
     with PairWriter(out, manifest={"config": about}) as writer:
         done = writer.done_keys()
-        for batch in _batches(pairs.outcomes(), source.batch):
+        for batch in _batches(numbered(pairs.outcomes()), source.batch):
             hooks.check_stop(f"stopped with {new} new pairs in {out}; the same call goes on")
-            named = {n: pair for n, pair in _named(batch, at, hooks) if pair.key not in done}
+            named = {n: pair for n, pair in _named(batch, hooks) if pair.key not in done}
             asked = {n: one for n, pair in named.items() if (one := _request(n, pair, instructions, hooks)) is not None}
             answers = dict(zip(asked, source.propose(list(asked.values())), strict=True))
             for n, pair in named.items():
@@ -67,8 +68,7 @@ def describe(
                 elif answer is not None or not _lacks(pair, instructions):
                     writer.write(_told(pair, answer, instructions))
                     new += 1
-            at += len(batch)
-            hooks.progress(at, len(pairs))
+            hooks.progress(batch[-1][0] + 1, len(pairs))
     return Described(new=new, rejected=rejected)
 
 
@@ -77,8 +77,8 @@ def _batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _named(batch: Sequence[Any], first: int, hooks: Hooks) -> Iterator[tuple[int, PairRecord]]:
-    for number, found in enumerate(batch, start=first):
+def _named(batch: Sequence[tuple[int, Any]], hooks: Hooks) -> Iterator[tuple[int, PairRecord]]:
+    for number, found in batch:
         if isinstance(found, DatasetError):
             hooks.error(number, found)
         else:

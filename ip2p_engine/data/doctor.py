@@ -30,9 +30,10 @@ from PIL import Image
 
 from ..captions.edits import plain
 from ..errors import ConfigError, DatasetError
-from ..hooks import Hooks
+from ..hooks import QUIET, Hooks
 from ..images import encoded
 from .agreement import FEWEST, agreement
+from .parquet import LostRows, numbered
 from .reading import Reading, open_pairs
 from .record import PairRecord
 from .registration import registered
@@ -132,14 +133,15 @@ def doctor(
         from .expected import Expected
 
         judges.append(Expected(editor))
-    pairs, hooks = open_pairs(folder, reading), hooks or Hooks()
+    pairs, hooks = open_pairs(folder, reading, hooks=hooks), hooks or Hooks()
     if not len(pairs):
         raise DatasetError(f"{folder} has no pairs yet; the doctor needs at least one")
     seen = _Seen()
-    for row, pair in enumerate(pairs.outcomes()):
+    for row, pair in numbered(pairs.outcomes()):
         hooks.check_stop()
         if isinstance(pair, DatasetError):
-            seen.add(_Look(faults={"broken": str(pair)}), f"row {row + 1}")
+            for lost in range(pair.rows if isinstance(pair, LostRows) else 1):
+                seen.add(_Look(faults={"broken": str(pair)}), f"row {row + lost + 1}")
         else:
             look = _look(pair)
             seen.add(look, pair.key or f"row/{row}")
@@ -171,10 +173,10 @@ def show(folder: Path | str, out: Path, doctored: Doctored, reading: Reading | N
         if "broken" not in one.faults and any(counted[name] < SHOWN for name in one.faults):
             counted.update(one.faults.keys())
             chosen[one.row] = "; ".join(f"{name}: {said}" for name, said in one.faults.items())
-    pairs = open_pairs(folder, reading)
-    title = f"{Path(folder).resolve().name}: {len(chosen)} of {len(doctored.findings):,} pairs with a fault"
-    write_page([(row, pairs[row]) for row in sorted(chosen)], out, title, notes=chosen)
-    return len(chosen)
+    pairs = open_pairs(folder, reading, hooks=QUIET)
+    name, faulty = Path(folder).resolve().name, len(doctored.findings)
+    shown = [(row, pairs[row]) for row in sorted(chosen)]
+    return write_page(shown, out, lambda count: f"{name}: {count} of {faulty:,} pairs with a fault", notes=chosen)
 
 
 def drop(
@@ -193,12 +195,12 @@ def drop(
         raise ConfigError(f"fault {unknown[0]!r} is unknown; choose among {', '.join(FAULTS)}")
     left_out = set(faults or [name for name in FAULTS if name not in KEPT_FAULTS])
     bad = {one.row for one in doctored.findings if left_out & set(one.faults) or "broken" in one.faults}
-    pairs, count = open_pairs(folder, reading), 0
+    pairs, count = open_pairs(folder, reading, hooks=QUIET), 0
     chosen = (reading or Reading()).in_manifest()
     manifest = {"config": {"doctored": str(folder), "without": sorted(left_out), **chosen}}
     with PairWriter(out, manifest=manifest) as writer:
         done = writer.done_keys()
-        for row, pair in enumerate(pairs.outcomes()):
+        for row, pair in numbered(pairs.outcomes()):
             if row in bad or isinstance(pair, DatasetError):
                 continue
             key = pair.key or f"row/{row}"

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ..config import versions_of
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, ImageError, IP2PError
 from ..files import disk_errors, read_json, sweep, whole_file, write_json
 from ..hooks import Hooks, passing_over
 from ..images import open_image
-from .reading import KEPT_FORMATS, ForeignPairs, Pairs, format_of, name_of_pairs
+from .parquet import numbered
+from .reading import ForeignPairs, Pairs, name_of_pairs
 from .record import IMAGE_COLUMNS, PICTURES, SCORES, PairRecord
 from .store import PairWriter
+from .values import format_of, kept_bytes
 
 __all__ = ["EXPORTS", "export_pairs"]
 
@@ -75,9 +77,11 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
 
 def _usable(pairs: Pairs, hooks: Hooks) -> Iterator[PairRecord]:
     fault, good = None, False
-    for number, found in enumerate(pairs.outcomes()):
+    for number, found in numbered(pairs.outcomes()):
         hooks.check_stop(f"stopped after {number} of {len(pairs)} pairs")
-        if isinstance(found, DatasetError):
+        if isinstance(found, PairRecord):
+            found = _sound(found, number)
+        if isinstance(found, IP2PError):
             fault = found
             hooks.error(number, found)
         else:
@@ -86,6 +90,16 @@ def _usable(pairs: Pairs, hooks: Hooks) -> Iterator[PairRecord]:
         hooks.progress(number + 1, len(pairs))
     if fault is not None and not good:
         raise DatasetError(f"no pair can be used; the last: {fault}") from fault
+
+
+def _sound(pair: PairRecord, number: int) -> PairRecord | ImageError:
+    """A pair whose pictures can be decoded, or which cannot: what else is exported breaks other people's training."""
+    try:
+        for column in IMAGE_COLUMNS:
+            open_image(getattr(pair, column), name=f"the {column} of pair {pair.key or number}")
+    except ImageError as error:
+        return error
+    return pair
 
 
 def _put(path: Path, content: Callable[[], bytes]) -> None:
@@ -116,9 +130,8 @@ def _write_original(pairs: Iterator[PairRecord], folder: Path) -> int:
             prompt = json.dumps({**texts, "caption": pair.original_prompt}).encode()
             _put(place / "prompt.json", lambda prompt=prompt: prompt)  # type: ignore[misc]
         for n, column in enumerate(IMAGE_COLUMNS):
-            called = f"the {column} of pair {pair.key or f'{name}/{seed}'}"
             data = getattr(pair, column)
-            _put(place / f"{seed}_{n}.jpg", lambda data=data, called=called: _jpeg(data, called))  # type: ignore[misc]
+            _put(place / f"{seed}_{n}.jpg", lambda data=data: _jpeg(data))  # type: ignore[misc]
         scores = {theirs: getattr(pair, column) for column, theirs in METADATA.items()}
         rows[seed] = json.dumps({"seed": int(seed), **scores})
     for name, rows in metadata.items():
@@ -135,11 +148,11 @@ def _caption_folder(pair: PairRecord, numbers: dict[Any, str]) -> str:
     return numbers.setdefault((pair.original_prompt, pair.edit_prompt, pair.edited_prompt), f"{len(numbers):07d}")
 
 
-def _jpeg(data: bytes, name: str) -> bytes:
+def _jpeg(data: bytes) -> bytes:
     if format_of(data) == "JPEG":
         return data
     stream = io.BytesIO()
-    open_image(data, name=name).save(stream, "JPEG", quality=100, subsampling=0)
+    open_image(data).save(stream, "JPEG", quality=100, subsampling=0)
     return stream.getvalue()
 
 
@@ -165,14 +178,11 @@ def _write_musubi(pairs: Iterator[PairRecord], folder: Path) -> int:
 
 
 def _put_pictures(pair: PairRecord, folder: Path, name: str) -> list[str]:
-    """Byte for byte; their names within the folder."""
+    """Byte for byte, or as PNG what is of other formats; their names within the folder."""
     names = []
     for place, column in zip(("control", "target"), IMAGE_COLUMNS, strict=True):
-        data = getattr(pair, column)
-        kind = format_of(data)
-        if kind not in KEPT_FORMATS:
-            raise DatasetError(f"the {column} of pair {pair.key} is not a picture of a known format; leave it out")
-        names.append(f"{place}/{name}.{kind.lower()}")
+        data = kept_bytes(getattr(pair, column), f"its {column}")
+        names.append(f"{place}/{name}.{format_of(data).lower()}")
         _put(folder / names[-1], lambda data=data: data)  # type: ignore[misc]
     return names
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import disk_errors, read_json
 from .magicbrush import TURNS, is_turns, turn_rows
+from .store import SHARD
 from .tables import (
     TEXT,
     CsvTable,
@@ -31,6 +32,7 @@ __all__ = [
     "card_licence",
     "datasets_library",
     "library_errors",
+    "missing_files",
     "open_hub",
     "open_table",
     "split_of",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
-NUMBERED = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
+NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5}).*")
 HUB_NAME = re.compile(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*")
 TARS = (".tar.gz", ".tgz")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -154,6 +156,19 @@ def split_of(path: Path, home: Path) -> str:
         return numbered["split"]
     names = [path.stem, *reversed(path.relative_to(home).parent.parts)]
     return next((name for name in names if name in SPLIT_NAMES), "train")
+
+
+def missing_files(paths: Sequence[Path]) -> str:
+    """How many files there are of as many as their names promise (NAME-00000-of-00004); empty if all, or if none does.
+
+    Names of our own shards promise nothing: the second number is of writers.
+    """
+    found: dict[tuple[Path, str, int], set[str]] = {}
+    for path in paths:
+        if (name := NUMBERED.fullmatch(path.stem)) and not SHARD.fullmatch(path.stem):
+            found.setdefault((path.parent, name["split"], int(name["count"])), set()).add(name["number"])
+    short = [(len(numbers), count, split) for (_, split, count), numbers in found.items() if len(numbers) < count]
+    return ", ".join(f"{there:,} of the {count:,} files of {split}" for there, count, split in short)
 
 
 def _of_split(paths: Sequence[Path], home: Path, split: str | None) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,16 @@ from ..errors import ConfigError, DatasetError, first_line
 from ..files import check_file
 from .pages import NoPlainValues, dictionary_size, places_of
 
-__all__ = ["UNFOLDED", "UNFOLDS", "LostRows", "ParquetFiles", "pyarrow_modules", "read_columns", "schema_of"]
+__all__ = [
+    "UNFOLDED",
+    "UNFOLDS",
+    "LostRows",
+    "ParquetFiles",
+    "numbered",
+    "pyarrow_modules",
+    "read_columns",
+    "schema_of",
+]
 
 AT_ONCE, BUFFER = 100, 2**20
 MOST_BYTES = 2**28  # of the columns without pictures that are kept
@@ -25,7 +34,7 @@ MOST_ROWS, MOST_COLUMNS, UNFOLDS, UNFOLDED = 2**20, 2000, 20, 2**26
 
 
 class LostRows(DatasetError):
-    """What a file still had when it could not be read on: so many ``rows``."""
+    """What a file still had when it could not be read on: so many ``rows``; 0 where it is missing, and nobody knows."""
 
     def __init__(self, said: str, rows: int) -> None:
         super().__init__(said)
@@ -33,6 +42,14 @@ class LostRows(DatasetError):
 
     def __reduce__(self) -> Any:
         return LostRows, (str(self), self.rows)
+
+
+def numbered(rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """(number, row) of rows in order; what a broken file still had, one row here, has the numbers of all of it."""
+    number = 0
+    for row in rows:
+        yield number, row
+        number += row.rows if isinstance(row, LostRows) else 1
 
 
 class ParquetFiles:

@@ -5,10 +5,9 @@ One reader for training, import, evaluation, filter, sheet, verify and doctor.
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import math
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,14 +17,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConfigError, DatasetError, ImageError, first_line
-from ..files import NO_JSON, digest_of_files, digest_of_text, disk_errors, is_url, web_stream
-from ..images import open_image
-from .formats import card_licence, open_table
+from ..files import digest_of_files, digest_of_text, disk_errors, is_url, web_stream
+from ..hooks import Hooks, passing_over
+from .formats import card_licence, missing_files, open_table
 from .layouts import cell, inline_picture, layout_of
+from .parquet import LostRows, numbered
 from .record import CHECKS, COLUMNS, PICTURES, PairRecord
 from .store import PairStore, read_manifest
 from .tables import OriginalTable, Table
 from .turns import TurnsTable, turns_of
+from .values import Cells, kept_bytes, label_of, number_of, own_scores, parsed, single, swapped
 from .where import Where
 
 __all__ = [
@@ -34,15 +35,14 @@ __all__ = [
     "Pairs",
     "Reading",
     "Rows",
-    "format_of",
     "name_of_identity",
     "name_of_pairs",
     "open_pairs",
 ]
 
+log = logging.getLogger(__name__)
 SAMPLE, MOST_BROKEN, MOST_BYTES = 3, 1000, 100 * 2**20
 FREE = ("limit", "download", "pictures_from")
-KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 STORE_COLUMNS = ("original_image", "edit_prompt", "edited_image")
 
 
@@ -192,7 +192,8 @@ class ForeignPairs(Sequence[PairRecord]):
         return {self._licence} if self._licence else set()
 
     def lost(self) -> list[str]:
-        return []
+        """As of a store, where it is one of which a part is read."""
+        return self.table.lost() if isinstance(self.table, _StoreTable) else []
 
     @property
     def shards(self) -> list[Path]:
@@ -252,10 +253,10 @@ class ForeignPairs(Sequence[PairRecord]):
     ) -> Iterator[tuple[int, Mapping[str, Any] | DatasetError, tuple[bool, ...]]]:
         """(row's number, row, whether each pair of it leads back) of what the reading asks for."""
         left = self.reading.limit if self.reading.limit is not None else math.inf
-        for number, row in enumerate(self.table.rows(_tops(columns))):
+        for number, row in numbered(self.table.rows(_tops(columns))):
             if left < 1:
                 return
-            if self._where is not None and (isinstance(row, DatasetError) or not self._where(_Cells(row))):
+            if self._where is not None and (isinstance(row, DatasetError) or not self._where(Cells(row))):
                 continue
             left -= 1
             back = (
@@ -300,20 +301,20 @@ class ForeignPairs(Sequence[PairRecord]):
     def _texts(self, row: Mapping[str, Any], number: int, *, inverse: bool) -> dict[str, Any]:
         """Every column but the pictures."""
         layout, texts = self.layout, self._instructions(row, inverse=inverse)
-        numbers = {ours: _number(ours, row.get(theirs)) for theirs, ours in layout.numbers.items()}
-        scores = {name: _number(name, row.get(name)) for name in layout.scores} | _own_scores(
+        numbers = {ours: number_of(ours, row.get(theirs)) for theirs, ours in layout.numbers.items()}
+        scores = {name: number_of(name, row.get(name)) for name in layout.scores} | own_scores(
             cell(row, layout.own_scores)
         )
-        more = _parsed(cell(row, layout.paraphrases)) if layout.paraphrases and not inverse else None
+        more = parsed(cell(row, layout.paraphrases)) if layout.paraphrases and not inverse else None
         captions = [cell(row, name) or "" for name in (layout.caption, layout.edited_caption)]
-        labels = {name: _label(cell(row, getattr(layout, name))) for name in ("kind", "session", "licence")}
-        key = _label(cell(row, layout.key)) if layout.key else row.get("key")
+        labels = {name: label_of(cell(row, getattr(layout, name))) for name in ("kind", "session", "licence")}
+        key = label_of(cell(row, layout.key)) if layout.key else row.get("key")
         key = key or f"{Path(self.table.place).stem if self.table.kind == 'triplets' else 'row'}/{number}"
         return {
             "seed": None,
             "p": None,
             "cfg": None,
-            **(_swapped(numbers) if inverse else numbers),
+            **(swapped(numbers) if inverse else numbers),
             "edit_prompt": texts[0] if texts else None,
             "paraphrases": (*texts[1:], *(more or ())) or None,
             "original_prompt": captions[inverse],
@@ -339,7 +340,7 @@ class ForeignPairs(Sequence[PairRecord]):
 
     def _placed(self, value: Any) -> Any:
         """A picture as training opens it; raises DatasetError for one that may not be read."""
-        value = _single(value)
+        value = single(value)
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if value is None:
@@ -366,11 +367,7 @@ class ForeignPairs(Sequence[PairRecord]):
         if isinstance(value, str):
             with disk_errors(Path(value), "read", DatasetError):
                 value = Path(value).read_bytes()
-        if isinstance(value, bytes) and format_of(value) in KEPT_FORMATS:
-            return value
-        stream = io.BytesIO()
-        open_image(value, name=f"its {column}").save(stream, "PNG")
-        return stream.getvalue()
+        return kept_bytes(value, f"its {column}")
 
     def _within(self, name: str) -> Path:
         """A path in a row, which may reach only below its folder."""
@@ -412,12 +409,23 @@ PART = ' {"'
 CHOOSING = ("split", "limit", "where", "inverses", "columns")
 
 
-def open_pairs(source: str | Path, reading: Reading | None = None, *, streaming: bool = False) -> Pairs:
+def open_pairs(
+    source: str | Path, reading: Reading | None = None, *, streaming: bool = False, hooks: Hooks | None = None
+) -> Pairs:
     """The pairs of a data set in any layout, by number and in order; ``streaming`` opens one of the hub in order only.
 
-    Raises DatasetError for what is no data set, or has columns that nothing is known of, and ConfigError.
+    ``hooks.on_error``, or the log, hears of a store's files that are lost. Raises DatasetError for what is no data set,
+    or has columns that nothing is known of, and ConfigError.
     """
-    reading = reading or Reading()
+    pairs = _opened(source, reading or Reading(), streaming)
+    if pairs.folder.is_dir() and (said := missing_files(pairs.shards)):
+        log.warning("%s has %s; what is there is read", pairs.folder, said)
+    for name in pairs.lost():
+        passing_over(hooks).error(0, LostRows(f"{pairs.folder} has lost {name}; restore it from a copy", 0))
+    return pairs
+
+
+def _opened(source: str | Path, reading: Reading, streaming: bool) -> Pairs:
     path = Path(source).expanduser()
     if is_store(path, reading):
         store = PairStore(path)
@@ -466,6 +474,9 @@ class _StoreTable:
     def __len__(self) -> int:
         return len(self._store)
 
+    def lost(self) -> list[str]:
+        return self._store.lost()
+
     def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         return _as_row(self._store[number])
 
@@ -493,87 +504,9 @@ def _as_row(pair: PairRecord) -> dict[str, Any]:
     return {**(pair.scores or {}), **vars(pair)}
 
 
-class _Cells(Mapping[str, Any]):
-    """A row whose columns are asked for with dots."""
-
-    def __init__(self, row: Any) -> None:
-        self._row = row
-
-    def __getitem__(self, name: str) -> Any:
-        value = cell(self._row, name)
-        if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
-            return float(value)  # CSV has texts only
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._row)
-
-    def __len__(self) -> int:
-        return len(self._row)
-
-
 def _tops(columns: Sequence[str]) -> list[str]:
     """With the columns that dotted names lead into, for tables that know only those."""
     return list(dict.fromkeys(part for name in columns for part in (name, name.partition(".")[0])))
-
-
-def _single(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        if len(value) != 1:
-            raise DatasetError(f"there are {len(value)} pictures in a list; give one")
-        return value[0]
-    return value
-
-
-def format_of(data: bytes) -> str:
-    """Of the formats that a store keeps as they are: PNG, JPEG, WEBP; empty for all else."""
-    if data.startswith(b"\x89PNG"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
-
-
-def _number(name: str, value: Any) -> float | int | None:
-    """Of a column or a CSV; None for nothing, and for the NaN that pandas writes for nothing."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    whole = name == "seed"
-    what = "a whole number below 2**63" if whole else "a number"
-    try:
-        number: float = int(str(value).removesuffix(".0")) if whole else float(value)  # spreadsheets write 12 as 12.0
-        fits = -(2**63) <= number < 2**63 if whole else math.isfinite(number)
-    except (TypeError, ValueError, OverflowError):
-        fits = False
-    if not fits or isinstance(value, bool):
-        raise DatasetError(f"its {name} is {str(value)[:60]!r}; give {what}, or leave it out")
-    return number
-
-
-def _swapped(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of an edit, for the edit that leads back."""
-    back = {"sim_0": "sim_1", "sim_1": "sim_0"}
-    return {back.get(name, name): value for name, value in numbers.items()}
-
-
-def _label(value: Any) -> str | None:
-    """Of numbers and empty texts too."""
-    return str(value) if value is not None and value != "" and not isinstance(value, bytes) else None
-
-
-def _parsed(value: Any) -> Any:
-    """The store keeps lists and objects as JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except NO_JSON:
-        return None
-
-
-def _own_scores(value: Any) -> dict[str, Any]:
-    found = _parsed(value)
-    return {str(name): _number(str(name), one) for name, one in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _checked(name: str, value: Any) -> Any:

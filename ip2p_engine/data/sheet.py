@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ from string import Template
 
 from PIL import Image
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, ImageError
 from ..files import disk_errors, whole_file
 from ..images import open_image
 from .reading import Pairs, Reading, open_pairs
@@ -43,31 +43,46 @@ def sheet(
     shown = list(_readable(pairs, (n * len(pairs) // count for n in range(count))))
     if not shown:
         raise DatasetError(f"{folder} has no pair that can be shown; look with ip2p dataset verify")
-    title = f"{Path(folder).resolve().name}: {len(shown)} of {len(pairs):,} pairs"
-    write_page(shown, out, title, side=side)
-    return len(shown)
+    name = Path(folder).resolve().name
+    return write_page(shown, out, lambda count: f"{name}: {count} of {len(pairs):,} pairs", side=side)
 
 
 def write_page(
     shown: Sequence[tuple[int, PairRecord]],
     out: Path,
-    title: str,
+    title: Callable[[int], str],
     *,
     side: int = 256,
     notes: Mapping[int, str] | None = None,
-) -> None:
-    """A page of pairs, (row, pair), with a note below some; raises DatasetError if the disk refuses."""
+) -> int:
+    """A page of pairs, (row, pair), with a note below some, under a title of their number; returns that.
+
+    Pairs whose pictures cannot be read are left out, and the log says so. Raises DatasetError if all are, and if the
+    disk refuses.
+    """
+    cards = list(_cards(shown, side, notes or {}))
+    if shown and not cards:
+        raise DatasetError(f"{out} would show no pair, since none can be read; look with ip2p dataset verify")
     page = Template(files(__package__).joinpath("sheet.html").read_text(encoding="utf-8")).substitute(
         nonce=secrets.token_urlsafe(16),
-        title=escape(title),
+        title=escape(title(len(cards))),
         options="".join(f'<option value="{name}">{name}</option>' for name in _sort_names(shown)),
         thresholds="\n".join(map(_threshold, _present(shown, SCORES))),
-        cards="\n".join(_card(index, pair, side, (notes or {}).get(index, "")) for index, pair in shown),
+        cards="\n".join(cards),
     )
     with disk_errors(out, "written", DatasetError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as stream:
             stream.write(page.encode())
+    return len(cards)
+
+
+def _cards(shown: Sequence[tuple[int, PairRecord]], side: int, notes: Mapping[int, str]) -> Iterator[str]:
+    for index, pair in shown:
+        try:
+            yield _card(index, pair, side, notes.get(index, ""))
+        except ImageError as error:
+            log.warning("left out: %s", error)
 
 
 def _readable(pairs: Pairs, indices: Iterable[int]) -> Iterator[tuple[int, PairRecord]]:

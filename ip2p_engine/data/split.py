@@ -18,6 +18,7 @@ from PIL import Image
 from ..captions.edits import TEST_PERCENT, in_test_split
 from ..errors import DatasetError
 from ..images import encoded
+from .parquet import numbered
 
 __all__ = ["CAPTIONS", "PICTURES", "near_groups", "picture_hash", "test_rows"]
 
@@ -33,11 +34,11 @@ def test_rows(pairs: Any, captions: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def _by_pictures(pairs: Any) -> list[int]:
-    hashes, sessions = [], []
-    for found in pairs.outcomes() if hasattr(pairs, "outcomes") else pairs:
-        broken = isinstance(found, DatasetError)
-        hashes.append(None if broken else picture_hash(found.original_image))
-        sessions.append(None if broken else found.session)
+    hashes: list[int | None] = [None] * len(pairs)
+    sessions: list[str | None] = [None] * len(pairs)
+    for row, found in numbered(pairs.outcomes() if hasattr(pairs, "outcomes") else pairs):
+        if not isinstance(found, DatasetError):
+            hashes[row], sessions[row] = picture_hash(found.original_image), found.session
     groups = near_groups(hashes, sessions)
     return [row for row, group in enumerate(groups) if hashes[row] is not None and _is_test(group)]
 

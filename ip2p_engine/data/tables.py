@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import DatasetError
-from ..files import NO_JSON, comma_of, disk_errors, is_url, json_lines, read_json
+from ..files import NO_JSON, SURPLUS, comma_of, disk_errors, is_url, json_lines, read_json
 from .layouts import INLINE, SUFFIXES, is_picture
 from .parquet import UNFOLDED, UNFOLDS, ParquetFiles
 
@@ -225,6 +225,8 @@ class CsvTable(_TextTable):
             values = next(csv.reader(self._lines(stream), delimiter=self._comma))
         except csv.Error as error:
             raise DatasetError(f"it is not CSV ({error}); correct or remove it") from error
+        if any(values[len(self._header) :]):
+            raise DatasetError(f"it {SURPLUS}")
         return dict(zip(self._header, values, strict=False))
 
     def _lines(self, stream: BinaryIO) -> Iterator[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..hooks import Hooks, passing_over
 from ..images import encoded
 from .export import export_pairs
 from .ledger import pair_key, read_candidates
+from .parquet import numbered
 from .reading import ForeignPairs, Pairs, Reading, open_pairs
 from .record import OPTIONAL, SCORES, PairRecord
 from .store import MANIFEST, ROWS_PER_SHARD, PairStore, PairWriter
@@ -124,15 +125,16 @@ def verify(folder: Path | str, reading: Reading | None = None, *, hooks: Hooks |
     """
     # The ledger first: a writer at work brings pictures to the disk before their line.
     named, faults = _named_by_ledger(Path(folder))
-    pairs, digests, hooks = open_pairs(folder, reading), [], hooks or Hooks()
+    noting = Hooks(on_error=lambda _, error: faults.append(str(error)))
+    pairs, digests, hooks = open_pairs(folder, reading, hooks=noting), [], hooks or Hooks()
     if (Path(folder) / MANIFEST).exists():
         faults += _caught(lambda: pairs.manifest)
     elif isinstance(pairs, PairStore) and pairs.is_ours:
         faults.append(f"{folder} has no {MANIFEST}; import it to give it one")
     faults += [f"{path} is left of a killed writer; it goes when writing goes on" for path in _leftovers(Path(folder))]
-    faults += [f"{name} is lost; restore it from a copy" for name in pairs.lost()]
     seen: set[str] = set()
-    for number, pair in enumerate(pairs.outcomes(), start=1):
+    for row, pair in numbered(pairs.outcomes()):
+        number = row + 1
         hooks.check_stop()
         if isinstance(pair, DatasetError):
             faults.append(str(pair))
@@ -216,19 +218,19 @@ def import_dataset(
     used.
     """
     reading, hooks = reading or Reading(), passing_over(hooks)
-    pairs = open_pairs(source, reading, streaming=True)
+    pairs = open_pairs(source, reading, streaming=True, hooks=hooks)
     manifest = {"config": {"imported": str(source), "layout": _format_name(pairs), **reading.in_manifest()}}
     count, seen, faults, said = 0, set[str](), 0, ""
     with PairWriter(out, manifest=manifest, rows_per_shard=rows_per_shard) as writer:
         done = writer.done_keys()
-        for number, pair in enumerate(_all_keyed(pairs)):
+        for number, pair in _all_keyed(pairs):
             hooks.check_stop(f"stopped with {count} new pairs in {out}")
             if isinstance(pair, PairRecord) and pair.key in seen:
                 pair = DatasetError(f"{source}, row {number + 1}: another row has its key {pair.key!r}")
             if isinstance(pair, DatasetError):
                 faults, said = faults + 1, str(pair)
                 hooks.error(number, pair)
-                if faults == number + 1 >= MOST_FAULTS:
+                if faults >= MOST_FAULTS and not seen:
                     raise DatasetError(f"none of the first {faults} rows of {source} can be used; the last: {said}")
                 continue
             seen.add(pair.key)
@@ -246,10 +248,6 @@ def _format_name(pairs: Pairs) -> str:
     return pairs.table.kind if isinstance(pairs, ForeignPairs) else "parquet"
 
 
-def _keyed(pair: PairRecord | DatasetError, number: int) -> PairRecord | DatasetError:
-    return replace(pair, key=f"row/{number}") if isinstance(pair, PairRecord) and not pair.key else pair
-
-
 def export_dataset(
     folder: Path | str,
     out: Path | str,
@@ -263,7 +261,7 @@ def export_dataset(
     A row that cannot be used is passed over: ``hooks.on_error`` hears of it, or the log. A killed export goes on.
     Raises ConfigError, DatasetError.
     """
-    return export_pairs(open_pairs(folder, reading), Path(out), layout, hooks=hooks)
+    return export_pairs(open_pairs(folder, reading, hooks=hooks), Path(out), layout, hooks=hooks)
 
 
 def merge_datasets(
@@ -278,21 +276,25 @@ def merge_datasets(
     Raises DatasetError.
     """
     hooks = passing_over(hooks)
-    opened = [open_pairs(source) for source in sources]
+    opened = [open_pairs(source, hooks=hooks) for source in sources]
     count, total = 0, sum(map(len, opened))
     with PairWriter(out, manifest={"config": {"merged": list(map(str, sources))}}) as writer:
         done = writer.done_keys()
-        numbered = ((number, pair) for number, pairs in enumerate(opened) for pair in _all_keyed(pairs))
-        for at, (number, pair) in enumerate(numbered, start=1):
-            hooks.check_stop(f"stopped with {count} new pairs in {out}")
-            if isinstance(pair, DatasetError):
-                hooks.error(at - 1, pair)
-            elif (key := f"{number}/{pair.key}") not in done:
-                writer.write(replace(pair, key=key))
-                count += 1
-            hooks.progress(at, total)
+        firsts = accumulate(map(len, opened), initial=0)
+        for source, (first, pairs) in enumerate(zip(firsts, opened, strict=False)):
+            for number, pair in _all_keyed(pairs):
+                hooks.check_stop(f"stopped with {count} new pairs in {out}")
+                if isinstance(pair, DatasetError):
+                    hooks.error(first + number, pair)
+                elif (key := f"{source}/{pair.key}") not in done:
+                    writer.write(replace(pair, key=key))
+                    count += 1
+                hooks.progress(first + number + 1, total)
     return count
 
 
-def _all_keyed(pairs: Pairs) -> Iterator[PairRecord | DatasetError]:
-    return map(_keyed, pairs.outcomes(), itertools.count())
+def _all_keyed(pairs: Pairs) -> Iterator[tuple[int, PairRecord | DatasetError]]:
+    """(row, pair), each with a key."""
+    for number, pair in numbered(pairs.outcomes()):
+        nameless = isinstance(pair, PairRecord) and not pair.key
+        yield number, replace(pair, key=f"row/{number}") if nameless else pair

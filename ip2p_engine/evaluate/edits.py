@@ -15,8 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.reading import Pairs, format_of
+from ..data.parquet import numbered
+from ..data.reading import Pairs
 from ..data.record import PairRecord
+from ..data.values import format_of
 from ..edit import EditConfig, InstructPix2Pix
 from ..errors import DatasetError, first_line
 from ..files import digest_of_text, disk_errors, is_within, json_lines, read_json, whole_file, write_json
@@ -90,7 +92,7 @@ def write_truth(pairs: Pairs, folder: Path, limit: int | None = None) -> tuple[l
     found: list[TestEdit] = []
     broken: list[str] = []
     turns: dict[str, int] = {}
-    for number, pair in enumerate(_outcomes(pairs)):
+    for number, pair in numbered(_outcomes(pairs)):
         if limit is not None and len(found) >= limit:
             break
         if isinstance(pair, DatasetError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..captions.chat import ServerConfig
+from ..data.parquet import numbered
 from ..data.reading import Reading, open_pairs
 from ..data.record import PairRecord
 from ..data.store import PairWriter
@@ -49,8 +50,8 @@ def judge_pairs(
     """
     if votes < 1:
         raise ConfigError(f"`votes` is {votes}; give a whole number of at least 1")
-    pairs, new, rejected, at = open_pairs(folder, reading), 0, 0, 0
-    hooks = passing_over(hooks)
+    hooks, new, rejected = passing_over(hooks), 0, 0
+    pairs = open_pairs(folder, reading, hooks=hooks)
     about = {"judged": str(folder), "rubric": rubric.name, "prompts": rubric.prompts, "model": server.model}
     settings: dict[str, Any] = {"votes": votes, "retry_rejected": retry_rejected}
     quiet = Hooks(should_stop=hooks.should_stop)
@@ -59,9 +60,9 @@ def judge_pairs(
         judging(rubric, server, Path(out), **settings, hooks=quiet) as ask,
     ):
         done = writer.done_keys()
-        for batch in _batches(pairs.outcomes()):
+        for batch in _batches(numbered(pairs.outcomes())):
             hooks.check_stop(f"stopped with {new} new pairs in {out}; the same call goes on")
-            named = {n: pair for n, pair in _named(batch, at, hooks) if pair.key not in done}
+            named = {n: pair for n, pair in _named(batch, hooks) if pair.key not in done}
             verdicts = ask([_edit(pair) for pair in named.values()])
             for (n, pair), verdict in zip(named.items(), verdicts, strict=True):
                 marks = _scores(verdict, rubric)
@@ -71,8 +72,7 @@ def judge_pairs(
                     continue
                 writer.write(replace(pair, scores={**(pair.scores or {}), **marks}))
                 new += 1
-            at += len(batch)
-            hooks.progress(at, len(pairs))
+            hooks.progress(batch[-1][0] + 1, len(pairs))
     return JudgedPairs(new=new, rejected=rejected)
 
 
@@ -104,8 +104,8 @@ def _batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def _named(batch: Sequence[Any], first: int, hooks: Hooks) -> Iterator[tuple[int, PairRecord]]:
-    for number, found in enumerate(batch, start=first):
+def _named(batch: Sequence[tuple[int, Any]], hooks: Hooks) -> Iterator[tuple[int, PairRecord]]:
+    for number, found in batch:
         if isinstance(found, DatasetError):
             hooks.error(number, found)
         else:

@@ -15,10 +15,11 @@ from PIL import Image
 from ..clip.filter import MEASURES, FilterConfig, FilterReport, PairScores, filter_candidates
 from ..clip.similarity import ClipSimilarity, rounded
 from ..data.ledger import CandidateLog, CaptionCandidates, has_candidates, pair_key, read_candidates
+from ..data.parquet import numbered
 from ..data.reading import Pairs, Reading, open_pairs
 from ..data.record import IMAGE_COLUMNS, PairRecord
 from ..data.store import MANIFEST, PairWriter
-from ..errors import DatasetError
+from ..errors import DatasetError, ImageError
 from ..hooks import Hooks
 from ..images import open_image
 
@@ -126,19 +127,20 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def rescored(pairs: Pairs, scorer: ClipSimilarity, *, hooks: Hooks | None = None) -> dict[str, PairScores]:
-    """The scores of every pair by another CLIP, by key. Raises ImageError or DatasetError."""
+    """The scores of every pair whose pictures can be read by another CLIP, by key. Raises DatasetError."""
     found: dict[str, PairScores] = {}
     hooks = hooks or Hooks()
     bare = sum(not (text or "").strip() for text in pairs.columns("original_prompt")["original_prompt"])
     if bare:
         log.warning("%d of %d pairs have no captions; of their scores only sim_image means anything", bare, len(pairs))
-    for batch in _batches(_numbered(pairs)):
+    for batch in _batches(_seen(pairs)):
         hooks.check_stop()
-        before, after = ([_opened(pair, n, name) for n, pair in batch] for name in IMAGE_COLUMNS)
-        captions, edited = [pair.original_prompt for _, pair in batch], [pair.edited_prompt for _, pair in batch]
-        scores = scorer.score(before, after, captions, edited)
-        found.update({_name(pair.key, n): rounded(one) for (n, pair), one in zip(batch, scores, strict=True)})
+        names, texts, pictures = zip(*batch, strict=True)
+        scores = scorer.score(*map(list, zip(*pictures, strict=True)), *map(list, zip(*texts, strict=True)))
+        found.update(zip(names, map(rounded, scores), strict=True))
         hooks.progress(len(found), len(pairs))
+    if len(pairs) and not found:
+        raise DatasetError(f"no pair of {pairs.folder} has pictures that can be read; look with ip2p dataset verify")
     return found
 
 
@@ -171,7 +173,7 @@ def _by_rows(pairs: Pairs, scores: Mapping[str, PairScores] | None, config: Filt
     columns = pairs.columns("original_prompt", "edit_prompt", "edited_prompt", *MEASURES)
     groups: dict[tuple[str, ...], list[tuple[str, PairScores]]] = {}
     for number, name in enumerate(_names(pairs)):
-        if name in without:
+        if name in without or (scores is not None and name not in scores):
             continue
         one = scores[name] if scores is not None else _score_of(pairs, columns, number)
         texts = tuple(columns[text][number] for text in ("original_prompt", "edit_prompt", "edited_prompt"))
@@ -206,7 +208,7 @@ def _copy(
 
 def _numbered(pairs: Pairs) -> Iterator[tuple[int, PairRecord]]:
     """(number, pair); what cannot be used is named and passed over."""
-    for number, pair in enumerate(pairs.outcomes()):
+    for number, pair in numbered(pairs.outcomes()):
         if isinstance(pair, DatasetError):
             log.warning("left out: %s", pair)
         else:
@@ -242,8 +244,16 @@ def _name(key: str | None, number: int) -> str:
     return key or f"row/{number}"
 
 
-def _opened(pair: PairRecord, number: int, column: str) -> Image.Image:
-    return open_image(getattr(pair, column), name=f"the {column} of pair {_name(pair.key, number)}")
+def _seen(pairs: Pairs) -> Iterator[tuple[str, tuple[str, str], list[Image.Image]]]:
+    """(name, captions, pictures before and after) of the pairs that can be looked at."""
+    for number, pair in _numbered(pairs):
+        name = _name(pair.key, number)
+        try:
+            pictures = [open_image(getattr(pair, one), name=f"the {one} of pair {name}") for one in IMAGE_COLUMNS]
+        except ImageError as error:
+            log.warning("left out: %s", error)
+        else:
+            yield name, (pair.original_prompt, pair.edited_prompt), pictures
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

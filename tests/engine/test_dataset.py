@@ -17,16 +17,21 @@ import pytest
 from PIL import Image
 
 from ip2p_engine.cli import main
+from ip2p_engine.clip.filter import FilterConfig, PairScores
 from ip2p_engine.data import export
+from ip2p_engine.data.doctor import doctor
+from ip2p_engine.data.export import EXPORTS
 from ip2p_engine.data.reading import Reading, open_pairs
 from ip2p_engine.data.sheet import sheet
 from ip2p_engine.data.split import picture_hash
+from ip2p_engine.data.split import test_rows as split_rows
 from ip2p_engine.data.store import PairRecord, PairStore, PairWriter
 from ip2p_engine.data.tools import export_dataset, import_dataset, info, merge_datasets, verify
-from ip2p_engine.errors import ConfigError, DatasetError, ImageError
-from ip2p_engine.factory.refilter import rescored
+from ip2p_engine.errors import ConfigError, DatasetError
+from ip2p_engine.factory.refilter import refilter, rescored
 from ip2p_engine.files import whole_file
 from ip2p_engine.hooks import Hooks
+from ip2p_engine.images import open_image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCORES = {"p2p_threshold": 0.5, "cfg_scale": 9.0, "clip_sim_0": 0.25, "clip_sim_1": 0.26}
@@ -244,15 +249,119 @@ def test_lists_that_cannot_be_read_are_named(tmp_path, rows, said):
         import_dataset(tmp_path / "l.csv", tmp_path / "out")
 
 
-def test_a_picture_that_cannot_be_used_is_named_with_its_pair(tmp_path):
-    folder = make_store(tmp_path / "store", [pair(1), pair(2, edited_image=encoded("red", "PNG", size=(4, 4)))])
-    for use in (
-        lambda: sheet(folder, tmp_path / "sheet.html"),
-        lambda: export_dataset(folder, tmp_path / "original"),
-        lambda: rescored(PairStore(folder), scorer=None),
-    ):
-        with pytest.raises(ImageError, match=r"pair 0000002/2.* has 4 x 4 pixels"):
-            use()
+class Likes:
+    """In place of a CLIP."""
+
+    def score(self, before, after, captions, edited):
+        assert len(before) == len(after) == len(captions) == len(edited)
+        return [PairScores(sim_0=0.5, sim_1=0.5, sim_image=0.9, sim_direction=0.5)] * len(before)
+
+
+def test_a_picture_that_cannot_be_used_is_named_with_its_pair(tmp_path, caplog):
+    """And the others are shown, written and scored."""
+    small, torn = encoded("red", "PNG", size=(4, 4)), encoded("red", "PNG")[:45]
+    folder = make_store(tmp_path / "store", [pair(1), pair(2, edited_image=small), pair(3, original_image=torn)])
+    assert sheet(folder, tmp_path / "sheet.html") == 1
+    assert "1 of 3 pairs" in (tmp_path / "sheet.html").read_text()
+    scores = rescored(PairStore(folder), scorer=Likes())
+    assert list(scores) == ["0000001/1"]
+    assert refilter(folder, tmp_path / "kept", FilterConfig(), scores=scores).filtered.kept == 1
+    assert "pair 0000002/2" in caplog.text and "has 4 x 4 pixels" in caplog.text and "pair 0000003/3" in caplog.text
+
+
+@pytest.mark.parametrize("layout", EXPORTS)
+def test_an_export_passes_over_what_cannot_be_decoded_and_says_so(tmp_path, capsys, layout):
+    torn = encoded("red", "PNG")[:45]
+    store = make_store(tmp_path / "store", [pair(0), pair(1, edited_image=torn), pair(2), pair(3, edited_image=torn)])
+    sound = make_store(tmp_path / "sound", [pair(0), pair(2)])
+    arguments = ["dataset", "export", str(store), "--layout", layout, "--out", str(tmp_path / "out"), "--json"]
+    for _ in range(2):  # the second finds all of it there
+        assert main(arguments) == 1
+        said = capsys.readouterr()
+        found = json.loads(said.out)
+        assert (found["pairs"], found["left_out"], found["broken_files"]) == (2, 2, 0)
+        assert "ip2p: left out: the edited_image of pair 0000001/1" in said.err
+    assert export_dataset(sound, tmp_path / "expected", layout=layout) == 2
+    named = {".export.json", "manifest.json", "README.md"}  # which name the source
+    of_both = (files_of(tmp_path / name) for name in ("out", "expected"))
+    out, expected = (
+        {name: data for name, data in found.items() if name.rpartition("/")[2] not in named} for found in of_both
+    )
+    assert out == expected
+    torn_only = make_store(tmp_path / "torn", [pair(1, edited_image=torn)])
+    with pytest.raises(DatasetError, match="no pair can be used; the last: the edited_image of pair 0000001/1"):
+        export_dataset(torn_only, tmp_path / "nothing", layout=layout)
+
+
+def test_pictures_of_other_formats_go_out_as_png(tmp_path):
+    bmp = encoded("red", "BMP")
+    store = make_store(tmp_path / "store", [pair(0, edited_image=bmp)])
+    assert export_dataset(store, tmp_path / "out", layout="folders") == 1
+    assert open_image(tmp_path / "out" / "target" / "0000000.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("command", ["import", "export", "merge"])
+def test_a_lost_shard_is_named_and_the_code_says_so(command, tmp_path, capsys):
+    """As of a broken one, though nobody knows how many rows it had."""
+    store = tmp_path / "store"
+    with PairWriter(store, manifest={"config": {}}, rows_per_shard=2) as writer:
+        for n in range(6):
+            writer.write(pair(n))
+    (store / "data" / "train-00000-of-00001-000001.parquet").unlink()
+    arguments = ["dataset", command, str(store), "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["left_out"], found["broken_files"], found["pairs" if command == "export" else "new"]) == (0, 1, 4)
+    assert found["faults"] == [f"{store} has lost train-00000-of-00001-000001.parquet; restore it from a copy"]
+    assert "ip2p: the rows of 1 file are lost; restore the files to have them" in said.err
+
+
+def test_a_lost_shard_is_told_by_those_who_only_read(tmp_path, caplog):
+    store = tmp_path / "store"
+    with PairWriter(store, manifest={"config": {}}, rows_per_shard=1) as writer:
+        for n in range(3):
+            writer.write(pair(n, sim_0=0.5, sim_1=0.5, sim_image=0.9, sim_direction=0.5))
+    (store / "data" / "train-00000-of-00001-000001.parquet").unlink()
+    for command in ("info", "sheet", "doctor", "filter"):
+        out = ["--out", str(tmp_path / "out")] if command in ("sheet", "doctor") else []
+        assert main([*(["dataset"] if command != "filter" else []), command, str(store), *out]) == 0
+        assert caplog.text.count("has lost train-00000-of-00001-000001.parquet") == 1, command
+        caplog.clear()
+
+
+def test_after_a_broken_file_rows_have_their_own_numbers(tmp_path):
+    """Or a set that is mended would come in twice, under other keys, and another split would be held out."""
+    rows = [{"source": encoded("red", "PNG"), "edit": f"do {n}", "target": encoded("blue", "PNG")} for n in range(6)]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for n in range(3):
+        pq.write_table(pa.Table.from_pylist(rows[2 * n : 2 * n + 2]), folder / f"train-{n:05d}-of-00003.parquet")
+    whole = [one.key for one in open_pairs(folder)]
+    held_out = split_rows(open_pairs(folder), [""])
+    path = folder / "train-00001-of-00003.parquet"
+    kept, place = path.read_bytes(), pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    data = bytearray(kept)
+    data[place : place + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    places = []
+    hooks = Hooks(on_error=lambda number, error: places.append((number, error.rows)))
+    assert import_dataset(folder, tmp_path / "out", hooks=hooks) == 4
+    assert places == [(2, 2)]
+    assert [one.key for one in PairStore(tmp_path / "out")] == [*whole[:2], *whole[4:]]
+    assert [one.row for one in doctor(folder).findings if "broken" in one.faults] == [2, 3]
+    assert set(split_rows(open_pairs(folder), [""])[1]) <= set(held_out[1])
+    path.write_bytes(kept)
+    assert import_dataset(folder, tmp_path / "out") == 2
+    assert PairStore(tmp_path / "out").keys() == set(whole)
+
+
+def test_files_that_names_promise_and_that_are_not_there_are_told(tmp_path, caplog):
+    rows = [{"source": encoded("red", "PNG"), "edit": "do", "target": encoded("blue", "PNG")}]
+    for n in (0, 2):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"train-{n:05d}-of-00003.parquet")
+    assert len(open_pairs(tmp_path)) == 2
+    assert f"{tmp_path} has 2 of the 3 files of train; what is there is read" in caplog.text
 
 
 def test_unknown_layouts_are_refused(tmp_path):
@@ -396,7 +505,7 @@ def test_a_file_that_cannot_be_read_is_counted_by_its_rows(command, tmp_path, ca
         (3, 1, 3) if command != "merge" else (3, 1, 6)
     )
     assert "3 of its 3 rows are lost" in found["faults"][0]
-    assert "ip2p: 3 rows of 1 files are lost; restore the files to have them" in said.err
+    assert "ip2p: 3 rows of 1 file are lost; restore the files to have them" in said.err
 
 
 def test_a_broken_row_is_counted_and_no_error(original, tmp_path, capsys):

@@ -180,6 +180,18 @@ def test_csv_with_any_comma(tmp_path, comma):
     assert [pairs[1].seed, pairs[0].seed] == [None, 12]
 
 
+def test_a_field_too_many_is_told(tmp_path):
+    """It may well be the rest of a text, cut at its comma."""
+    files(tmp_path, a_dot_png=RED, b_dot_png=BLUE)
+    (tmp_path / "l.csv").write_text("source,target,edit\na.png,b.png,make it blue, please\na.png,b.png,make it red,,\n")
+    faults = []
+    hooks = Hooks(on_error=lambda _, error: faults.append(str(error)))
+    assert import_dataset(tmp_path / "l.csv", tmp_path / "store", hooks=hooks) == 1
+    assert PairStore(tmp_path / "store")[0].edit_prompt == BACK
+    said = "row 1: it has more fields than the first line; put a text that holds commas in quotes"
+    assert faults == [f"{tmp_path / 'l.csv'}, {said}"]
+
+
 def write_tar(path, *rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
