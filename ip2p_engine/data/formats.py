@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DatasetError, IP2PError
-from ..files import disk_errors, read_json
+from ..files import NO_JSON, disk_errors, is_url, read_json
+from .folders import SPLIT_NAMES, TEXT, FolderTable, GroupedTable
+from .layouts import is_inline, is_picture
 from .magicbrush import TURNS, is_turns, turn_rows
 from .store import SHARD
 from .tables import (
-    TEXT,
+    LONGEST_LINE,
     CsvTable,
-    FolderTable,
     LinesTable,
     ListsTable,
     ListTable,
@@ -25,6 +27,7 @@ from .tables import (
     Table,
     TarTable,
     is_original,
+    unpacked,
 )
 
 __all__ = [
@@ -39,16 +42,17 @@ __all__ = [
     "undecoded",
 ]
 
-SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
 NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5}).*")
 HUB_NAME = re.compile(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*")
-TARS = (".tar.gz", ".tgz")
+TARS, ARCHIVES = (".tar.gz", ".tgz"), (".zip", ".7z", ".rar")
 METADATA = ("metadata.jsonl", "metadata.csv")
-MOST_FILES = 100_000
+LISTS, GZIPPED = (".jsonl", ".ndjson", ".csv", ".tsv", ".json"), ".gz"
+"""Of several kinds in a folder the first is taken."""
+MOST_FILES, FIRST = 100_000, 3
 KINDS = (
     "a folder of the original layout (0000000/prompt.json), of Parquet files or tars, of two folders of pictures or "
-    "with metadata.jsonl, or MagicBrush's own; a .csv, .tsv, .json, .jsonl, .parquet or .tar file; a pattern such as "
-    "{000..031}.tar; or a name on the hub"
+    "with metadata.jsonl, or MagicBrush's own; a .csv, .tsv, .json, .jsonl, .parquet, .arrow or .tar file; a pattern "
+    "such as {000..031}.tar; or a name on the hub"
 )
 
 
@@ -63,7 +67,7 @@ def open_table(
     if path.is_dir():
         return _folder(path, columns, split)
     if path.exists():
-        return _file(path), None
+        return _beside(_file(path), path.parent), None
     if "{" in path.name or "*" in path.name:
         return _pattern(path), None
     if HUB_NAME.fullmatch(str(source)) and not path.suffix:
@@ -87,17 +91,53 @@ def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tup
     if lists := [one for name in METADATA for one in sorted(path.rglob(name)) if _is_visible(one, path)]:
         chosen = _of_split(lists, path, split)
         return (_file(chosen[0]) if len(chosen) == 1 else ListsTable(path, [_file(one) for one in chosen])), None
+    lists = _lists(path) or [one for below in sorted(path.glob("[!.]*/")) for one in _lists(below)]
     if names := FolderTable.found_in(path):
         named = (names[0], columns[1] if columns else TEXT, names[1])
-        return FolderTable(path, *named), named
-    lists = [one for one in sorted(path.iterdir()) if one.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json")]
-    if len(lists) == 1:
-        return _file(lists[0]), None
+        table = FolderTable(path, *named, lambda splits: _chosen_split(split, splits, str(path)))
+        if table.has_texts or not lists:
+            return table, named
+    if grouped := GroupedTable.open(path):
+        return grouped, None
+    if lists:
+        tables = [_beside(_file(one), path) for one in _of_split(lists, path, split)]
+        return (tables[0] if len(tables) == 1 else ListsTable(path, tables)), None
+    if splits := [name for name in SPLIT_NAMES if (path / name).is_dir()]:
+        return _folder(path / _chosen_split(split, splits, str(path)), columns, None)
     raise DatasetError(f"{path} is no known layout; give {KINDS}")
+
+
+def _lists(folder: Path) -> list[Path]:
+    """Files of rows in a folder, of one kind."""
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower().removesuffix(GZIPPED)
+        if not name.startswith(".") and path.is_file() and (kind := Path(name).suffix) in LISTS:
+            kinds.setdefault(kind, []).append(path)
+    return next((kinds[kind] for kind in LISTS if kind in kinds), [])
+
+
+def _beside(table: Table, folder: Path) -> Table:
+    """A list's paths may be relative to the folder above it, up to ``folder``, or to one that lies beside it."""
+    good = (row for row in islice(table.rows(), FIRST) if not isinstance(row, DatasetError))
+    values = [value for row in good for value in row.values() if isinstance(value, str)]
+    paths = [one for one in values if is_picture(one) and not is_inline(one) and not is_url(one)]
+    if isinstance(table, LinesTable | CsvTable | ListTable) and table.home is not None:
+        places = (table.home, folder, *sorted(one for one in table.home.glob("[!.]*/") if not one.is_symlink()))
+        with suppress(OSError, ValueError):
+            table.home = next((one for one in places if any((one / name).is_file() for name in paths)), table.home)
+    return table
 
 
 def _file(path: Path) -> Table:
     ending = path.suffix.lower()
+    if ending == GZIPPED and Path(path.stem).suffix.lower() in LISTS:
+        copy = unpacked(path)
+        table: Any = _file(Path(copy.name))
+        table.place, table.home, table.unpacked = str(path), path.parent, copy
+        return table
+    if ending == ".arrow":
+        return HubTable(_of_arrow(path), str(path))
     if ending in (".csv", ".tsv"):
         return CsvTable(path)
     if ending == ".parquet":
@@ -106,17 +146,38 @@ def _file(path: Path) -> Table:
         return TarTable(path.parent, [path])
     if is_turns(path):
         return ListTable(turn_rows(path), str(path), path.parent)
-    if ending == ".json" and _is_list(path):
-        rows = read_json(path, DatasetError)
-        return ListTable(rows if isinstance(rows, list) else [rows], str(path), path.parent)
+    if ending == ".json" and not _has_lines(path):
+        return ListTable(_rows_in(read_json(path, DatasetError)), str(path), path.parent)
     if ending in (".jsonl", ".ndjson", ".json"):
         return LinesTable(path)
+    if ending in ARCHIVES:
+        raise DatasetError(f"{path} is an archive; unpack it, and give the folder")
     raise DatasetError(f"{path} ends in {ending!r}; give {KINDS}")
 
 
-def _is_list(path: Path) -> bool:
+def _has_lines(path: Path) -> bool:
+    """Whether a file of JSON has an object a line, and more than one."""
     with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
-        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            return False
+        stream.seek(0)
+        first = stream.readline(LONGEST_LINE)
+        with suppress(*NO_JSON):
+            return isinstance(json.loads(first.decode("utf-8-sig")), dict) and bool(stream.read(1))
+    return False
+
+
+def _rows_in(content: Any) -> list[Any]:
+    """The rows of a JSON file: a list; an object with a list of them beside other things; or an object of objects."""
+    if not isinstance(content, dict):
+        return content if isinstance(content, list) else [content]
+    lists = [one for one in content.values() if isinstance(one, list) and one and all(isinstance(x, dict) for x in one)]
+    if len(lists) == 1 and not any(isinstance(one, str) and is_picture(one) for one in content.values()):
+        return lists[0]
+    objects = [set(one) for one in content.values() if isinstance(one, dict)]
+    if objects and len(objects) == len(content) and set.intersection(*objects):
+        return [{"key": name, **one} for name, one in content.items()]
+    return [content]
 
 
 def _pattern(path: Path) -> Table:
@@ -154,8 +215,8 @@ def split_of(path: Path, home: Path) -> str:
     numbered = NUMBERED.fullmatch(path.stem)
     if numbered:
         return numbered["split"]
-    names = [path.stem, *reversed(path.relative_to(home).parent.parts)]
-    return next((name for name in names if name in SPLIT_NAMES), "train")
+    names = (path.stem, *reversed(path.relative_to(home).parent.parts))
+    return next((name for one in names if (name := one.removeprefix("split=")) in SPLIT_NAMES), "train")
 
 
 def missing_files(paths: Sequence[Path]) -> str:
@@ -227,6 +288,12 @@ def _saved(path: Path, split: str | None) -> Any:
     with library_errors(f"{path} cannot be opened as a data set", "check its name and layout"):
         found = datasets_library().load_from_disk(str(path))
     return found[_chosen_split(split, list(found), str(path))] if isinstance(found, dict) else found
+
+
+def _of_arrow(path: Path) -> Any:
+    """A file that the library keeps, as in its cache."""
+    with library_errors(f"{path} cannot be opened as a data set", "restore it from a copy"):
+        return datasets_library().Dataset.from_file(str(path))
 
 
 def undecoded(rows: Any) -> Any:

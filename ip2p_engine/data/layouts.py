@@ -11,7 +11,17 @@ from typing import Any
 from ..errors import DatasetError
 from .record import SCORES
 
-__all__ = ["LAYOUTS", "Layout", "cell", "inline_picture", "is_picture", "layout_of", "table_text"]
+__all__ = [
+    "LAYOUTS",
+    "ONE_OF_A_PAIR",
+    "Layout",
+    "cell",
+    "inline_picture",
+    "is_inline",
+    "is_picture",
+    "layout_of",
+    "table_text",
+]
 
 CLIP = {"clip_sim_source": "sim_0", "clip_sim_target": "sim_1"}
 CLIP |= {"clip_sim_dir": "sim_direction", "clip_sim_image": "sim_image"}
@@ -146,6 +156,7 @@ LAYOUTS = (
         name="chat (ImgEdit, GPT-Image-Edit)", before="image.0", instruction="conversations.0.value", after="image.-1"
     ),
     Layout(name="chat (messages)", before="images.0", instruction="messages.0.content", after="images.-1"),
+    Layout(name="DiffSynth-Studio", before="edit_image", instruction="prompt", after="image"),
     Layout(name="musubi-tuner", before="control_path", instruction="caption", after="image_path"),
     Layout(name="musubi-tuner (numbered)", before="control_path_0", instruction="caption", after="image_path"),
     Layout(name="webdataset", before="source.jpg", instruction="json.edit", after="target.jpg"),
@@ -155,9 +166,9 @@ LAYOUTS = (
 
 NAMES = {
     "before": "original_image source_image source_img src_img src_image input_image input_img before_image "
-    "image_before before image_file control_image control_path control_path_0 conditioning_image local_input_image "
-    "open_image_input_url source original control input source.jpg source.png source.webp input.jpg input.png "
-    "original.jpg original.png before.jpg before.png",
+    "image_before before image_file control_image control_path control_path_0 conditioning_image kontext_images "
+    "local_input_image open_image_input_url source original control input source.jpg source.png source.webp "
+    "input.jpg input.png original.jpg original.png before.jpg before.png",
     "after": "edited_image target_image target_img edited_img tgt_img output_image output_img after_image image_after "
     "after edited_file image_path target edited output image target.jpg target.png target.webp output.jpg output.png "
     "edited.jpg edited.png after.jpg after.png",
@@ -176,22 +187,29 @@ NAMES = {
     "paraphrases": "paraphrases",
     "own_scores": "scores",
 }
-LONE = "image jpg jpeg png webp"
+"""Each part's names in the field, the likeliest first; a column that one part has taken is no other's."""
+LONE = "image file_name jpg jpeg png webp"
 LAST = {"before at last": f"{LONE} 0.jpg 0.png 0.webp", "after at last": f"{LONE} 1.jpg 1.png 1.webp"}
 """What is the one picture where the other has a name that says what it is."""
-"""Each part's names in the field, the likeliest first; a column that one part has taken is no other's."""
-BEFORE_WORDS = "source src input original orig before pre control conditioning condition reference ref init first"
-AFTER_WORDS = "target tgt output edited edit after post result final modified second"
-INSTRUCTION_WORDS = "instruction instructions edit prompt request command text caption"
+BEFORE_WORDS = (
+    "source src input in original orig before start pre control conditioning condition reference ref init first"
+)
+AFTER_WORDS = "target tgt output out edited edit after end post result final modified second"
+INSTRUCTION_WORDS = "instruction instructions instr edit prompt request command text caption"
+ENGLISH = {"en", "eng", "english"}
 FILLERS = (
     "image images img imgs picture pictures photo pic file files path paths url urls filename name local data bytes "
-    "the jpg jpeg png webp json txt"
+    "the pair pairs jpg jpeg png webp json txt"
 )
 """Of columns that no name above is: what their words say, the likeliest first, beside words that say nothing."""
+PARTS = (*BEFORE_WORDS.split(), *AFTER_WORDS.split(), "mask")
+ONE_OF_A_PAIR = re.compile(rf"(?P<root>.+?)[-_. ](?P<part>{'|'.join(PARTS)})", re.IGNORECASE)
+"""The names of files that say which part of which pair they are."""
 NUMBERS = CLIP | {name: name for name in ("seed", "p", "cfg", *SCORES)}
-INLINE = ("data:image/", "iVBORw0KGgo", "/9j/4", "UklGR")
-"""What pictures begin with that are written as text: an address of themselves, and base64 of PNG, JPEG and WebP."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
+INLINE, SHORTEST = "data:image/", 64
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+"""Of the files that are written as base64."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm")
 WHAT = {"before": "picture before", "after": "picture after", "instruction": "instruction"}
 PICTURE_PARTS = ("before", "after", "mask", *LAST)
 
@@ -218,7 +236,7 @@ def layout_of(
 
 
 def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: str) -> Layout:
-    found: dict[str, Any] = _two_in_one(sample)
+    found: dict[str, Any] = _two_in_one(sample) or _two_by_number(sample)
     for part in ("before", "after", "instruction"):
         if part in found:
             continue
@@ -233,11 +251,27 @@ def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: 
 
 
 def _two_in_one(sample: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The first column that is a list of two pictures, before and after."""
-    for name, value in _values(sample):
-        if isinstance(value, list | tuple) and len(value) == 2 and all(map(is_picture, value)):
-            return {"before": f"{name}.0", "after": f"{name}.-1"}
-    return {}
+    """The only column of pictures, but for a mask, where it is a list of two, before and after."""
+    lists = [
+        name for name, one in _values(sample) if isinstance(one, list | tuple) and one and all(map(is_picture, one))
+    ]
+    if len(lists) != 1 or len(_first(sample, lists[0])) != 2 or set(_pictures(sample)) - set(lists):
+        return {}
+    return {"before": f"{lists[0]}.0", "after": f"{lists[0]}.-1"}
+
+
+def _pictures(sample: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of a picture, but for masks."""
+    return [name for name, one in _values(sample) if is_picture(one) and name not in NAMES["mask"].split()]
+
+
+def _two_by_number(sample: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The only two columns of pictures, but for a mask, whose names differ by a number alone, the lower one before."""
+    pictures = _pictures(sample)
+    numbers = {int(found[1]): name for name in pictures if (found := re.search(r"(\d+)\D*$", name))}
+    if len(pictures) != 2 or len(numbers) != 2 or len({re.sub(r"\d+", "", name) for name in pictures}) != 1:
+        return {}
+    return {"before": numbers[min(numbers)], "after": numbers[max(numbers)]}
 
 
 def _worded(part: str, sample: Sequence[Mapping[str, Any]], taken: Sequence[str], place: str) -> str:
@@ -245,7 +279,7 @@ def _worded(part: str, sample: Sequence[Mapping[str, Any]], taken: Sequence[str]
     words = {"before": BEFORE_WORDS, "after": AFTER_WORDS, "instruction": INSTRUCTION_WORDS}[part].split()
     found: dict[str, int] = {}
     for name, value in _values(sample):
-        own = [word for word in re.split(r"[\W_\d]+", name.lower()) if word and word not in FILLERS.split()]
+        own = [word for word in _words(name) if word not in FILLERS.split()]
         fits = is_picture(value) if part != "instruction" else isinstance(value, str | list) and not is_picture(value)
         if name in taken or not own or not fits:
             continue
@@ -253,12 +287,19 @@ def _worded(part: str, sample: Sequence[Mapping[str, Any]], taken: Sequence[str]
         if ranks and (part == "instruction" or len(ranks) == len(own)):
             found[name] = min(ranks)
     best = [name for name, rank in found.items() if rank == min(found.values())]
+    best = [name for name in best if ENGLISH & set(_words(name))] or best
     if len(best) > 1:
         raise DatasetError(
             f"{place} has {' and '.join(best)}, each of which could be the {WHAT[part]}; "
             "name picture, instruction and edited picture with columns"
         )
     return best[0] if best else ""
+
+
+def _words(name: str) -> list[str]:
+    """Of source_image, sourceImage and source.image1."""
+    parts = re.split(r"[\W_\d]+|(?<=[a-z])(?=[A-Z])", name)
+    return [part.lower() for part in parts if part]
 
 
 def _values(sample: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -291,7 +332,9 @@ def _filled(layout: Layout, names: Sequence[str], sample: Sequence[Mapping[str, 
 
 def _named(part: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]], taken: Sequence[str]) -> str:
     """The first of a part's names that is there and holds what belongs there; empty if none does."""
-    for name in (NAMES.get(part) or LAST.get(part, "")).split():
+    known = (NAMES.get(part) or LAST.get(part, "")).split()
+    english = [f"{name}_en" for name in known] if part == "instruction" else []
+    for name in (*english, *known):
         if name in taken or not _there(name, names):
             continue
         value = _first(sample, name)
@@ -304,7 +347,8 @@ def _named(part: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]],
 
 
 def _there(name: str, names: Sequence[str]) -> bool:
-    return bool(name) and bool({name, name.partition(".")[0]} & set(names))
+    """A column, or where one leads into; ``source.jpg`` of a tar does not lead into ``source``."""
+    return bool(name) and (name in names or (name.partition(".")[0] in names and not name.endswith(SUFFIXES)))
 
 
 def _first(sample: Sequence[Mapping[str, Any]], name: str) -> Any:
@@ -320,18 +364,29 @@ def is_picture(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return len(value) == 1 and is_picture(value[0])
     if isinstance(value, str):
-        return value.startswith(("http://", "https://", *INLINE)) or value.lower().endswith(SUFFIXES)
+        return value.startswith(("http://", "https://")) or value.lower().endswith(SUFFIXES) or is_inline(value)
     if isinstance(value, Mapping):
         return {"bytes", "path"} <= set(value)
     return not isinstance(value, bool | int | float)
 
 
+def is_inline(text: str) -> bool:
+    """Whether a text is a picture itself: an address with it inside, or base64."""
+    if text.startswith(INLINE):
+        return True
+    start = "".join(text[:SHORTEST].split())
+    if len(text) < SHORTEST or not re.fullmatch(r"[A-Za-z0-9+/]+", start):
+        return False
+    return base64.b64decode(start[: len(start) // 4 * 4]).startswith(BEGINNINGS)
+
+
 def inline_picture(text: str) -> bytes | None:
     """The file that a text spells out in base64; None for any other text. Raises DatasetError for broken base64."""
-    if not text.startswith(INLINE):
+    if not is_inline(text):
         return None
+    packed = text.partition(";base64,")[2] if text.startswith(INLINE) else text
     try:
-        return base64.b64decode(text.partition(";base64,")[2] if text.startswith("data:") else text, validate=True)
+        return base64.b64decode("".join(packed.split()), validate=True)
     except ValueError as error:
         raise DatasetError(f"a picture written as text is no base64 ({error}); correct it") from error
 

@@ -25,7 +25,7 @@ from .parquet import LostRows, numbered
 from .record import CHECKS, COLUMNS, PICTURES, PairRecord
 from .store import PairStore, read_manifest
 from .tables import OriginalTable, Table
-from .turns import TurnsTable, turns_of
+from .turns import TurnsTable, text_lists, turns_of
 from .values import Cells, kept_bytes, label_of, number_of, own_scores, parsed, single, swapped
 from .where import Where
 
@@ -115,14 +115,24 @@ class Rows(Protocol):
     def __getitem__(self, row: int, /) -> Example: ...
 
 
+def _sessions(table: Table, sample: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The turns of a table whose rows are sessions; of Parquet, whose rows are large, only texts are counted."""
+    turns = max((len(turns_of(row)) for row in sample), default=0)
+    if table.kind == "triplets" and turns:
+        return TurnsTable(table)
+    if table.kind == "parquet" and turns > 1 and (texts := text_lists(sample[0])):
+        return TurnsTable(table, texts)
+    return None
+
+
 class ForeignPairs(Sequence[PairRecord]):
     """The pairs of a table whose columns are someone else's; with the methods of ``PairStore``."""
 
     def __init__(self, folder: Path, table: Table, reading: Reading, columns: Sequence[str] | None = None) -> None:
         good = (row for row in islice(table.rows(), MOST_BROKEN) if not isinstance(row, DatasetError))
         sample = list(islice(good, SAMPLE))
-        if table.kind == "triplets" and not columns and not reading.columns and any(map(turns_of, sample)):
-            table = TurnsTable(table)
+        if not columns and not reading.columns and (found := _sessions(table, sample)):
+            table = found
             sample = [row for row in islice(table.rows(), SAMPLE) if not isinstance(row, DatasetError)]
         self.folder, self.table, self.reading = folder, table, reading
         names = table.names or list(dict.fromkeys(name for row in sample for name in row))
@@ -384,7 +394,11 @@ class ForeignPairs(Sequence[PairRecord]):
             raise DatasetError(f"{name[:100]!r} cannot be read ({first_line(error)}); correct the path") from error
         if not path.is_relative_to(self._home):
             raise DatasetError(f"{name!r} lies outside {self._home}; allow its folder with pictures_from")
-        if exists and not is_file:
+        if not exists:
+            elsewhere = self.table.kind in ("triplets", "parquet") and not self.reading.pictures_from
+            advice = "name the folder of the pictures with pictures_from" if elsewhere else "restore it from a copy"
+            raise DatasetError(f"{name!r} is not in {self._home}; {advice}")
+        if not is_file:
             raise DatasetError(f"{name!r} is no file; give the path of a picture")
         return path
 

@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, islice
 from pathlib import Path
@@ -21,12 +21,11 @@ from typing import Any, BinaryIO, Protocol
 
 from ..errors import DatasetError
 from ..files import NO_JSON, SURPLUS, comma_of, disk_errors, is_url, json_lines, read_json
-from .layouts import INLINE, SUFFIXES, is_picture
+from .layouts import ONE_OF_A_PAIR, is_inline, is_picture
 from .parquet import UNFOLDED, UNFOLDS, ParquetFiles
 
 __all__ = [
     "CsvTable",
-    "FolderTable",
     "LinesTable",
     "ListsTable",
     "ListTable",
@@ -34,14 +33,14 @@ __all__ = [
     "ParquetTable",
     "Table",
     "TarTable",
+    "each_row",
     "is_original",
+    "unpacked",
 ]
 
 LONGEST_LINE, LARGEST_MEMBER, SAMPLE, MOST_BROKEN = 2**26, 2**30, 20, 1000
-BEFORE = ("control", "source", "before", "input", "original", "conditioning", "src")
-AFTER = ("target", "edited", "after", "output", "images", "image", "img", "train")
 GZIPPED = (".gz", ".tgz")
-TEXT, FILE_NAME = "txt", "_file_name"
+FILE_NAME = "_file_name"
 Row = dict[str, Any]
 
 
@@ -111,7 +110,7 @@ class ListTable:
         return _without_suffix(row)
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        return _each(self)
+        return each_row(self)
 
 
 class _TextTable:
@@ -138,7 +137,7 @@ class _TextTable:
             return _without_suffix(self._parsed(stream))
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        return _each(self)
+        return each_row(self)
 
     def _index(self, stream: BinaryIO) -> Iterator[int]:
         raise NotImplementedError
@@ -188,13 +187,13 @@ class ListsTable:
         return {name: self._below(table.home or self.home, value) for name, value in row.items()}
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        return _each(self, columns)
+        return each_row(self, columns)
 
     def _below(self, folder: Path, value: Any) -> Any:
         """A path, or each of a list, from here."""
         if isinstance(value, list):
             return [self._below(folder, one) for one in value]
-        if not isinstance(value, str) or not is_picture(value) or is_url(value) or value.startswith(INLINE):
+        if not isinstance(value, str) or not is_picture(value) or is_url(value) or is_inline(value):
             return value
         return str(folder.relative_to(self.home) / value)
 
@@ -239,7 +238,10 @@ class CsvTable(_TextTable):
 
 
 class TarTable:
-    """WebDataset: members of one stem that follow each other are a row, what comes after the stem names the column."""
+    """WebDataset: members of one stem that follow each other are a row, what comes after the stem names the column.
+
+    Where no two members have a stem in common, those that begin alike are a row, or those of one folder.
+    """
 
     kind = "tar"
 
@@ -252,14 +254,22 @@ class TarTable:
         self._unpacked: dict[int, Any] = {}
         for number, path in enumerate(self.paths):
             if path.suffix.lower() in GZIPPED:
-                self._unpacked[number] = _unpacked(path)
-            self._index(number, self._file_of(number))
+                self._unpacked[number] = unpacked(path)
+        for parts_of in (_by_stem, _by_ending, _by_folder):
+            for number in range(len(self.paths)):
+                self._index(number, self._file_of(number), parts_of)
+            if len(self) < len(self._column):
+                return
+            if parts_of is not _by_folder:
+                self.names = []
+                for values in (self._first, self._file, self._column, self._start, self._size):
+                    del values[:]
 
     def _file_of(self, number: int) -> Path:
         found = self._unpacked.get(number)
         return self.paths[number] if found is None else Path(found.name)
 
-    def _index(self, number: int, path: Path) -> None:
+    def _index(self, number: int, path: Path, parts_of: Callable[[str, str], tuple[str, str]]) -> None:
         columns = {name: n for n, name in enumerate(self.names)}
         stem = None
         with disk_errors(path, "read", DatasetError), _tar_errors(path), tarfile.open(path, "r:") as tar:
@@ -268,8 +278,8 @@ class TarTable:
                 folder, _, name = member.name.rpartition("/")
                 if not member.isreg() or name.startswith("."):
                     continue
-                head, _, column = name.partition(".")
-                if stem != (stem := (folder, head)):
+                row, column = parts_of(folder, name)
+                if stem != (stem := (folder, row)):
                     self._first.append(len(self._column))
                     self._file.append(number)
                 self._column.append(columns.setdefault(column.lower(), len(columns)))
@@ -291,12 +301,29 @@ class TarTable:
         return found
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        return _each(self, columns)
+        return each_row(self, columns)
 
 
-def _unpacked(path: Path) -> Any:
-    """A gzipped tar once more on the disk, for as long as it is used: in a compressed one no place can be gone to."""
-    copy = tempfile.NamedTemporaryFile(suffix=".tar")  # noqa: SIM115 (it lives as long as the table)
+def _by_stem(folder: str, name: str) -> tuple[str, str]:
+    """(row, column) of a member, as WebDataset has it: 7.input.png, 7.output.png, 7.txt."""
+    return name.partition(".")[0], name.partition(".")[2]
+
+
+def _by_folder(folder: str, name: str) -> tuple[str, str]:
+    """7/input.png, 7/output.png, 7/prompt.txt."""
+    return folder, name
+
+
+def _by_ending(folder: str, name: str) -> tuple[str, str]:
+    """7_input.png, 7_output.png, 7.txt."""
+    stem, _, ending = name.rpartition(".")
+    found = ONE_OF_A_PAIR.fullmatch(stem)
+    return (found["root"], f"{found['part']}.{ending}") if found else (stem, ending)
+
+
+def unpacked(path: Path) -> Any:
+    """A gzipped file once more on the disk, for as long as it is used: in a compressed one no place can be gone to."""
+    copy = tempfile.NamedTemporaryFile(suffix=Path(path.stem).suffix)  # noqa: SIM115 (it lives as long as the table)
     try:
         with disk_errors(path, "read", DatasetError), gzip.open(path) as packed:
             most = max(UNFOLDED, UNFOLDS * path.stat().st_size)
@@ -308,7 +335,7 @@ def _unpacked(path: Path) -> Any:
                     )
             copy.flush()
     except (EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} is no whole gzipped tar ({error}); restore it") from error
+        raise DatasetError(f"{path} is no whole gzipped file ({error}); restore it") from error
     return copy
 
 
@@ -332,63 +359,6 @@ def _member(stream: BinaryIO, name: str, start: int, size: int) -> Any:
         return json.loads(data) if name.endswith("json") else data.decode("utf-8-sig").strip()
     except NO_JSON as error:
         raise DatasetError(f"its {name} cannot be read ({error}); correct it") from error
-
-
-class FolderTable:
-    """Two folders of pictures with equal names, of any format; a text beside the picture after is the instruction."""
-
-    kind = "folders"
-
-    def __init__(self, home: Path, before: str, text: str, after: str) -> None:
-        self.home, self.place, self.names = home, str(home), [before, text, after]
-        self._before, self._after = _pictures(home / before), _pictures(home / after)
-        self._stems = sorted(self._after)
-
-    def __len__(self) -> int:
-        return len(self._stems)
-
-    def row(self, number: int, columns: Sequence[str] | None = None) -> Row:
-        stem = self._stems[number]
-        before, text, after = self.names
-        note = self.home / after / f"{stem}.{text}"
-        said = None
-        if note.is_file():
-            with disk_errors(note, "read", DatasetError):
-                said = note.read_text(encoding="utf-8-sig", errors="replace").rstrip("\r\n")
-        picture = self._before.get(stem)
-        return {
-            before: picture and f"{before}/{picture}",
-            text: said,
-            after: f"{after}/{self._after[stem]}",
-            "key": f"{after}/{stem}",
-        }
-
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        return _each(self)
-
-    @classmethod
-    def found_in(cls, home: Path) -> tuple[str, str] | None:
-        """(folder before, folder after) by their names, or of two the one without texts and the one with; or None."""
-        inside = sorted(path.name for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
-        with_pictures = [name for name in inside if next(iter(_pictures(home / name)), None) is not None]
-        before = next((name for name in BEFORE if name in with_pictures), None)
-        after = next((name for name in AFTER if name in with_pictures), None)
-        if before and after:
-            return before, after
-        texts = [name for name in with_pictures if next((home / name).glob(f"*.{TEXT}"), None) is not None]
-        if len(with_pictures) != 2 or len(texts) != 1:
-            return None
-        return next(name for name in with_pictures if name not in texts), texts[0]
-
-
-def _pictures(folder: Path) -> dict[str, str]:
-    """{stem: name within the folder} of its pictures."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            name = path.relative_to(folder).as_posix()
-            found.setdefault(name.removesuffix(path.suffix), name)
-    return found
 
 
 class OriginalTable:
@@ -433,7 +403,7 @@ class OriginalTable:
         return {**pictures, **texts, **numbers, "seed": int(seed), "key": f"{name}/{seed}"}
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        return _each(self)
+        return each_row(self)
 
     def _prompt(self, name: str) -> dict[str, str]:
         path = self.home / name / "prompt.json"
@@ -476,7 +446,7 @@ def _listing(folder: Path) -> Iterator[tuple[str, list[str]]]:
     yield from found
 
 
-def _each(table: Table, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
+def each_row(table: Table, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
     for number in range(len(table)):
         try:
             yield table.row(number, columns)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .layouts import NAMES, is_picture
-from .tables import Row, Table
+from .layouts import LONE, NAMES, is_picture
+from .parquet import numbered
+from .tables import Row, Table, each_row
 
-__all__ = ["TurnsTable", "turns_of"]
+__all__ = ["TurnsTable", "text_lists", "turns_of"]
 
 BEFORE, INSTRUCTION, AFTER, SESSION = "source_image", "instruction", "target_image", "session"
 IDS = ("session", "session_id", "id", "ID", "img_id", "key")
@@ -24,13 +25,21 @@ def turns_of(row: Mapping[str, Any]) -> list[Row]:
     and its result, of which the first starts from the row's own picture.
     """
     lists = {name: value for name, value in row.items() if isinstance(value, list) and len(value) > 0}
-    texts = [value for value in lists.values() if all(isinstance(one, str) and not is_picture(one) for one in value)]
-    chains = [found for value in lists.values() if (found := [_picture(one) for one in value]) and None not in found]
-    for said in texts:
-        for pictures in chains:
-            if len(pictures) == len(said) + 1:
+    for said in filter(_is_texts, lists.values()):
+        for value in lists.values():
+            pictures = [_picture(one) for one in value]
+            if len(pictures) == len(said) + 1 and None not in pictures:
                 return [_turn(pictures[n], text, pictures[n + 1]) for n, text in enumerate(said)]
     return next((found for value in lists.values() if (found := _of_objects(row, value))), [])
+
+
+def _is_texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(one, str) and not is_picture(one) for one in values)
+
+
+def text_lists(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row whose values are lists of texts."""
+    return [name for name, value in row.items() if isinstance(value, list) and value and _is_texts(value)]
 
 
 def _of_objects(row: Mapping[str, Any], turns: Sequence[Any]) -> list[Row]:
@@ -52,16 +61,17 @@ def _turn(before: Any, said: str, after: Any) -> Row:
 
 
 def _named(part: str, row: Mapping[str, Any]) -> Any:
-    wanted = part != "instruction"
-    values = (row.get(name) for name in NAMES[part].split())
-    return next((one for one in values if isinstance(one, str) and one.strip() and is_picture(one) == wanted), None)
+    values = [row.get(name) for name in f"{NAMES[part]} {LONE}".split()]
+    if part == "instruction":
+        return next((one for one in values if isinstance(one, str) and one.strip() and not is_picture(one)), None)
+    return next((one for one in map(_picture, values) if one is not None), None)
 
 
 def _picture(value: Any) -> Any:
-    """A path or address, or what an object says to be one."""
-    if isinstance(value, Mapping):
+    """A path, an address or a file, or what an object says to be one."""
+    if isinstance(value, Mapping) and not is_picture(value):
         value = next((one for one in value.values() if isinstance(one, str) and is_picture(one)), None)
-    return value if isinstance(value, str) and is_picture(value) else None
+    return value if value is not None and not isinstance(value, list | tuple) and is_picture(value) else None
 
 
 class TurnsTable:
@@ -70,12 +80,13 @@ class TurnsTable:
     kind = "turns"
     names: Sequence[str] = (BEFORE, INSTRUCTION, AFTER, SESSION)
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, columns: Sequence[str] | None = None) -> None:
+        """``columns``: of the lists of texts, where only these are to be read to know how many turns there are."""
         self._table, self.place, self.home = table, table.place, table.home
         self._row, self._turn = array("Q"), array("I")
-        for number, row in enumerate(table.rows()):
+        for number, row in numbered(table.rows(columns)):
             # A row that is none of a session stays, so that it is named.
-            for turn in range(len(turns_of(row)) or 1 if isinstance(row, Mapping) else 1):
+            for turn in range(_count(row, columns)):
                 self._row.append(number)
                 self._turn.append(turn)
 
@@ -95,8 +106,12 @@ class TurnsTable:
         return {**turns[self._turn[number]], SESSION: str(name)}
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row | DatasetError]:
-        for number in range(len(self)):
-            try:
-                yield self.row(number)
-            except DatasetError as error:
-                yield error
+        return each_row(self)
+
+
+def _count(row: Mapping[str, Any] | DatasetError, columns: Sequence[str] | None) -> int:
+    if isinstance(row, DatasetError):
+        return 1
+    if columns is None:
+        return len(turns_of(row)) or 1
+    return len(next((row[name] for name in columns if isinstance(row.get(name), list)), ())) or 1

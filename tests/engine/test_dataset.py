@@ -131,7 +131,7 @@ def test_broken_originals_are_named(original, tmp_path):
     (original / "0000004" / "99_1.jpg").unlink()
     faults = []
     assert import_dataset(original, tmp_path / "a", hooks=Hooks(on_error=lambda _, e: faults.append(str(e)))) == 2
-    assert "original, row 3: " in faults[0] and "99_1.jpg cannot be read" in faults[0]
+    assert "original, row 3: " in faults[0] and "'0000004/99_1.jpg' is not in" in faults[0]
     (original / "0000000" / "prompt.json").write_text('{"text": "a cat"}')
     with pytest.raises(DatasetError, match="no row of .* can be used; the last"):
         import_dataset(original, tmp_path / "b", hooks=Hooks(on_error=lambda _, e: faults.append(str(e))))

@@ -25,6 +25,7 @@ from ip2p_engine.data.tools import import_dataset, info, verify
 from ip2p_engine.data.where import Where
 from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.hooks import Hooks
+from ip2p_engine.images import open_image
 
 
 def encoded(colour, kind="PNG", size=(32, 32)):
@@ -192,12 +193,12 @@ def test_a_field_too_many_is_told(tmp_path):
     assert faults == [f"{tmp_path / 'l.csv'}, {said}"]
 
 
-def write_tar(path, *rows):
+def write_tar(path, *rows, form="x/{}.{}"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, row in enumerate(rows):
             for suffix, data in row.items():
-                member = tarfile.TarInfo(f"x/{number}.{suffix}")
+                member = tarfile.TarInfo(form.format(number, suffix))
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return path
@@ -281,10 +282,18 @@ LIKE_THEM = {
     },
     "words before and after": {"pre_image": PICTURE["red"], "user_request": EDIT, "post_image": PICTURE["blue"]},
     "two in a list": {"images": [PICTURE["red"], PICTURE["blue"]], "instruction": EDIT},
+    "numbers": {"image1": PICTURE["red"], "text": EDIT, "image2": PICTURE["blue"]},
+    "numbers and a mask": {"img_1": PICTURE["blue"], "img_0": PICTURE["red"], "prompt": EDIT, "mask": PICTURE["red"]},
+    "humps": {"sourceImage": PICTURE["red"], "editInstruction": EDIT, "targetImage": PICTURE["blue"]},
+    "a pair as an object": {"image_pair": {"before": PICTURE["red"], "after": PICTURE["blue"]}, "caption": EDIT},
+    "two languages": {"src": PICTURE["red"], "instruction_zh": "x", "instruction_en": EDIT, "tgt": PICTURE["blue"]},
+    "an English one beside": {"in": PICTURE["red"], "instruction": "x", "instruction_en": EDIT, "out": PICTURE["blue"]},
+    "DiffSynth-Studio's": {"image": PICTURE["blue"], "prompt": EDIT, "edit_image": PICTURE["red"]},
+    "Kontext's": {"image": PICTURE["blue"], "prompt": EDIT, "kontext_images": [PICTURE["red"]]},
     "written as texts": {
         "before": "data:image/png;base64," + base64.b64encode(RED).decode(),
         "edit": EDIT,
-        "after": base64.b64encode(BLUE).decode(),
+        "after": base64.encodebytes(BLUE).decode(),
     },
 }
 
@@ -352,6 +361,138 @@ def test_lists_that_are_like_published_ones(tmp_path, name):
     assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
 
 
+def test_pictures_written_as_text_in_other_formats(tmp_path):
+    red, blue = (base64.b64encode(encoded(*one)).decode() for one in (("red", "BMP"), ("blue", "GIF")))
+    (pair,) = open_pairs(lines(tmp_path / "l.jsonl", {"source": red, "edit": EDIT, "target": blue}))
+    assert open_image(pair.original_image).getpixel((0, 0)) == (255, 0, 0)
+    assert open_image(pair.edited_image).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_several_references_are_no_pair(tmp_path):
+    """A list of two pictures beside the result is another task, and neither is the result."""
+    row = {"source_images": [PICTURE["red"]] * 2, "instruction": EDIT, "target_image": PICTURE["blue"]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "0.parquet")
+    with pytest.raises(DatasetError, match="none is known for the picture before"):
+        open_pairs(tmp_path)
+
+
+ROW = {"source": "s/1.png", "instruction": EDIT, "target": "t/1.png"}
+WRAPPED = {
+    "a list beside other things": {"info": {"version": 1}, "data": [ROW, ROW]},
+    "objects by name": {"x": ROW, "y": ROW},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_lists_within_an_object(tmp_path, name, indent):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    (tmp_path / "annotations.json").write_text(json.dumps(WRAPPED[name], indent=indent))
+    pairs = open_pairs(tmp_path)
+    assert [(one.original_image, one.edit_prompt, one.edited_image) for one in pairs] == [(RED, EDIT, BLUE)] * 2
+    assert pairs[0].session is None
+    assert name != "objects by name" or pairs[1].key == "y"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_gzipped_lists(tmp_path, ending):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    text = json.dumps(ROW) if ending == "jsonl" else "source,instruction,target\ns/1.png,make it blue,t/1.png"
+    (tmp_path / f"pairs.{ending}.gz").write_bytes(gzip.compress(f"{text}\n".encode()))
+    for source in (tmp_path, tmp_path / f"pairs.{ending}.gz"):
+        (pair,) = open_pairs(source)
+        assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+def test_lists_of_splits_and_of_parts(tmp_path):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    lines(tmp_path / "train.jsonl", ROW, ROW)
+    lines(tmp_path / "test.jsonl", {**ROW, "instruction": BACK})
+    (tmp_path / "config.json").write_text("{}")
+    assert [one.edit_prompt for one in open_pairs(tmp_path)] == [EDIT, EDIT]
+    assert [one.edit_prompt for one in open_pairs(tmp_path, Reading(split="test"))] == [BACK]
+    (tmp_path / "test.jsonl").rename(tmp_path / "part-2.jsonl")
+    assert [one.edit_prompt for one in open_pairs(tmp_path)] == [BACK, EDIT, EDIT]
+
+
+@pytest.mark.parametrize("place", ["annotations/train.jsonl", "train.jsonl"])
+def test_pictures_that_lie_in_a_folder_beside(tmp_path, place):
+    """Names are relative to the folder above the list, or to one that lies beside it."""
+    files(tmp_path / "images", s__1_dot_png=RED, t__1_dot_png=BLUE)
+    above = "images/" if "/" in place else ""
+    row = {"source": f"{above}s/1.png", "instruction": EDIT, "target": f"{above}t/1.png"}
+    path = lines(tmp_path / place, row)
+    (pair,) = open_pairs(tmp_path)
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+    lines(path, {**row, "source": "nowhere.png"}, row)
+    with pytest.raises(DatasetError, match="'nowhere.png' is not in .*; name the folder of the pictures with"):
+        open_pairs(tmp_path)[0]
+
+
+def test_a_file_of_the_library_alone(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"before": [RED], "edit": [EDIT], "after": [BLUE]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    (pair,) = open_pairs(arrow)
+    assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
+
+
+def test_sessions_of_parquet(tmp_path):
+    chain = {"id": "x", "images": [PICTURE["red"], PICTURE["blue"], PICTURE["red"]], "instructions": [EDIT, BACK]}
+    pq.write_table(pa.Table.from_pylist([chain, {**chain, "id": "y"}]), tmp_path / "0.parquet")
+    pairs = list(open_pairs(tmp_path))
+    assert [(one.edit_prompt, one.session) for one in pairs] == [(EDIT, "x"), (BACK, "x"), (EDIT, "y"), (BACK, "y")]
+    assert (pairs[1].original_image, pairs[1].edited_image) == (BLUE, RED)
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(DatasetError, match="a.zip is an archive; unpack it, and give the folder"):
+        open_pairs(tmp_path / "a.zip")
+
+
+FOLDERS = {
+    "lines": {"a/2.png": RED, "a/10.png": BLUE, "b/2.png": BLUE, "b/10.png": RED, "prompts.txt": f"{EDIT}\n{BACK}\n"},
+    "by name": {"Before/1.png": RED, "After/1.png": BLUE, "prompts.json": json.dumps({"1.png": EDIT})},
+    "beside the first": {"input/1.png": RED, "output/1.png": BLUE, "input/1.txt": EDIT},
+    "in a third": {"before/1.png": RED, "after/1.png": BLUE, "text/1.txt": EDIT},
+    "by their endings": {"1_before.png": RED, "1_after.png": BLUE, "1.txt": EDIT, "2_before.png": RED},
+    "start and end": {"1_start.png": RED, "1_end.png": BLUE, "1.txt": EDIT},
+    "a folder a pair": {"1/input.png": RED, "1/output.png": BLUE, "1/prompt.txt": EDIT},
+    "a folder a pair, JSON": {"1/source.png": RED, "1/target.png": BLUE, "1/meta.json": json.dumps({"edit": EDIT})},
+    "splits above": {"train/input/1.png": RED, "train/target/1.png": BLUE, "train/target/1.txt": EDIT}
+    | {"test/input/2.png": BLUE, "test/target/2.png": RED, "test/target/2.txt": BACK},
+    "splits below": {"A/train/1.png": RED, "B/train/1.png": BLUE, "B/train/1.txt": EDIT}
+    | {"A/test/0.png": BLUE, "B/test/0.png": RED, "B/test/0.txt": BACK},
+}
+
+
+def write_files(folder, content):
+    for name, data in content.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_whose_names_say_what_is_what(tmp_path, name):
+    write_files(tmp_path, FOLDERS[name])
+    pairs = open_pairs(tmp_path)
+    found = sorted((one.edit_prompt, one.original_image, one.edited_image) for one in pairs)
+    both = [(EDIT, RED, BLUE), (BACK, BLUE, RED)]
+    assert found == sorted(both if name == "lines" else both[:1])
+    if name.startswith("splits"):
+        (other,) = open_pairs(tmp_path, Reading(split="test"))
+        assert (other.original_image, other.edit_prompt, other.edited_image) == (BLUE, BACK, RED)
+
+
+def test_lines_for_other_pictures_than_are_there(tmp_path):
+    write_files(tmp_path, {**FOLDERS["lines"], "prompts.txt": EDIT})
+    with pytest.raises(DatasetError, match="prompts.txt has 1 texts, and there are 2 pictures; give one for each"):
+        open_pairs(tmp_path)
+
+
 SESSIONS = {
     "texts and pictures": {
         "files": [{"id": n, "url": f"{name}/1.png"} for n, name in enumerate("sts")],
@@ -364,6 +505,11 @@ SESSIONS = {
             {"instruction": EDIT, "target_image": "t/1.png"},
             {"instruction": BACK, "target_image": "s/1.png"},
         ],
+        "id": "x",
+    },
+    "objects from one picture": {
+        "image": "s/1.png",
+        "turns": [{"instruction": EDIT, "output": "t/1.png"}, {"instruction": BACK, "output": "s/1.png"}],
         "id": "x",
     },
 }
@@ -393,6 +539,13 @@ TARS = {
 }
 
 
+@pytest.mark.parametrize("names", [("_input.png", ".txt", "_output.png"), ("/input.png", "/prompt.txt", "/output.png")])
+def test_tars_of_files_that_webdataset_would_not_group(tmp_path, names):
+    row = dict(zip(names, (RED, EDIT.encode(), BLUE), strict=True))
+    pairs = list(open_pairs(write_tar(tmp_path / "a.tar", row, row, form="{}{}")))
+    assert [(one.original_image, one.edit_prompt, one.edited_image) for one in pairs] == [(RED, EDIT, BLUE)] * 2
+
+
 @pytest.mark.parametrize("name", TARS)
 def test_tars_with_other_suffixes(tmp_path, name):
     write_tar(tmp_path / ("0.TAR" if name == "capitals" else "0.tar"), TARS[name], TARS[name])
@@ -411,7 +564,7 @@ def test_gzipped_tars_alone_and_in_folders(tmp_path):
         assert (len(pairs), pairs[1].edited_image, pairs[0].edit_prompt) == (2, BLUE, EDIT)
     torn = tmp_path / "torn.tgz"
     torn.write_bytes(gzip.compress(os.urandom(9000))[:5000])
-    with pytest.raises(DatasetError, match="torn.tgz is no whole gzipped tar"):
+    with pytest.raises(DatasetError, match="torn.tgz is no whole gzipped file"):
         open_pairs(torn)
 
 
@@ -500,7 +653,7 @@ def test_rows_of_another_task_and_broken_ones_are_passed_over(tmp_path):
 
 def test_a_file_in_which_nothing_can_be_used_is_an_error(tmp_path):
     path = lines(tmp_path / "l.jsonl", {"source_image": "a.png", "target_image": "b.png", "instruction": EDIT})
-    with pytest.raises(DatasetError, match="no row of .*l.jsonl can be used; the last: .*a.png cannot be read"):
+    with pytest.raises(DatasetError, match="no row of .*l.jsonl can be used; the last: .*'a.png' is not in"):
         import_dataset(path, tmp_path / "store")
 
 
