@@ -10,7 +10,16 @@ from typing import Any
 
 from ..hooks import Hooks
 from .evaluate_judge import add_pairs_judge
-from .options import Several, add_command, add_reading_options, local_path, progress_bar, reading_of, stop_signals
+from .options import (
+    Several,
+    add_command,
+    add_reading_options,
+    in_options,
+    local_path,
+    progress_bar,
+    reading_of,
+    stop_signals,
+)
 
 __all__ = ["add"]
 
@@ -138,8 +147,8 @@ def _doctor(options: argparse.Namespace) -> None:
         show(options.store, options.out, found, reading)
     if options.drop:
         kept = drop(options.store, options.drop, found, reading, faults=options.faults or ())
-    lines = [found.as_text(), *([f"{options.drop}: {kept:,} new pairs"] if kept is not None else [])]
-    _print(options, {**asdict(found), "counts": found.counts(), "new": kept}, "\n".join(lines))
+    told = in_options(found.as_text(), options) + (f"\n{options.drop}: {kept:,} new pairs" if options.drop else "")
+    _print(options, {**asdict(found), "counts": found.counts(), "new": kept}, told)
 
 
 def _describe(options: argparse.Namespace) -> int:
@@ -196,13 +205,13 @@ def _say(options: argparse.Namespace, counts: dict[str, int], text: str, faults:
     """What was written and what was left out; the code is 1 where it was more than single rows: a file, or its rest."""
     from ..progress import write_note
 
-    shown = [said for said, _ in faults[:SHOWN]]
+    shown = [in_options(said, options) for said, _ in faults[:SHOWN]]
     for said in shown:
         write_note(f"ip2p: left out: {said}")
     lost = [rows for _, rows in faults if rows is not None]
     count = sum(lost) + len(faults) - len(lost)
     told = {"left_out": count, "faults": shown, "broken_files": len(lost)}
-    left = f", {count:,} rows left out" if count else ""
+    left = f", {count:,} {'row' if count == 1 else 'rows'} left out" if count else ""
     if lost:
         known = f"{sum(lost):,} rows" if all(lost) else f"{sum(lost):,} rows and more" if any(lost) else "the rows"
         files = f"{len(lost)} file{'s' if len(lost) > 1 else ''}"

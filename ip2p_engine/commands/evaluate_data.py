@@ -72,7 +72,7 @@ def open_samples(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
     return StoreSamples(options.data, reading, split=options.split, count=options.n, seed=options.seed + 1), None
 
 
-def warn_of_training(checkpoint: str, pairs: Any, *, split: str = "all") -> None:
+def warn_of_training(checkpoint: str, pairs: Any, *, split: str = "all", option: str = "--split test") -> None:
     """Say it where a checkpoint's header names the data that it is measured on."""
     from ..checkpoint.report import report_card
     from ..data.reading import name_of_pairs
@@ -84,9 +84,9 @@ def warn_of_training(checkpoint: str, pairs: Any, *, split: str = "all") -> None
     held_out = training.get("held_out")
     if held_out and split == "test":
         return
-    rest = "train with --hold-out-test, and measure with --split test"
+    rest = f"train with --hold-out-test, and measure with {option}"
     if held_out:
-        rest = f"{held_out} pairs were held out; measure on those with --split test"
+        rest = f"{held_out} pairs were held out; measure on those with {option}"
     name = public_name(checkpoint)
     write_note(f"ip2p: {name} was trained on this very data, so these are no figures of new edits; {rest}")
 

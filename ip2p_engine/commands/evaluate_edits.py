@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..files import public_name
 from ..hooks import Hooks
 from ..progress import write_note
@@ -55,6 +57,7 @@ def add_edits(actions: Any) -> None:
     edits.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     edits.add_argument("--dtype", choices=DTYPES, help="default: float16 on CUDA, else float32")
     edits.add_argument("--out", type=local_path, required=True, help="the run's folder; the same again goes on")
+    edits.add_argument("--held-out", action="store_true", help="only the pairs that --hold-out-test holds out")
     add_guidance_options(edits)
     add_reading_options(edits)
 
@@ -74,9 +77,13 @@ def _edits(options: argparse.Namespace) -> None:
     check_positive("--batch", options.batch)
     check_run(options.out, "edits")
     bare = is_bare(Path(options.data))
-    pairs = None if bare else open_pairs(options.data, reading_of(options))
+    reading, limit = reading_of(options), None
+    if options.held_out:  # of those that are held out, not of the first that there are
+        reading, limit = replace(reading, limit=None), reading.limit
+    pairs = None if bare else open_pairs(options.data, reading)
+    rows = _held_out(pairs, options.data) if options.held_out else None
     for _, path in named if pairs is not None else ():
-        warn_of_training(path, pairs)
+        warn_of_training(path, pairs, split="test" if options.held_out else "all", option="--held-out")
     device = usable_device(options.device)
     clip = ClipSimilarity.load(options.clip, device=device)
     dino = None if options.dino is None else Dino.load(options.dino or DINO, device=device)
@@ -84,7 +91,7 @@ def _edits(options: argparse.Namespace) -> None:
     if pairs is None:
         edits, broken = write_bare(Path(options.data), options.out, options.sources, options.limit)
     else:
-        edits, broken = write_truth(pairs, options.out)
+        edits, broken = write_truth(pairs, options.out, limit, rows=rows)
     made: dict[str, Any] = {}
     with stop_signals() as should_stop:
         for name, path in named:
@@ -101,6 +108,17 @@ def _edits(options: argparse.Namespace) -> None:
     if broken:
         write_note(f"ip2p: {len(broken)} rows were left out, such as {broken[0]}")
     sys.stdout.write("\n\n".join(text_of(table) for table in tables) + "\n")
+
+
+def _held_out(pairs: Any, data: str) -> set[int]:
+    from ..data.split import test_rows
+
+    if pairs is None:
+        raise ConfigError(f"{data} has no pairs of which some could be held out; leave --held-out out")
+    rows = test_rows(pairs, [text or "" for text in pairs.columns("original_prompt")["original_prompt"]])[1]
+    if not rows:
+        raise ConfigError(f"of {data} no pair is held out; bring more, or leave --held-out out")
+    return set(rows)
 
 
 def _made_by(options: argparse.Namespace, name: str, path: str, edits: Any, should_stop: Any) -> dict[str, Any]:

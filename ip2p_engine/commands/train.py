@@ -137,7 +137,8 @@ def _report(result: Any, as_json: bool) -> None:
     if result.broken_count:
         from ..progress import write_note
 
-        write_note(f"ip2p: {result.broken_count} broken rows were left out, such as {result.broken[0]}")
+        rows = "row was" if result.broken_count == 1 else "rows were"
+        write_note(f"ip2p: {result.broken_count} broken {rows} left out, such as {result.broken[0]}")
     if not result.finished:
         sys.stderr.write(f"ip2p: stopped after step {result.step}; the same command goes on\n")
 

@@ -51,7 +51,7 @@ FAULTS = (
     *("offset", "unchanged", "cast", "blocks", "duplicate", "caption", "aspect", "tiny", "broken", "split"),
     *("instruction", "swapped"),
 )
-WITH_CLIP = ("instruction", "swapped")
+JUDGED = ("instruction", "swapped")
 UNFIT = {"unchanged", "aspect", "tiny", "broken", "blocks"}
 KEPT_FAULTS = ("split",)
 """Not a reason to leave a pair out."""
@@ -97,6 +97,8 @@ class Doctored:
     split_rule: str = ""
     changed: dict[str, float] = field(default_factory=dict)
     """Quartiles of the share of pixels that an edit changes."""
+    judged: bool = False
+    """Whether instructions were judged, by an edit model or a CLIP."""
 
     def counts(self) -> dict[str, int]:
         """How many pairs have each fault."""
@@ -107,9 +109,13 @@ class Doctored:
         """The same for people."""
         lines = [f"{self.pairs:,} pairs, {len(self.findings):,} with a fault"]
         for name, count in self.counts().items():
+            if name in JUDGED and not self.judged:
+                continue
             examples = [one for one in self.findings if name in one.faults][:2]
             shown = "; ".join(f"{one.key}: {one.faults[name]}" for one in examples)
             lines.append(f"{name:>10} {count:7,}  {count / max(1, self.pairs):6.1%}  {shown}".rstrip())
+        if not self.judged:
+            lines.append(f"not looked for without a `checkpoint` or a `clip`: {', '.join(JUDGED)}")
         if self.changed:
             lines.append("pixels changed: " + ", ".join(f"{name} {value:.1%}" for name, value in self.changed.items()))
         return "\n".join(lines)
@@ -156,7 +162,8 @@ def doctor(
             if "caption" not in seen.faults[row]:
                 seen.faults[row].setdefault(name, said)
     findings = (Finding(row=row, key=seen.keys[row], faults=faults) for row, faults in enumerate(seen.faults) if faults)
-    return Doctored(pairs=len(seen.keys), findings=tuple(findings), split_rule=rule, changed=_quartiles(seen.shares))
+    told: Any = {"split_rule": rule, "changed": _quartiles(seen.shares), "judged": bool(judges)}
+    return Doctored(pairs=len(seen.keys), findings=tuple(findings), **told)
 
 
 def _tell(judges: Sequence[Any], row: int, pair: PairRecord) -> None:

@@ -94,10 +94,11 @@ def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tup
     lists = _lists(path) or [one for below in sorted(path.glob("[!.]*/")) for one in _lists(below)]
     if names := FolderTable.found_in(path):
         named = (names[0], columns[1] if columns else TEXT, names[1])
-        table = FolderTable(path, *named, lambda splits: _chosen_split(split, splits, str(path)))
-        if table.has_texts or not lists:
-            return table, named
-    if grouped := GroupedTable.open(path):
+        folders = FolderTable(path, *named, lambda splits: _chosen_split(split, splits, str(path)))
+        if folders.has_texts or not lists:
+            return folders, named
+    is_list = bool(lists) and lists[0].parent == path and ".json" not in lists[0].suffixes
+    if not is_list and (grouped := GroupedTable.open(path)):
         return grouped, None
     if lists:
         tables = [_beside(_file(one), path) for one in _of_split(lists, path, split)]
@@ -248,7 +249,7 @@ def _chosen_split(split: str | None, there: Sequence[str], place: str) -> str:
             return "train"
         if len(there) == 1:
             return there[0]
-    raise DatasetError(f"{place} has the splits {', '.join(there)}, not {split or 'train'}; choose one with split")
+    raise DatasetError(f"{place} has the splits {', '.join(there)}, not {split or 'train'}; choose one with `split`")
 
 
 class HubTable:

@@ -225,7 +225,7 @@ def layout_of(
         for column in columns:
             if not _there(column, names):
                 raise DatasetError(
-                    f"{place} has the columns {_listed(names)} and no {column!r}; name three with columns"
+                    f"{place} has the columns {_listed(names)} and no {column!r}; name three with `columns`"
                 )
         before, instruction, after = columns
         same = (one for one in LAYOUTS if (one.before, one.instruction, one.after) == (before, instruction, after))
@@ -245,7 +245,7 @@ def _by_names(names: Sequence[str], sample: Sequence[Mapping[str, Any]], place: 
         taken = taken or _named(f"{part} at last", names, sample, known)
         if not taken:
             said = f"{place} has the columns {_listed(names)}, of which none is known for the {WHAT[part]}"
-            raise DatasetError(f"{said}; name picture, instruction and edited picture with columns")
+            raise DatasetError(f"{said}; name picture, instruction and edited picture with `columns`")
         found[part] = taken
     return Layout(name="by the names of its columns", **found)
 
@@ -291,7 +291,7 @@ def _worded(part: str, sample: Sequence[Mapping[str, Any]], taken: Sequence[str]
     if len(best) > 1:
         raise DatasetError(
             f"{place} has {' and '.join(best)}, each of which could be the {WHAT[part]}; "
-            "name picture, instruction and edited picture with columns"
+            "name picture, instruction and edited picture with `columns`"
         )
     return best[0] if best else ""
 

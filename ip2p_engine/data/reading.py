@@ -70,7 +70,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
-            raise ConfigError(f"limit is {self.limit!r}; give a whole number of at least 1")
+            raise ConfigError(f"`limit` is {self.limit!r}; give a whole number of at least 1")
         if self.where is not None:
             Where(self.where)
 
@@ -145,7 +145,7 @@ class ForeignPairs(Sequence[PairRecord]):
                     f"`where` asks for {name!r}, and {table.place} has {', '.join(map(str, names))[:600]}"
                 )
         if reading.inverses and not self.layout.inverse:
-            raise ConfigError(f"{table.place} has no instructions that lead back; leave inverses out")
+            raise ConfigError(f"{table.place} has no instructions that lead back; leave `inverses` out")
         home = reading.pictures_from or table.home
         self._home = None if home is None else Path(home).resolve()
         self._licence = reading.licence or card_licence(folder if folder.is_dir() else folder.parent)
@@ -393,11 +393,11 @@ class ForeignPairs(Sequence[PairRecord]):
         except (OSError, RuntimeError, ValueError) as error:
             raise DatasetError(f"{name[:100]!r} cannot be read ({first_line(error)}); correct the path") from error
         if not path.is_relative_to(self._home):
-            raise DatasetError(f"{name!r} lies outside {self._home}; allow its folder with pictures_from")
+            raise DatasetError(f"{name!r} lies outside {self._home}; allow its folder with `pictures_from`")
         if not exists:
             elsewhere = self.table.kind in ("triplets", "parquet") and not self.reading.pictures_from
-            advice = "name the folder of the pictures with pictures_from" if elsewhere else "restore it from a copy"
-            raise DatasetError(f"{name!r} is not in {self._home}; {advice}")
+            other = ", or name the folder that pictures lie in with `pictures_from`" if elsewhere else ""
+            raise DatasetError(f"{name!r} is not in {self._home}; restore it{other}")
         if not is_file:
             raise DatasetError(f"{name!r} is no file; give the path of a picture")
         return path
@@ -405,7 +405,7 @@ class ForeignPairs(Sequence[PairRecord]):
     def _fetched(self, address: str) -> bytes:
         if not self.reading.download or not address.startswith(("http://", "https://")):
             raise DatasetError(
-                f"{address[:200]} is an address; fetch pictures with download, or name a column of files"
+                f"{address[:200]} is an address; fetch pictures with `download`, or name a column of files"
             )
         try:
             with web_stream(address) as answer:

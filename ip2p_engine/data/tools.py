@@ -42,6 +42,8 @@ class DatasetInfo:
     pairs: int
     captions: int
     """Different triples of caption, instruction and edited caption."""
+    captioned: bool
+    """Whether any pair has captions."""
     shards: int
     bytes: int
     picture_sizes: dict[str, int]
@@ -52,8 +54,10 @@ class DatasetInfo:
 
     def as_text(self) -> str:
         """The same for people."""
-        lines = [f"{self.folder}: {self.pairs:,} pairs of {self.captions:,} captions"]
-        lines += [f"{self.shards} shards, {self.bytes / 2**20:,.1f} MiB, pictures {', '.join(self.picture_sizes)}"]
+        texts = "of {:,} captions" if self.captioned else "with {:,} instructions and no captions"
+        lines = [f"{self.folder}: {self.pairs:,} pairs {texts.format(self.captions)}"]
+        files = f"{self.shards} {'file' if self.shards == 1 else 'files'}"
+        lines += [f"{files}, {self.bytes / 2**20:,.1f} MiB, pictures {', '.join(self.picture_sizes)}"]
         for name, row in self.scores.items():
             figures = "  ".join(f"{key} {row[key]:.3f}" for key in ("least", "lower", "median", "upper", "most"))
             lines.append(f"{name:>13}  {figures}  ({row['count']:,} pairs)")
@@ -79,6 +83,7 @@ def info(folder: Path | str, reading: Reading | None = None) -> DatasetInfo:
         folder=str(folder),
         pairs=len(pairs),
         captions=len(texts),
+        captioned=any(before or after for before, _, after in texts),
         shards=len(pairs.shards),
         bytes=sum(path.stat().st_size for path in pairs.shards),
         picture_sizes=dict(sizes.most_common()),

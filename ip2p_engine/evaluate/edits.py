@@ -7,7 +7,7 @@ them, and on wish each from the result of the turn before. What is made lies in 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -87,14 +87,21 @@ class TestEdit:
         return f"{self.number:06d}.png"
 
 
-def write_truth(pairs: Pairs, folder: Path, limit: int | None = None) -> tuple[list[TestEdit], list[str]]:
-    """(the edits of a test set, whose pictures are now in ``folder``; what is wrong with rows that are left out)."""
+def write_truth(
+    pairs: Pairs, folder: Path, limit: int | None = None, *, rows: Container[int] | None = None
+) -> tuple[list[TestEdit], list[str]]:
+    """(the edits of a test set, whose pictures are now in ``folder``; what is wrong with rows that are left out).
+
+    ``rows``: only these.
+    """
     found: list[TestEdit] = []
     broken: list[str] = []
     turns: dict[str, int] = {}
     for number, pair in numbered(_outcomes(pairs)):
         if limit is not None and len(found) >= limit:
             break
+        if rows is not None and number not in rows:
+            continue
         if isinstance(pair, DatasetError):
             broken.append(str(pair))
             continue

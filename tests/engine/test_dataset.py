@@ -438,6 +438,8 @@ def test_info_says_what_is_there(store):
     assert found.scores["sim_image"]["median"] == pytest.approx(0.535)
     assert "sim_1" not in found.scores
     assert "8 pairs of 8 captions" in found.as_text()
+    bare = [pair(n, original_prompt="", edited_prompt="") for n in range(2)]
+    assert "2 pairs with 2 instructions and no captions" in info(make_store(store.parent / "bare", bare)).as_text()
     assert info(make_store(store.parent / "empty", [])).pairs == 0
     assert info(make_store(store.parent / "bad", [pair(1, original_image=b"")])).picture_sizes == {"unreadable": 1}
 

@@ -107,7 +107,9 @@ def test_what_was_planted_is_found_and_nothing_else(store):
     assert found.counts()["offset"] == 2
     assert found.pairs == 21
     assert set(found.counts()) == set(FAULTS)
-    assert "shifted by +3, -2 px" in found.as_text()
+    said = found.as_text()
+    assert "shifted by +3, -2 px" in said
+    assert "not looked for without a `checkpoint` or a `clip`: instruction, swapped" in said and "swapped  " not in said
 
 
 def test_a_clean_store_is_written_and_gone_on_with(store, tmp_path):

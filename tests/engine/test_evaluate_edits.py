@@ -19,6 +19,7 @@ from ip2p_engine.checkpoint.write import save_ldm
 from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.data.reading import name_of_pairs, open_pairs, store_identity
 from ip2p_engine.data.record import PairRecord
+from ip2p_engine.data.split import test_rows as split_rows
 from ip2p_engine.data.store import PairWriter
 from ip2p_engine.edit import EditConfig, InstructPix2Pix
 from ip2p_engine.errors import DatasetError, Interrupted
@@ -93,6 +94,32 @@ def test_truth_is_kept_as_it_was_and_turns_are_counted(edits):
     assert edits[1].source.read_bytes() == records()[1].original_image
     assert edits[1].target.read_bytes() == records()[1].edited_image
     assert [one.number for one in last_turns(edits)] == [1, 2, 3]
+
+
+def test_only_some_rows_are_kept(tmp_path):
+    found, _ = write_truth(records(), tmp_path, 1, rows={2, 3})
+    assert [one.number for one in found] == [2]
+
+
+@pytest.mark.slow
+def test_what_training_held_out_is_measured_alone(tmp_path, capsys):
+    """By the rule that training holds out by, without captions too."""
+    folder = tmp_path / "bare"
+    with PairWriter(folder, manifest={"config": {}}) as writer:
+        for n, edit in enumerate(sample_edits(40, seed=5, held_out=False)):
+            pictures = {"original_image": png(render(edit.source)), "edited_image": png(render(edit.target))}
+            bare = {"original_prompt": "", "edited_prompt": "", "seed": None, "p": None, "cfg": None}
+            writer.write(PairRecord(**pictures, **bare, edit_prompt=edit.instruction, key=str(n)))
+    rule, rows = split_rows(open_pairs(folder), [""])
+    assert rule == "pictures" and 0 < len(rows) < 10
+    words = ["evaluate", "edits", folder, "--held-out", "--clip", "embedded", "--steps", "1", "--device", "cpu"]
+    assert cli.main([str(word) for word in (*words, "--checkpoint", "embedded", "--out", tmp_path / "run")]) == 0
+    edited = sorted((tmp_path / "run" / "edits" / "embedded").glob("*.png"))
+    assert [int(path.stem) for path in edited] == rows
+    few = [*words, "--limit", "1", "--checkpoint", "embedded", "--out", tmp_path / "few"]
+    assert cli.main([str(word) for word in few]) == 0
+    assert len(list((tmp_path / "few" / "edits" / "embedded").glob("*.png"))) == 1
+    capsys.readouterr()
 
 
 def test_a_row_that_is_none_is_left_out_and_named(tmp_path):

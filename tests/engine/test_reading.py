@@ -425,7 +425,7 @@ def test_pictures_that_lie_in_a_folder_beside(tmp_path, place):
     (pair,) = open_pairs(tmp_path)
     assert (pair.original_image, pair.edit_prompt, pair.edited_image) == (RED, EDIT, BLUE)
     lines(path, {**row, "source": "nowhere.png"}, row)
-    with pytest.raises(DatasetError, match="'nowhere.png' is not in .*; name the folder of the pictures with"):
+    with pytest.raises(DatasetError, match="'nowhere.png' is not in .*; restore it, or name the folder that pic"):
         open_pairs(tmp_path)[0]
 
 
@@ -595,7 +595,7 @@ def test_splits_side_by_side(tmp_path):
     parquet(tmp_path, {**MAGIC, "instruction": "dev"}, name="dev-00000-of-00001.parquet")
     assert len(open_pairs(tmp_path)) == 2
     assert [pair.edit_prompt for pair in open_pairs(tmp_path, Reading(split="dev"))] == ["dev"]
-    with pytest.raises(DatasetError, match="has the splits dev, train, not test; choose one with split"):
+    with pytest.raises(DatasetError, match="has the splits dev, train, not test; choose one with `split`"):
         open_pairs(tmp_path, Reading(split="test"))
     free = parquet(tmp_path / "ultra", ULTRA, name="FreeForm_0-00000-of-00001.parquet")
     assert len(open_pairs(free, Reading(split="train"))) == 1
@@ -617,7 +617,7 @@ def test_parts_are_chosen(tmp_path):
     assert chosen.identity != open_pairs(tmp_path / "store", Reading(limit=2)).identity
     with pytest.raises(ConfigError, match="`where` asks for 'size', and .* has task, src_img"):
         open_pairs(folder, Reading(where="size > 3"))
-    with pytest.raises(ConfigError, match="limit is 0"):
+    with pytest.raises(ConfigError, match="`limit` is 0"):
         Reading(limit=0)
 
 
@@ -663,7 +663,7 @@ def test_paths_reach_only_below_their_folder(tmp_path, where):
     os.symlink(tmp_path / "secret.png", tmp_path / "set" / "link.png")
     row = {"source": where.format(home=tmp_path), "target": "a.png", "edit": EDIT}
     path = lines(tmp_path / "set" / "l.jsonl", row)
-    with pytest.raises(DatasetError, match="lies outside .*; allow its folder with pictures_from"):
+    with pytest.raises(DatasetError, match="lies outside .*; allow its folder with `pictures_from`"):
         open_pairs(path)[0]
     with pytest.raises(DatasetError, match="lies outside"):
         open_pairs(path).example(0)
@@ -691,7 +691,7 @@ def test_addresses_are_fetched_when_asked(tmp_path):
         "output_image": "t.png",
     }
     path = lines(tmp_path / "l.jsonl", row)
-    with pytest.raises(DatasetError, match="is an address; fetch pictures with download"):
+    with pytest.raises(DatasetError, match="is an address; fetch pictures with `download`"):
         open_pairs(path)[0]
     assert open_pairs(path, Reading(download=True))[0].original_image == RED
     server.shutdown()
