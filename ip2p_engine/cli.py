@@ -18,6 +18,8 @@ from .version import __version__
 __all__ = ["build_parser", "main"]
 
 LONGEST = 1500  # characters of a sentence
+# Blocks that the system takes back at once: smaller ones stay with the thread that a large picture was opened in.
+os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

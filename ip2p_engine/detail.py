@@ -25,7 +25,7 @@ RADIUS, RIDGE = 12, 2e-4
 GATE_RADIUS = 4
 OPEN, SHUT = 0.15, 0.35  # the share of the edit's variance that the fit leaves
 NOISE = 0.02  # standard deviation, of a range of 1, that an autoencoder adds and no transform explains
-BAND = 256  # rows of the full-size picture in work at one time
+BAND, WIDE = 256, 4096  # rows of the full-size picture in work at one time, a quarter of them where it is wider
 
 
 def with_detail(round_trip: Image.Image, edited: Image.Image, source: Image.Image) -> Image.Image:
@@ -35,8 +35,10 @@ def with_detail(round_trip: Image.Image, edited: Image.Image, source: Image.Imag
     """
     maps = _fit(_tensor(round_trip), _tensor(edited))
     frame = _Frame(maps, source.size)
-    bands = [frame.blend(source, top) for top in range(0, source.height, BAND)]
-    return Image.fromarray(np.concatenate(bands))
+    made, rows = Image.new("RGB", source.size), BAND if source.width <= WIDE else BAND // 4
+    for top in range(0, source.height, rows):
+        made.paste(Image.fromarray(frame.blend(source, top, rows)), (0, top))
+    return made
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class _Frame:
         self._edited = [_plane(plane, padding) for plane in maps.edited]
         self._new = _plane(maps.new[0], padding)
 
-    def blend(self, source: Image.Image, top: int) -> np.ndarray:
-        """Rows from ``top`` on, (rows, W, 3), uint8."""
-        bottom = min(top + BAND, self._size[1])
+    def blend(self, source: Image.Image, top: int, height: int) -> np.ndarray:
+        """So many rows from ``top`` on, (rows, W, 3), uint8."""
+        bottom = min(top + height, self._size[1])
         rows = self._rows(top, bottom)
         pixels = np.asarray(source.crop((0, top, self._size[0], bottom)), dtype=np.float32) / 255
         new = rows(self._new, Image.Resampling.BILINEAR)

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -28,7 +27,6 @@ if TYPE_CHECKING:  # pictures are opened, listed and saved without it
     from torch import Tensor
 
 __all__ = [
-    "FULL_SIZE",
     "PNG_LEVEL",
     "MAX_SIDE",
     "MIN_SIDE",
@@ -44,6 +42,7 @@ __all__ = [
     "open_image",
     "open_mask",
     "paper_size",
+    "pixel_count",
     "pixels_digest",
     "plan_size",
     "read_exif",
@@ -60,7 +59,7 @@ Picture = str | os.PathLike | bytes | Image.Image
 """A path, the bytes of a file, or a Pillow image."""
 Size = tuple[int, int]
 BAND = 512  # rows
-MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
+MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE, MAX_SCANS = 100_000_000, 32, 8, 4096, 64
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", "HEIF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -72,12 +71,8 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 PNG_LEVEL = 1  # four times as fast as Pillow's 6, and a tenth larger
 # Names that mean pictures although Pillow may not know them: nobody wants a folder of such a name.
 PICTURE_SUFFIXES = (".avif", ".bmp", ".heic", ".heics", ".heif", ".hif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
+JPEG_MARK = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not those within coded data
 HEIC_MARKS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-# Cores that this process may use; a container may have fewer than the machine. Not told on Windows and macOS.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# Full-size pictures that are opened or written at one time: memory does not grow with the threads that wait to, and on
-# one core they take turns, as a loop would.
-FULL_SIZE = BoundedSemaphore(max(min(2, CORES), min(4, CORES // 2)))
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 JPEG_SETTINGS = 65533  # bytes of EXIF
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
@@ -98,7 +93,7 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image, *, name: st
         # Pillow warns of large pictures, which have their own limit here, and of broken metadata, which is harmless.
         warnings.simplefilter("ignore")
         with _recognised(source, name) as (picture, called):
-            return _normalise(picture, called)
+            return _normalise(picture, called, own=not isinstance(source, Image.Image))
 
 
 def open_mask(source: Picture, size: Size) -> Image.Image:
@@ -110,21 +105,19 @@ def open_mask(source: Picture, size: Size) -> Image.Image:
     grey, name = mask_levels(source)
     if not grey.getextrema()[1]:
         raise ImageError(f"{name} is black everywhere, so nothing may change; paint white where something may")
-    return grey.resize(size)
+    return grey if grey.size == size else grey.resize(size)
 
 
 def mask_levels(source: Picture) -> tuple[Image.Image, str]:
     """(a mask as of ``open_mask``, but of its own size and maybe black, what to call it). Raises ImageError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _recognised(source, "the given mask") as (picture, name):
-            if picture.has_transparency_data:
-                with _decoding(name):
-                    _check_shape(picture, name)
-                    clear = _in_bands(picture, _clear, "L")
-                if clear.getextrema()[1]:
-                    return clear, name
-            return _normalise(picture, name).convert("L"), name
+        with _recognised(source, "the given mask") as (picture, name), _decoding(name):
+            _check_shape(picture, name)
+            whole = _upright(picture)
+            if whole.has_transparency_data and (clear := _in_bands(whole, _clear, "L")).getextrema()[1]:
+                return clear, name
+            return _in_bands(whole, lambda band: _to_rgb(band, name).convert("L"), "L"), name
 
 
 def _clear(picture: Image.Image) -> Image.Image:
@@ -153,6 +146,15 @@ def upright_size(source: str | os.PathLike[str] | bytes | Image.Image) -> Size:
             if picture.format == "TIFF":  # whose size some versions of Pillow turn by themselves
                 return _normalise(picture, name).size
             return (picture.height, picture.width) if _lies_sideways(picture) else picture.size
+
+
+def pixel_count(source: Picture) -> int:
+    """As the header says; 0 for what cannot be opened."""
+    with warnings.catch_warnings(), suppress(ImageError):
+        warnings.simplefilter("ignore")
+        with _recognised(source, "the given data") as (picture, _):
+            return picture.width * picture.height
+    return 0
 
 
 def _lies_sideways(picture: Image.Image) -> bool:
@@ -230,10 +232,13 @@ def _readable() -> tuple[str, ...]:
     return tuple(name for name in READABLE if name in Image.OPEN)
 
 
-def _normalise(picture: Image.Image, name: str) -> Image.Image:
+def _normalise(picture: Image.Image, name: str, *, own: bool = False) -> Image.Image:
     with _decoding(name):
         _check_shape(picture, name)
-        plain = _to_rgb(_upright(picture), name)
+        whole = _upright(picture)
+        # What was read here has no other owner: its pixels are taken over, where a copy takes as much again.
+        taken = own and whole.mode == "RGB" and not whole.has_transparency_data
+        plain = whole._new(whole.im) if taken else _to_rgb(whole, name)
     profile = picture.info.get("icc_profile") or b""
     plain.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
     return plain
@@ -258,10 +263,25 @@ def _check_shape(picture: Image.Image, name: str) -> None:
         raise ImageError(f"{size}, more than {MAX_PIXELS // 10**6} megapixels; make it smaller first")
     if long > MAX_ASPECT * short:
         raise ImageError(f"{size}, a strip longer than {MAX_ASPECT} : 1; crop it first")
+    if picture.format in ("JPEG", "MPO") and (scans := _scans(picture)) > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of {scans} scans, each of which takes a whole pass; save it once more")
     frames = getattr(picture, "n_frames", 1)
     # The further frames of an MPO and a HEIC, which phones write, are previews of one photograph.
     if frames > 1 and picture.format not in ("MPO", "HEIF") and not (picture.format == "TIFF" and _smaller(picture)):
         raise ImageError(f"{name} holds {frames} frames (an animation or pages); save one of them as a still picture")
+
+
+def _scans(picture: Image.Image) -> int:
+    """How often a JPEG that is not decoded yet goes over its pixels; what lies behind its end, as a film, is its own."""
+    stream = getattr(picture, "fp", None) or io.BytesIO()
+    place = stream.tell()
+    stream.seek(0)
+    data, at, count = stream.read(1 << 28), 2, 0
+    stream.seek(place)
+    while (mark := JPEG_MARK.search(data, at)) and mark[0] != b"\xff\xd9" and count <= MAX_SCANS:
+        count += mark[0] == b"\xff\xda"
+        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2])
+    return count
 
 
 def _smaller(picture: Image.Image) -> bool:
@@ -383,7 +403,8 @@ def give_back(edited: Image.Image, original_size: Size) -> Image.Image:
     The margins that ``fit`` cut off are filled by mirroring the edited picture, so that nothing shifts or stretches.
     """
     (pad_x, pad_y), box = frame_of(edited.size, original_size)
-    padded = np.pad(np.asarray(edited), ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
+    pixels = np.asarray(edited)
+    padded = np.pad(pixels, [(pad_y, pad_y), (pad_x, pad_x), (0, 0)][: pixels.ndim], mode="symmetric")
     return Image.fromarray(padded).resize(original_size, Image.Resampling.LANCZOS, box=box)
 
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .images import FULL_SIZE, Picture, Size, fit, give_back, open_image, open_mask, pixels_digest
+from .images import (
+    Picture,
+    Size,
+    fit,
+    give_back,
+    open_image,
+    open_mask,
+    pixel_count,
+    pixels_digest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EditResult", "Fitted", "Opener", "area_pictures", "opened", "whole_area"]
+__all__ = ["EditResult", "Fitted", "Opener", "area_pictures", "full_size", "opened", "whole_area"]
+
+# Cores that this process may use; a container may have fewer than the machine. Not told on Windows and macOS.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Full-size pictures that are opened or written at one time: memory does not grow with the threads that wait to, and on
+# one core they take turns, as a loop would. Large ones take all places.
+PLACES, LARGE = max(min(2, CORES), min(4, CORES // 2)), 40_000_000
+_PLACES, _LARGE = BoundedSemaphore(PLACES), Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +76,33 @@ class EditResult:
     def image(self) -> Image.Image:
         """The edited picture, at the source's size unless ``restore_size`` is off; made when first asked for."""
         if self.edited is None:
-            return self.source.copy()
-        image = self._whole(self.edited)
-        if self.mask is not None or self.area is not None:
-            source = self.source
-            framed = self._framed(source)
-            if self.mask is not None:
-                image = Image.composite(image, framed, self._framed(open_mask(self.mask, source.size)))
-            if self.area is not None:
-                image = Image.composite(image, framed, whole_area(self.area, self.size))
+            return self._own_source()
+        if self.round_trip is self.mask is self.area is None:
+            image = self._whole(self.edited, None)
+        else:
+            # Opened first: what decoding takes is free again before more is made of a large picture.
+            source = self._own_source()
+            masks = [] if self.mask is None else [self._framed(open_mask(self.mask, source.size))]
+            masks += [] if self.area is None else [whole_area(self.area, self.size)]
+            source = self._framed(source)
+            image = self._whole(self.edited, source)
+            for mask in masks[:-1]:
+                image = Image.composite(image, source, mask)
+            for mask in masks[-1:]:  # as composite, without a copy
+                source.paste(image, mask=mask)
+                image = source
         if self.profile:
             image.info["icc_profile"] = self.profile
         return image
 
-    def _whole(self, edited: Image.Image) -> Image.Image:
-        if self.round_trip is not None:
+    def _own_source(self) -> Image.Image:
+        return self.picture.copy() if isinstance(self.picture, Image.Image) else self.source
+
+    def _whole(self, edited: Image.Image, source: Image.Image | None) -> Image.Image:
+        if self.round_trip is not None and source is not None:
             from .detail import with_detail
 
-            return with_detail(self.round_trip, edited, self._framed(self.source))
+            return with_detail(self.round_trip, edited, source)
         return edited if self.size == edited.size else give_back(edited, self.size)
 
     def _framed(self, picture: Image.Image) -> Image.Image:
@@ -104,7 +132,21 @@ def area_pictures(area: Tensor) -> list[Image.Image]:
 
 def whole_area(area: Image.Image, size: Size) -> Image.Image:
     """A grey picture at the edited size as a mask of the whole picture's."""
-    return area if area.size == size else give_back(area.convert("RGB"), size).convert("L")
+    return area if area.size == size else give_back(area, size)
+
+
+@contextmanager
+def full_size(pixels: int) -> Iterator[None]:
+    """Wait for a place to open or write a full-size picture in; one of more than ``LARGE`` pixels is alone."""
+    wanted = PLACES if pixels > LARGE else 1
+    with _LARGE if wanted > 1 else nullcontext():  # two that collect places would wait for each other
+        for _ in range(wanted):
+            _PLACES.acquire()
+    try:
+        yield
+    finally:
+        for _ in range(wanted):
+            _PLACES.release()
 
 
 def opened(picture: Picture) -> Image.Image:
@@ -114,7 +156,7 @@ def opened(picture: Picture) -> Image.Image:
 
 def _fitted(picture: Picture, mask: Picture | None, size: Size | None) -> Fitted:
     """Open and fit a picture, and keep the fitted one alone; size None: nothing is to be edited."""
-    with FULL_SIZE:
+    with full_size(pixel_count(picture)):
         whole = opened(picture)
         return Fitted(
             picture=picture,

@@ -257,14 +257,14 @@ class Session:
     def _keep(self, editor: InstructPix2Pix, turn: Turn, latents: Tensor, area: Tensor, *, detail: bool) -> None:
         """Write a turn's latents and picture, then that there is one."""
         (edited,) = editor.pictures(latents[None].to(editor.model.device))
-        original = self.original
+        picture = self.original
         (mask,) = area_pictures(area[None])
         if detail:
-            (round_trip,) = editor.pictures(self._encoded(editor, original, edited.size)[None])
-            whole = with_detail(round_trip, edited, original)
+            (round_trip,) = editor.pictures(self._encoded(editor, picture, edited.size)[None])
+            whole = with_detail(round_trip, edited, picture)
         else:
-            whole = edited if edited.size == original.size else give_back(edited, original.size)
-        picture = Image.composite(whole, original, whole_area(mask, original.size))
+            whole = edited if edited.size == picture.size else give_back(edited, picture.size)
+        picture.paste(whole, mask=whole_area(mask, picture.size))
         with disk_errors(self.folder, "written", DatasetError), whole_path(self._latents_path(turn.number)) as new:
             save_file({"latents": latents.contiguous(), "area": area.contiguous()}, new)
         told = {"session": [asdict(one) for one in [*self.line(), turn]]}

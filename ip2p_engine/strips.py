@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,13 +13,13 @@ __all__ = ["strip"]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:
+def strip(pictures: Iterable[Image.Image], captions: Sequence[str], *, height: int = 256) -> Image.Image:
     """Pictures side by side on white, each ``height`` pixels high, captions below; ConfigError if they do not pair."""
-    if not pictures or len(pictures) != len(captions):
-        raise ConfigError(f"a strip got {len(pictures)} pictures and {len(captions)} captions; give one caption each")
+    shown = [_scaled(picture, height) for picture in pictures]
+    if not shown or len(shown) != len(captions):
+        raise ConfigError(f"a strip got {len(shown)} pictures and {len(captions)} captions; give one caption each")
     letter = max(11, round(height / 16))
     font, gap, line = ImageFont.load_default(letter), max(4, height // 16), round(letter * 1.35)
-    shown = [_scaled(picture.convert("RGB"), height) for picture in pictures]
     columns = [max(picture.width, round(0.75 * height)) for picture in shown]
     texts = [_wrapped(caption, font, column) for caption, column in zip(captions, columns, strict=True)]
     bottom = gap + height + max(map(len, texts)) * line + gap + (gap // 2 if any(texts) else 0)
@@ -36,6 +36,7 @@ def strip(pictures: Sequence[Image.Image], captions: Sequence[str], *, height: i
 
 def _scaled(picture: Image.Image, height: int) -> Image.Image:
     method = Image.Resampling.LANCZOS if picture.height > height else Image.Resampling.BICUBIC
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     return picture.resize((max(1, round(picture.width * height / picture.height)), height), method)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections import deque
@@ -18,7 +19,6 @@ from ..edit import EditConfig, EditResult, InstructPix2Pix
 from ..errors import ConfigError, ImageError, Interrupted
 from ..hooks import Hooks
 from ..images import (
-    FULL_SIZE,
     MIN_SIDE,
     PNG_LEVEL,
     check_output,
@@ -30,6 +30,7 @@ from ..images import (
     save_image,
     upright_size,
 )
+from ..pictures import full_size
 from ..progress import progress, write_note
 from ..scenes.notice import NOTICE, PHOTOS_NOTICE, is_scene, model_for
 from ..tokenizer import check_length
@@ -267,7 +268,7 @@ class _Writers:
         source, writing = self._rows[place].source, self._writing
         settings = {**result.settings, "source": source.name}
         exif = read_exif(source.picture) if writing.keep_exif else None
-        with FULL_SIZE:
+        with full_size(math.prod(result.size)):
             strange = notice and result.seen is not None and not is_scene(result.seen)
             target: Any = sys.stdout.buffer if writing.out == STDOUT else self._paths[place]
             new = target != writing.out and writing.out != STDOUT

@@ -287,7 +287,7 @@ def examples(made: Mapping[str, tuple[Sequence[TestEdit], Path]], count: int = 6
     for one in shown:
         paths = [one.source, *(folder / one.name for _, folder in made.values())]
         paths, words = (paths, []) if one.target is None else ([*paths, one.target], ["target"])
-        rows.append(strip([open_image(path) for path in paths], [one.instruction, *made, *words], height=height))
+        rows.append(strip(map(open_image, paths), [one.instruction, *made, *words], height=height))
     return tiled(rows)
 
 

@@ -23,7 +23,16 @@ from ..files import csv_rows, disk_errors, json_lines
 from ..hooks import Hooks
 from ..images import mask_levels, open_image
 from ..networks.digest import fingerprint
-from .metrics import MASK_WHITE, Dino, Lpips, background, clip_features, distances, fitted_mask
+from .metrics import (
+    MASK_WHITE,
+    Dino,
+    Lpips,
+    background,
+    clip_features,
+    distances,
+    fitted_mask,
+    mean_difference,
+)
 from .run_folder import Row, Table, row_key, row_log
 
 __all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "pair_tables", "read_table"]
@@ -145,7 +154,7 @@ def measure_picture(
     source, edited = open_image(row.source), open_image(row.edited)
     target = None if row.target is None else open_image(row.target)
     pictures = {"source": source, "edited": edited} | ({} if target is None else {"target": target})
-    numbers = {"source_l1": distances(edited, source)["l1"]}
+    numbers = {"source_l1": mean_difference(edited, source)}
     numbers |= {} if target is None else distances(edited, target)
     numbers |= _clip_numbers(row, clip, pictures)
     if dino is not None:

@@ -73,6 +73,9 @@ def load_control(source: str | Path, model: Model) -> ControlNet:
                 f"{name} is for UNets of {field} {_plain(theirs[field])}, and this checkpoint's is of "
                 f"{_plain(ours[field])}; give a ControlNet of the checkpoint's own family"
             )
+    if (small := 2 ** (len(theirs.conditioning_embedding_out_channels) - 1)) != 8:
+        got = f"{name} makes its picture {small} times smaller than the edit's, and latents are 8 times smaller"
+        raise CheckpointError(f"{got}; give a ControlNet of Stable Diffusion")
     if theirs.conditioning_channels != 3:
         got = f"{name} looks at pictures of {theirs.conditioning_channels} channels"
         raise CheckpointError(f"{got}, and RGB has 3; give a ControlNet for pictures")
@@ -85,12 +88,19 @@ def hint_of(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     As ComfyUI's Apply ControlNet does it.
     """
     width, height = size
-    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
     old, new = picture.width / picture.height, width / height
     x = round((picture.width - picture.width * (new / old)) / 2) if old > new else 0
     y = round((picture.height - picture.height * (old / new)) / 2) if old < new else 0
-    cropped = pixels[..., y : picture.height - y, x : picture.width - x]
-    return interpolate(cropped, size=(height, width), mode="nearest-exact").float() / 255
+    columns, rows = _nearest(picture.width - 2 * x, width) + x, _nearest(picture.height - 2 * y, height) + y
+    # Only the rows that count become numbers: a large picture would take its memory once more.
+    chosen = [np.array(picture.crop((0, row, picture.width, row + 1)).convert("RGB"))[0, columns] for row in rows]
+    return torch.from_numpy(np.stack(chosen)).permute(2, 0, 1)[None].float() / 255
+
+
+def _nearest(there: int, wanted: int) -> np.ndarray:
+    """The places among ``there`` that "nearest-exact" takes."""
+    places = torch.arange(there, dtype=torch.float32)[None, None]
+    return interpolate(places, size=wanted, mode="nearest-exact")[0, 0].long().numpy()
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DatasetError
+from ..images import open_image
 
 __all__ = [
     "FREE_LICENCES",
@@ -74,9 +75,8 @@ def find_picture(folder: Path, key: str) -> Path:
 
 
 def load_pixels(path: Path) -> Tensor:
-    """RGB, uint8, (3, H, W)."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """RGB, uint8, (3, H, W). Raises ImageError."""
+    return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).contiguous()
 
 
 def reduced(picture: Image.Image) -> Image.Image:

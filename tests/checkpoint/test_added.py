@@ -381,3 +381,29 @@ def test_the_command(tmp_path, capsys):
     assert str(tmp_path) not in str(said)
     assert cli.main([*command, "--control", str(SKETCH)]) == 2
     assert "give both --control and --control-image" in capsys.readouterr().err
+
+
+def test_a_hint_takes_the_nearest_pixels_of_its_middle():
+    """As torch's "nearest-exact" does of the whole picture, which is never made numbers at once."""
+    random = np.random.default_rng(0)
+    for width, height, size in ((31, 17, (8, 8)), (9, 40, (24, 16)), (64, 64, (64, 64)), (13, 13, (40, 8))):
+        picture = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        old, new = width / height, size[0] / size[1]
+        x = round((width - width * (new / old)) / 2) if old > new else 0
+        y = round((height - height * (old / new)) / 2) if old < new else 0
+        middle = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None, :, y : height - y, x : width - x]
+        expected = torch.nn.functional.interpolate(middle, size=size[::-1], mode="nearest-exact").float() / 255
+        assert torch.equal(hint_of(picture, size), expected)
+
+
+@pytest.mark.parametrize(("channels", "fits"), [((4, 4, 4), False), ((4, 4, 4, 4), True), ((4,) * 5, False)])
+def test_a_controlnet_whose_picture_comes_to_another_size(tmp_path, tiny_pair_model, channels, fits):
+    ups = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    miniature("sd2", 4, ControlNetModel, conditioning_embedding_out_channels=channels).save_pretrained(tmp_path / "net")
+    unet = miniature("sd2", 8, UNet2DConditionModel, up_block_types=ups)
+    model = replace(tiny_pair_model("sd2", in_channels=8), unet=unet)
+    if fits:
+        assert load_control(tmp_path / "net", model).name == "net"
+        return
+    with pytest.raises(CheckpointError, match="times smaller than the edit's, and latents are 8 times smaller"):
+        load_control(tmp_path / "net", model)

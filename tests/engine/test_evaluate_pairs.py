@@ -16,7 +16,17 @@ from torchvision import transforms
 
 from ip2p_engine.clip.similarity import ClipSimilarity
 from ip2p_engine.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from ip2p_engine.evaluate.metrics import Dino, Lpips, background, centre, clip_features, distances, evaluate_extra
+from ip2p_engine.evaluate import metrics
+from ip2p_engine.evaluate.metrics import (
+    Dino,
+    Lpips,
+    background,
+    centre,
+    clip_features,
+    distances,
+    evaluate_extra,
+    mean_difference,
+)
 from ip2p_engine.evaluate.pairs import EditedPicture, measure_picture, measure_table, pair_tables, read_table
 
 
@@ -72,6 +82,18 @@ def test_an_edit_of_another_size_is_brought_to_the_target_s():
     edited, target = noise((96, 80)), noise(seed=1)
     by_hand = np.asarray(edited.resize(target.size, Image.Resampling.BICUBIC), float) - np.asarray(target, float)
     assert distances(edited, target)["l1"] == pytest.approx(np.abs(by_hand).mean() / 255, abs=1e-6)
+
+
+def test_large_pictures_are_compared_in_bands(monkeypatch):
+    """SSIM of a hundred megapixels at once would take 31 GB; bands see the same windows."""
+    a, b, mask = noise((64, 300)), noise((64, 300), seed=1), Image.new("L", (64, 300), 255)
+    mask.paste(0, (10, 0, 30, 170))
+    whole = distances(a, b), background(a, b, mask), mean_difference(a, b)
+    for pixels in (1, 64 * 7, 64 * 299):
+        monkeypatch.setattr(metrics, "BAND_PIXELS", pixels)
+        assert distances(a, b) == pytest.approx(whole[0], abs=1e-6)
+        assert background(a, b, mask) == pytest.approx(whole[1], abs=1e-6)
+        assert mean_difference(a, b) == pytest.approx(whole[2], abs=1e-9) == distances(a, b)["l1"]
 
 
 def half_mask(level=255):

@@ -9,6 +9,9 @@ import re
 import signal
 import struct
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ip2p_engine import images
+from ip2p_engine import images, pictures
 from ip2p_engine.captions import edits
 from ip2p_engine.cli import main
 from ip2p_engine.commands import edit_sources
@@ -32,7 +35,7 @@ from ip2p_engine.errors import ConfigError, DatasetError, ImageError, printable
 from ip2p_engine.evaluate.report import write_report
 from ip2p_engine.evaluate.run_folder import Table, save_run
 from ip2p_engine.files import public_name, whole_file
-from ip2p_engine.images import open_mask, save_image
+from ip2p_engine.images import open_image, open_mask, save_image
 from ip2p_engine.train.config import MOST_AT_ONCE, TrainConfig
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
@@ -367,6 +370,61 @@ def test_a_clear_mask_that_is_cut_short_or_has_too_many_pixels(tmp_path, monkeyp
     (tmp_path / "short.png").write_bytes((tmp_path / "mask.png").read_bytes()[:2000])
     with pytest.raises(ImageError, match="short.png is damaged or cut short"):
         open_mask(tmp_path / "short.png", (8, 8))
+
+
+def test_a_file_s_pixels_are_taken_over_and_a_caller_s_copied(tmp_path, monkeypatch):
+    """A copy of a picture of a hundred megapixels is 400 MB."""
+    picture = Image.effect_noise((64, 48), 50).convert("RGB")
+    picture.save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "copy", None)
+    opened = open_image(tmp_path / "a.png")
+    assert type(opened) is Image.Image and opened.tobytes() == picture.tobytes()
+    monkeypatch.undo()
+    ours = open_image(picture)
+    ours.paste(0, (0, 0, 64, 48))
+    assert picture.getextrema() != ours.getextrema() == ((0, 0),) * 3
+
+
+def scanned(times):
+    """A progressive JPEG whose last scan, one of ten, stands so many times."""
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(stream, "JPEG", progressive=True, quality=60)
+    data = stream.getvalue()
+    last = data[data.rfind(b"\xff\xc4") : -2]
+    return data[:-2] + last * (times - 1) + data[-2:]
+
+
+@pytest.mark.parametrize(("times", "fits"), [(1, True), (55, True), (56, False), (5000, False)])
+def test_a_jpeg_of_many_scans(times, fits):
+    """Each goes over all its pixels: ten million of them, ten thousand times, in a file of a megabyte."""
+    if fits:
+        assert open_image(scanned(times) + b"\xff\xda\0\2" * 99).size == (64, 64)  # a phone's film behind its end
+        return
+    with pytest.raises(ImageError, match="is a JPEG of 65 scans"):
+        open_image(scanned(times))
+
+
+def test_a_large_picture_is_opened_alone(monkeypatch):
+    monkeypatch.setattr(pictures, "PLACES", 2)
+    monkeypatch.setattr(pictures, "_PLACES", threading.BoundedSemaphore(2))
+    inside, most, both = [], [], threading.Barrier(2)
+
+    def meet(pixels):
+        with pictures.full_size(pixels):
+            both.wait(60)
+
+    def work(pixels):
+        with pictures.full_size(pixels):
+            inside.append(pixels)
+            most.append(tuple(inside))
+            time.sleep(0.01)
+            inside.remove(pixels)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(meet, [pictures.LARGE] * 2))
+        list(pool.map(work, [pictures.LARGE, pictures.LARGE + 1] * 6))
+    assert max(map(len, most)) <= 2
+    assert all(len(there) == 1 for there in most if pictures.LARGE + 1 in there)
 
 
 @pytest.mark.parametrize(

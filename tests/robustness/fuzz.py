@@ -169,7 +169,7 @@ def _case(root: Path, name: str, number: int) -> dict[str, Any]:
     arguments = [str(one) for one in GENERATORS[name](case)]
     before = _outside(root)
     hidden = _hidden(place)
-    ended = _forked(root, place, arguments)
+    ended = _forked(root, place, arguments, case.environment)
     out, error = ((root / one).read_text(errors="replace") for one in ("out.txt", "err.txt"))
     faults = list(_faults(ended, out, error))
     if (level / "canary").exists():
@@ -191,6 +191,7 @@ def _case(root: Path, name: str, number: int) -> dict[str, Any]:
         "generator": name,
         "case": number,
         "arguments": arguments,
+        "environment": case.environment,
         **ended,
         "faults": faults,
         "cause": cause,
@@ -198,7 +199,7 @@ def _case(root: Path, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def _forked(root: Path, place: Path, arguments: list[str]) -> dict[str, Any]:
+def _forked(root: Path, place: Path, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """Run a command in a fork; it is ended when its time or its memory is over."""
     from ip2p_engine.cli import main as command
 
@@ -207,6 +208,7 @@ def _forked(root: Path, place: Path, arguments: list[str]) -> dict[str, Any]:
     if not process:
         os.setsid()
         os.chdir(place)
+        os.environ.update(environment)
         for stream, name in ((1, "out.txt"), (2, "err.txt")):
             os.dup2(os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

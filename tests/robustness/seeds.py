@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -56,6 +57,9 @@ def make_seeds(home: Path, main: Main, engine: Path) -> None:
     run(*edit, "--steps", "1", "--resolution", "64", "--out", home / "result.png")
     shutil.copytree(engine / "ip2p_engine" / "scenes" / "embedded" / "clip", home / "clip")
     _triplets(home / "triplets")
+    catalogue = engine / "ip2p_engine" / "photos" / "pictures.tsv"
+    if catalogue.exists():  # older versions have none
+        _measured(home, run, catalogue)
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -132,11 +136,23 @@ def _added(home: Path) -> None:
         {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}, home / "vae.safetensors"
     )
     unet = UNet2DConditionModel.from_pretrained(home / "tiny4" / "unet")
-    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4)).save_pretrained(home / "control")
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 4, 4)).save_pretrained(home / "control")
     shutil.copy(home / "control" / "diffusion_pytorch_model.safetensors", home / "control.safetensors")
     save_file({"emb_params": torch.randn(2, WIDTH)}, home / "word.safetensors")
     register_heif_opener()
     Image.open(home / "picture.png").save(home / "picture.heic")
+
+
+def _measured(home: Path, run: Callable[..., None], catalogue: Path) -> None:
+    """A folder of gathered photographs, very small ones, and what was measured on scenes and on them."""
+    (home / "photographs").mkdir()
+    for one in csv.DictReader(catalogue.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+        Image.open(home / "picture.png").save(home / "photographs" / f"{one['key']}.png")
+    tiny = ["--checkpoint", home / "tiny", "--steps", "1"]
+    alone = ["--text-cfg", "1", "--image-cfg", "1"]
+    run("evaluate", "recommend", "--n", "2", *tiny, *alone, "--out", home / "recommend")
+    run("evaluate", "areas", "--n", "2", *tiny, "--out", home / "areas")
+    run("evaluate", "session", "--n", "1", "--turns", "2", *tiny, "--out", home / "sessions")
 
 
 def _triplets(folder: Path) -> None:

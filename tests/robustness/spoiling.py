@@ -8,7 +8,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Case:
     place: Path
     seeds: Path
     rng: random.Random
+    environment: dict[str, str] = field(default_factory=dict)
+    """What the command finds in its environment beside what is there."""
 
     def copied(self, name: str) -> Path:
         source, target = self.seeds / name, self.place / name
