@@ -272,7 +272,7 @@ def _check_shape(picture: Image.Image, name: str) -> None:
 
 
 def _scans(picture: Image.Image) -> int:
-    """How often a JPEG that is not decoded yet goes over its pixels; what lies behind its end, as a film, is its own."""
+    """How often a JPEG that is not decoded yet goes over its pixels; what lies behind its end, is not its own."""
     stream = getattr(picture, "fp", None) or io.BytesIO()
     place = stream.tell()
     stream.seek(0)

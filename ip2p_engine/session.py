@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from .config import with_overrides
 from .detail import with_detail
 from .diffusion.area import area_of
 from .edit import EditConfig, InstructPix2Pix
-from .errors import ConfigError, DatasetError
+from .errors import ConfigError, DatasetError, ImageError
 from .files import disk_errors, locked, read_json, whole_path, write_json
 from .hooks import Hooks
-from .images import Picture, Size, give_back, open_image, plan_size, save_image
+from .images import Picture, Size, give_back, open_image, pixels_digest, plan_size, save_image
 from .networks.conditioning import Conditioning, clean_latents, encode_text, size_ids
 from .networks.digest import digest_of_autoencoder
 from .pictures import area_pictures, whole_area
@@ -115,6 +116,18 @@ def _check(turn: Turn, place: int) -> None:
         raise TypeError(f"turn {place} has no numbers")
 
 
+def _begun(folder: Path, names: set[str], image: Image.Image, state: dict[str, Any]) -> bool:
+    """Whether what is there is the same beginning, maybe cut off."""
+    with suppress(ImageError, DatasetError):
+        same = pixels_digest(open_image(folder / ORIGINAL)) == pixels_digest(image)
+        return (
+            same
+            and names <= {ORIGINAL, STATE}
+            and (STATE not in names or read_json(folder / STATE, DatasetError) == state)
+        )
+    return False
+
+
 class Session:
     """A picture and its turns, in a folder: ``say``, ``undo``, ``branch``, ``turns``.
 
@@ -145,16 +158,19 @@ class Session:
         """A new session of a picture, which is copied into the folder.
 
         The paper's rule aims at ``resolution``, or at that of the model which takes the first turn. Raises ConfigError
-        or ImageError, and DatasetError where a session is already.
+        or ImageError, and DatasetError where something else is already.
         """
         folder, image = Path(folder), open_image(picture)
-        if folder.exists() and any(folder.iterdir()):
-            raise DatasetError(f"{folder} is not empty; give a new folder, or go on with the session that it holds")
         later = size == "paper" and resolution is None
         planned = None if later else list(plan_size(size, *image.size, resolution or 0))
+        state = {"version": VERSION, "size": planned, "current": 0, "turns": []}
+        with disk_errors(folder, "read", DatasetError):
+            names = {one.name for one in folder.iterdir() if one.name[0] != "."} if folder.exists() else set()
+        if names and not _begun(folder, names, image, state):
+            raise DatasetError(f"{folder} is not empty; give a new folder, or go on with the session that it holds")
         save_image(image, folder / ORIGINAL)
         with disk_errors(folder, "written", DatasetError):
-            write_json(folder / STATE, {"version": VERSION, "size": planned, "current": 0, "turns": []})
+            write_json(folder / STATE, state)
         return cls(folder)
 
     @property

@@ -179,7 +179,7 @@ def open_world(options: argparse.Namespace) -> tuple[Sequence[Any], Any]:
 
 def _recommend(options: argparse.Namespace) -> None:
     from ..checkpoint.card import check_card
-    from ..evaluate.recommend import Grid, measure_settings, recommend
+    from ..evaluate.recommend import Grid, check_decibels, measure_settings, recommend
     from ..evaluate.run_folder import check_run, claim_run
 
     name_checkpoint(options)
@@ -188,6 +188,7 @@ def _recommend(options: argparse.Namespace) -> None:
     if options.guidance_interval:
         given["guidance_interval"] = [_bounds(text) for text in options.guidance_interval]
     grid = Grid(**given)
+    check_decibels(options.decibels)
     if options.write:
         check_card(options.checkpoint)
     check_run(options.out, "recommend")

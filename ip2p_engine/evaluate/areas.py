@@ -13,14 +13,15 @@ from ..edit import EditConfig, InstructPix2Pix
 from ..errors import ConfigError
 from ..hooks import Hooks
 from .recommend import UNTOUCHED, Judge, about_sample, network_of
-from .run_folder import Row, Table, row_key, row_log
+from .run_folder import FLAG, NUMBER, TEXT, Row, Table, row_key, row_log
 from .samples import Sample
 from .statistics import bootstrap_means, interval
 
 __all__ = ["area_tables", "measure_areas"]
 
 WHOLE_CHANGE, WHITE = 0.6, 128
-RESULTS = ("without", "with", "iou", "covered", "white", "change", "kind")
+JUDGED = {"done": FLAG, "kept": NUMBER}
+RESULTS = {"without": JUDGED, "with": JUDGED, "kind": TEXT} | dict.fromkeys(("iou", "covered", "white", "change"), FLAG)
 
 
 def measure_areas(

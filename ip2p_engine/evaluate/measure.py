@@ -17,12 +17,12 @@ from ..errors import ConfigError
 from ..hooks import Hooks
 from ..networks.digest import fingerprint
 from .methods import Made, Method, Setting
-from .run_folder import Row, row_key, row_log
+from .run_folder import NUMBER, OBJECT, Row, row_key, row_log
 from .samples import Sample, batches
 
 __all__ = ["Judge", "Row", "measure"]
 
-RESULTS = (*(field.name for field in fields(PairScores)), "judged")
+RESULTS = {**{field.name: NUMBER for field in fields(PairScores)}, "judged": OBJECT}
 Judge = Callable[[Sequence[Sample], Sequence[Image.Image]], list[dict[str, Any]]]
 
 
@@ -52,7 +52,7 @@ def measure(
     total = len(samples) * sum(len(method.settings) for method in methods)
     found: dict[str, Row] = {}
     scored_by = fingerprint(clip.network)
-    with row_log(folder, RESULTS) as (known, append):
+    with row_log(folder, RESULTS, optional=("judged",)) as (known, append):
         for group in batches(samples, batch, resolution):
             scorer = _Scorer(clip, scored_by, group)
             for method in methods:

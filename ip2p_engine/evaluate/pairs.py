@@ -33,7 +33,7 @@ from .metrics import (
     fitted_mask,
     mean_difference,
 )
-from .run_folder import Row, Table, row_key, row_log
+from .run_folder import NUMBER, Row, Table, row_key, row_log
 
 __all__ = ["MAGICBRUSH", "EditedPicture", "measure_picture", "measure_table", "pair_tables", "read_table"]
 
@@ -48,7 +48,7 @@ KEPT = {
     "background SSIM": "background_ssim",
     "background LPIPS": "background_lpips",
 }
-NUMBERS = {*MAGICBRUSH.values(), *EMU.values(), *KEPT.values(), "background_l2"}
+NUMBERS = dict.fromkeys((*MAGICBRUSH.values(), *EMU.values(), *KEPT.values(), "background_l2"), NUMBER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def measure_table(
     networks: Row = {"clip": fingerprint(clip.network), "lpips": lpips is not None}
     networks["dino"] = None if dino is None else fingerprint(dino.network)
     found = []
-    with row_log(folder, NUMBERS) as (known, append):
+    with row_log(folder, NUMBERS, optional=NUMBERS) as (known, append):
         for number, row in enumerate(rows, start=1):
             hooks.check_stop(f"stopped after {number - 1} of {len(rows)} pictures")
             try:

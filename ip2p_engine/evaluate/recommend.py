@@ -21,7 +21,7 @@ from ..images import fit
 from ..networks.digest import fingerprint
 from ..plots import new_figure
 from .metrics import BEST_PSNR, psnr
-from .run_folder import Row, Table, row_key, row_log
+from .run_folder import FLAG, NUMBER, TEXT, Row, Table, row_key, row_log
 from .samples import Sample
 from .statistics import bootstrap_means, interval
 
@@ -31,6 +31,7 @@ __all__ = [
     "Measured",
     "Recommendation",
     "about_sample",
+    "check_decibels",
     "measure_settings",
     "network_of",
     "recommend",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 SETTING = ("text_cfg", "image_cfg", "steps", "sampler", "guidance_interval")
-RESULTS = ("done", "kept", "nearest", "evaluations", "kind")
+RESULTS = {"done": FLAG, "kept": NUMBER, "nearest": FLAG, "evaluations": FLAG, "kind": TEXT}
 EVERYWHERE, ALONE = None, (1.0, 1.0)
 LEVEL = 0.95
 UNTOUCHED, BORDER, LEAST_UNTOUCHED = 0.02, 12, 0.25
@@ -173,13 +174,20 @@ def measure_settings(
     return found
 
 
+def check_decibels(decibels: float) -> None:
+    """Raises ConfigError below 0: not even the best keeps that much."""
+    if not decibels >= 0:
+        raise ConfigError(f"`decibels` is {decibels}; give 0 or more")
+
+
 def recommend(rows: Sequence[Row], *, decibels: float = 0.5, resamples: int = 2000) -> Recommendation:
     """The settings to take: of those that are as right as the best, the cheapest that keeps as much.
 
     As right: by the bootstrap over samples, paired, the share of right edits may equal the best setting's. As much: at
     most ``decibels`` less kept than the most of them. Raises ConfigError without rows, or with different samples a
-    setting.
+    setting, or for ``decibels`` below 0.
     """
+    check_decibels(decibels)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row_key({name: row[name] for name in SETTING}), []).append(row)

@@ -21,10 +21,14 @@ from ..files import AppendLog, disk_errors, locked, read_json, whole_file, write
 from ..version import __version__
 
 __all__ = [
+    "FLAG",
+    "NUMBER",
+    "OBJECT",
     "ROWS",
     "RUN",
     "Row",
     "Run",
+    "TEXT",
     "Table",
     "check_run",
     "claim_run",
@@ -39,6 +43,9 @@ __all__ = [
 
 Row = dict[str, Any]
 RUN, ROWS = "run.json", "rows.jsonl"
+NUMBER, FLAG, TEXT, OBJECT = (int, float, type(None)), (int, float), (str,), (dict,)
+"""What a row's result may be: JSON knows no others, and a file may come from anyone."""
+LARGEST = 10**15
 PLAIN = re.compile(r"[\w-][\w .-]*")  # of a picture that lies in the folder
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow", "torchmetrics")
 
@@ -169,13 +176,31 @@ def row_key(identity: Row) -> str:
     return json.dumps(identity, sort_keys=True)
 
 
+def _is_whole(row: Row, results: Mapping[str, Any], optional: Container[str], path: Path) -> bool:
+    """Whether a row of a file has all its results. Raises DatasetError where one is of another type."""
+    for name, form in results.items():
+        if name in row and not _fits(row[name], form):
+            got = f"{path} has {str(row[name])[:60]!r} as a row's {name}, which no evaluation wrote"
+            raise DatasetError(f"{got}; remove the line, and it is measured again")
+    return all(name in row or name in optional for name in results)
+
+
+def _fits(value: Any, form: Any) -> bool:
+    if isinstance(form, list):
+        return isinstance(value, list) and len(value) > 0 and all(_fits(one, form[0]) for one in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_fits(value.get(name), one) for name, one in form.items())
+    return isinstance(value, form) and value == value and (type(value) is not int or abs(value) < LARGEST)
+
+
 @contextmanager
 def row_log(
-    folder: Path | None, results: Container[str]
+    folder: Path | None, results: Mapping[str, Any], optional: Container[str] = ()
 ) -> Iterator[tuple[dict[str, Row], Callable[[list[Row]], None]]]:
     """(rows by key, how to add more): in memory, or in a folder's rows.jsonl, locked against a second writer.
 
-    The key is all of a row but its ``results``. Raises DatasetError.
+    The key is all of a row but its ``results``, {name: NUMBER, FLAG, TEXT, OBJECT, or a list or mapping of those}. A
+    row of the file that lacks one is not known, unless it is ``optional``. Raises DatasetError, also for a row with a result of another type.
     """
     known: dict[str, Row] = {}
 
@@ -190,7 +215,7 @@ def row_log(
     refusal = f"{folder} is being written by another evaluation; wait for it, or give another folder"
     with locked(folder / ".rows.lock", refusal, DatasetError):
         log = AppendLog(folder / ROWS, DatasetError)
-        remember(list(log))
+        remember([row for row in log if _is_whole(row, results, optional, log.path)])
 
         def append(rows: list[Row]) -> None:
             log.append(*rows)

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..edit import EditConfig, InstructPix2Pix
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from ..hooks import Hooks
 from ..networks.conditioning import clean_latents
 from ..session import SETTINGS, take_turn
 from .recommend import network_of
-from .run_folder import Row, Table, row_key, row_log
+from .run_folder import FLAG, Row, Table, row_key, row_log
 from .statistics import bootstrap_means, interval
 
 __all__ = ["NOTHING", "OTHER", "WAYS", "Walk", "cause_table", "session_rows", "session_table"]
@@ -30,7 +30,7 @@ WAYS = ("pictures", "latents", "held", "true")
 """How a turn hands on: as an 8-bit picture; as latents; as latents, with what a turn has not changed set back; or not,
 since each turn begins at the true picture, which tells what single turns lose."""
 NOTHING, OTHER = "nothing changed", "changed, not as asked"
-RESULTS = ("right", "psnr", "kind", "cause")
+RESULTS = {"right": [FLAG], "psnr": [FLAG], "kind": (str, type(None)), "cause": (str, type(None))}
 BATCH = 25
 
 
@@ -91,7 +91,11 @@ def session_rows(
             judged = [_judged(walk, [pictures[n] for pictures in turns]) for n, walk in enumerate(group)]
             append([{**rows[n], **one} for n, one in zip(places, judged, strict=True)])
             hooks.progress(len(walks) - len(missing) + start + len(places), len(walks))
-        return [known[row_key(row)] for row in rows]
+        found = [known[row_key(row)] for row in rows]
+    for row in found:
+        if not len(row["right"]) == len(row["psnr"]) == len(row["instructions"]):
+            raise DatasetError(f"{folder} holds a session of {len(row['right'])} turns among others; give a new folder")
+    return found
 
 
 def _turns(
@@ -130,11 +134,11 @@ def _judged(walk: Walk, pictures: Sequence[Image.Image]) -> Row:
 def cause_table(rows: Sequence[Row]) -> Table:
     """What ended the sessions that went wrong, at their first wrong turn: how many of each kind of edit."""
     wrong = [row for row in rows if row["cause"]]
-    kinds = sorted({row["kind"] for row in wrong})
+    kinds = sorted({str(row["kind"]) for row in wrong})
     lines = []
     for way in dict.fromkeys(row["way"] for row in rows):
         for cause in sorted({row["cause"] for row in wrong if row["way"] == way}):
-            mine = Counter(row["kind"] for row in wrong if (row["way"], row["cause"]) == (way, cause))
+            mine = Counter(str(row["kind"]) for row in wrong if (row["way"], row["cause"]) == (way, cause))
             lines.append((way, cause, mine.total(), *(mine[kind] or "" for kind in kinds)))
     columns = ("handed on as", "why", "all", *kinds)
     return Table(title="The first wrong turn: why, and of which kind", columns=columns, rows=lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -15,7 +16,7 @@ from ip2p_engine.errors import ConfigError, DatasetError
 from ip2p_engine.evaluate import trade_off as ablation
 from ip2p_engine.evaluate.curve import _figure, curve_points, point_label, save_plot, trade_off_plot
 from ip2p_engine.evaluate.report import tiled, write_report
-from ip2p_engine.evaluate.run_folder import Table, load_run, save_run, text_of
+from ip2p_engine.evaluate.run_folder import FLAG, NUMBER, OBJECT, TEXT, Table, load_run, row_log, save_run, text_of
 from ip2p_engine.evaluate.samples import in_test_split
 from ip2p_engine.evaluate.statistics import AutoPick, pareto_front
 from ip2p_engine.evaluate.sweep import SweepConfig, edit_with, sweep, sweep_sheet
@@ -336,3 +337,51 @@ def test_an_arm_reads_pairs_when_they_are_asked_for(store, tmp_path, monkeypatch
 
 class Unfinished:
     finished = False
+
+
+FORMS = {"done": FLAG, "kept": NUMBER, "kind": TEXT, "right": [FLAG], "before": {"done": FLAG}, "about": OBJECT}
+WHOLE = {
+    "seed": 1,
+    "done": True,
+    "kept": None,
+    "kind": "style",
+    "right": [0, 1.0],
+    "before": {"done": 0.5},
+    "about": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({}, True),
+        ({"kept": 3}, True),
+        ({"kept": "3"}, DatasetError),
+        ({"done": None}, DatasetError),
+        ({"kept": float("nan")}, DatasetError),
+        ({"done": 10**15 - 1}, True),
+        ({"done": 10**15}, DatasetError),
+        ({"kind": None}, DatasetError),
+        ({"right": []}, DatasetError),
+        ({"right": [[0]]}, DatasetError),
+        ({"before": {}}, DatasetError),
+        ({"before": 3}, DatasetError),
+        ({"about": []}, DatasetError),
+    ],
+)
+def test_results_of_a_stranger_s_rows_are_of_their_types(tmp_path, change, known):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**WHOLE, **change}) + "\n")
+    if known is True:
+        with row_log(tmp_path, FORMS) as (rows, _):
+            assert list(rows.values()) == [{**WHOLE, **change}]
+        return
+    with pytest.raises(known, match="which no evaluation wrote; remove the line"), row_log(tmp_path, FORMS):
+        pass
+
+
+@pytest.mark.parametrize(("name", "there"), [("about", True), ("kept", False), ("done", False), ("right", False)])
+def test_a_row_that_lacks_a_result_is_measured_again(tmp_path, name, there):
+    row = {key: value for key, value in WHOLE.items() if key != name}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with row_log(tmp_path, FORMS, optional=("about",)) as (rows, _):
+        assert list(rows.values()) == ([row] if there else [])

@@ -79,6 +79,9 @@ def test_what_is_beaten_is_not_on_the_front():
         recommend([*rows(4, [True] * 3, 40.0, 4), *rows(8, [True] * 2, 40.0, 4)])
     with pytest.raises(ConfigError, match="same samples"):
         recommend([])
+    assert recommend(rows(4, [True], 40.0, 4), decibels=0).picked == 0
+    with pytest.raises(ConfigError, match="`decibels` is -0.1; give 0 or more"):
+        recommend(rows(4, [True], 40.0, 4), decibels=-0.1)
 
 
 def test_a_pair_s_target_judges():

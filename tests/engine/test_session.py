@@ -92,6 +92,23 @@ def test_an_untouched_place_is_the_originals_after_all_turns(editor, tmp_path):
     assert np.array_equal(result[24:], np.asarray(SCENE)[24:]) and not np.array_equal(result, SCENE)
 
 
+def test_a_start_that_was_cut_off_is_made_again(tmp_path):
+    """Only where nothing else stands: the same picture, in the same way, and no turn yet."""
+    folder = tmp_path / "s"
+    Session.start(SCENE, folder, resolution=64)
+    before = (folder / "session.json").read_bytes()
+    assert Session.start(SCENE, folder, resolution=64).turns == []
+    (folder / "session.json").unlink()
+    Session.start(SCENE, folder, resolution=64)
+    assert (folder / "session.json").read_bytes() == before
+    for picture, size in ((SCENE.transpose(Image.Transpose.FLIP_TOP_BOTTOM), 64), (SCENE, 128)):
+        with pytest.raises(DatasetError, match="is not empty"):
+            Session.start(picture, folder, resolution=size)
+    (folder / "more.txt").write_text("")
+    with pytest.raises(DatasetError, match="is not empty"):
+        Session.start(SCENE, folder, resolution=64)
+
+
 def test_what_is_no_session_is_refused(editor, tmp_path):
     with pytest.raises(DatasetError, match="holds no session"):
         Session(tmp_path)

@@ -48,6 +48,14 @@ def commands(seeds: Path, out: Path) -> dict[str, list[Any]]:
         "sheet": ["dataset", "sheet", store, "--out", out / "sheet.html"],
         "captions": ["captions", "--sample", "100", "--out", out / "edits.jsonl"],
         "pairs": pairs,
+        "merge": ["dataset", "merge", store, seeds / "original", "--out", out],
+        "photos pairs": ["photos", "pairs", out, "--pictures", seeds / "photographs", "--n", "3"],
+        "session start": ["session", "start", seeds / "picture.png", out, "--resolution", "64"],
+        "session say": ["session", "say", out, "make it night", "--checkpoint", tiny, "--steps", "1"],
+        "evaluate recommend": [
+            *["evaluate", "recommend", "--n", "2", "--checkpoint", tiny, "--steps", "1"],
+            *["--text-cfg", "1", "2", "--image-cfg", "1", "--out", out],
+        ],
         "train": ["train", "--data", store, "--base", seeds / "tiny4", "--out", out, *TRAIN],
     }
 
@@ -155,6 +163,8 @@ def _tried(name: str, root: Path, most: int) -> tuple[int, int, list[str]]:
         out.mkdir()
         if name == "convert over a folder":
             shutil.copytree(root / "seeds" / "own-tiny4", out / "own-tiny4")
+        if name == "session say" and _run(commands(root / "seeds", out)["session start"], out, None, log):
+            raise SystemExit(log.read_text())
 
     fresh()
     if _run(arguments, out, None, log):
@@ -166,7 +176,9 @@ def _tried(name: str, root: Path, most: int) -> tuple[int, int, list[str]]:
         fresh()
         cut = _run(arguments, out, at, log)
         between = (out / "own-tiny4" / "model_index.json").exists() or name != "convert over a folder"
-        again = _run(arguments, out, None, log)
+        # A turn that was taken is not taken again.
+        taken = name == "session say" and json.loads((out / "session.json").read_text())["turns"]
+        again = 0 if taken else _run(arguments, out, None, log)
         got = _content(out, name)
         if cut != CUT or again or got != wanted or _hidden(out) or not between:
             differ = sorted(key for key in {*got, *wanted} if got.get(key) != wanted.get(key))
