@@ -21,6 +21,7 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin
 
 from .errors import ConfigError, ImageError
 from .files import whole_file, write_new
+from .jpeg import MOST_SCANS, count_scans
 
 if TYPE_CHECKING:  # pictures are opened, listed and saved without it
     import torch
@@ -59,7 +60,7 @@ Picture = str | os.PathLike | bytes | Image.Image
 """A path, the bytes of a file, or a Pillow image."""
 Size = tuple[int, int]
 BAND = 512  # rows
-MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE, MAX_SCANS = 100_000_000, 32, 8, 4096, 64
+MAX_PIXELS, MAX_ASPECT, MIN_SIDE, MAX_SIDE = 100_000_000, 32, 8, 4096
 # A closed list, because Pillow's other readers are for exotic files, and one of them (EPS) starts a program.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", "HEIF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -71,7 +72,6 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 PNG_LEVEL = 1  # four times as fast as Pillow's 6, and a tenth larger
 # Names that mean pictures although Pillow may not know them: nobody wants a folder of such a name.
 PICTURE_SUFFIXES = (".avif", ".bmp", ".heic", ".heics", ".heif", ".hif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
-JPEG_MARK = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not those within coded data
 HEIC_MARKS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 SETTINGS_KEY, IMAGE_DESCRIPTION = "ip2p", 0x010E
 JPEG_SETTINGS = 65533  # bytes of EXIF
@@ -263,25 +263,13 @@ def _check_shape(picture: Image.Image, name: str) -> None:
         raise ImageError(f"{size}, more than {MAX_PIXELS // 10**6} megapixels; make it smaller first")
     if long > MAX_ASPECT * short:
         raise ImageError(f"{size}, a strip longer than {MAX_ASPECT} : 1; crop it first")
-    if picture.format in ("JPEG", "MPO") and (scans := _scans(picture)) > MAX_SCANS:
-        raise ImageError(f"{name} is a JPEG of {scans} scans, each of which takes a whole pass; save it once more")
+    stream = getattr(picture, "fp", None) if picture.format in ("JPEG", "MPO") else None
+    if stream is not None and count_scans(stream) > MOST_SCANS:
+        raise ImageError(f"{name} is a JPEG of more than {MOST_SCANS} scans, a pass each; save it once more")
     frames = getattr(picture, "n_frames", 1)
     # The further frames of an MPO and a HEIC, which phones write, are previews of one photograph.
     if frames > 1 and picture.format not in ("MPO", "HEIF") and not (picture.format == "TIFF" and _smaller(picture)):
         raise ImageError(f"{name} holds {frames} frames (an animation or pages); save one of them as a still picture")
-
-
-def _scans(picture: Image.Image) -> int:
-    """How often a JPEG that is not decoded yet goes over its pixels; what lies behind its end, is not its own."""
-    stream = getattr(picture, "fp", None) or io.BytesIO()
-    place = stream.tell()
-    stream.seek(0)
-    data, at, count = stream.read(1 << 28), 2, 0
-    stream.seek(place)
-    while (mark := JPEG_MARK.search(data, at)) and mark[0] != b"\xff\xd9" and count <= MAX_SCANS:
-        count += mark[0] == b"\xff\xda"
-        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2])
-    return count
 
 
 def _smaller(picture: Image.Image) -> bool:

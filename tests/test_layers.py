@@ -16,7 +16,7 @@ HOSTS = ("comfy", "nodes", "folder_paths", "server", "execution")
 LOADERS = ("import_module", "__import__")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "PIL", "numpy", "safetensors")
 LAYERS = [
-    "errors version config devices files images strips detail pictures hooks plots progress tokenizer jobs",
+    "errors version config devices files jpeg images strips detail pictures hooks plots progress tokenizer jobs",
     "diffusion",
     "checkpoint clip captions",
     "networks data",

@@ -199,9 +199,9 @@ def row_log(
 ) -> Iterator[tuple[dict[str, Row], Callable[[list[Row]], None]]]:
     """(rows by key, how to add more): in memory, or in a folder's rows.jsonl, locked against a second writer.
 
-    The key is all of a row but its ``results``, {name: NUMBER, FLAG, TEXT, OBJECT, or a list or mapping of those}. A row
-    of the file that lacks one is not known, unless it is ``optional``. Raises DatasetError, also for a result of another
-    type.
+    The key is all of a row but its ``results``, {name: NUMBER, FLAG, TEXT, OBJECT, or a list or mapping of those}. A
+    row of the file that lacks one is not known, unless it is ``optional``. Raises DatasetError, also for a result of
+    another type.
     """
     known: dict[str, Row] = {}
 
