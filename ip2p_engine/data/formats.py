@@ -267,7 +267,7 @@ class HubTable:
         return len(self.dataset)
 
     def row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        with library_errors(f"row {number} cannot be read", "restore it, or leave it out"):
+        with library_errors(f"row {number + 1} cannot be read", "restore it, or leave it out"):
             return self.dataset[number]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | DatasetError]:

@@ -225,7 +225,7 @@ class ForeignPairs(Sequence[PairRecord]):
     def example(self, index: int) -> Example:
         """A pair for training: pictures are not read, nor looked at. Raises DatasetError, naming the row."""
         number, inverse = divmod(self._chosen[index], 2)
-        return self.example_of(self._row(number), f"row {index}", inverse=bool(inverse))
+        return self.example_of(self._row(number), f"{self.table.place}, row {number + 1}", inverse=bool(inverse))
 
     def example_of(self, row: Mapping[str, Any] | DatasetError, name: str, *, inverse: bool = False) -> Example:
         """The same of a row that is there already."""

@@ -190,4 +190,4 @@ def _first_good(reader: Reader, place: Place, broken: list[str]) -> Sample:
             return reader.read(candidate, place)
         except DatasetError as error:
             broken.append(str(error))
-    raise DatasetError(f"{len(place.candidates)} rows in a row cannot be read; the last: {broken[-1]}")
+    raise DatasetError(f"{len(place.candidates)} rows one after the other cannot be read; the last: {broken[-1]}")

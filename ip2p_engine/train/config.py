@@ -526,7 +526,7 @@ def _weights(given: Any) -> tuple[float, ...]:
     values = given if isinstance(given, list | tuple) else [given]
     fits = all(isinstance(one, int | float) and math.isfinite(one) and one > 0 for one in values)
     if not values or not fits:
-        raise ConfigError(f"data_weights are {given!r}; give a number above 0 for each data set")
+        raise ConfigError(f"`data_weights` are {given!r}; give a number above 0 for each data set")
     return tuple(values)
 
 

@@ -98,7 +98,7 @@ def open_source(data: Any, config: TrainConfig) -> Any:
     if _is_several(data):
         return _several(data, config)
     if config.data_weights is not None:
-        raise ConfigError("data_weights are of several data sets, and there is one; leave them out")
+        raise ConfigError("`data_weights` are of several data sets, and there is one; leave them out")
     source = _opened(data, config)
     if config.streaming and hasattr(source, "__len__"):
         raise ConfigError(f"{name_of(data)} is read by row number and cannot be streamed; leave streaming out")
@@ -120,7 +120,7 @@ def _several(data: Sequence[Any], config: TrainConfig) -> Any:
     if len(data) == 1 and weights is None:
         return open_source(data[0], config)
     if weights is not None and len(weights) != len(data):
-        raise ConfigError(f"there are {len(data)} data sets and {len(weights)} data_weights; give one for each")
+        raise ConfigError(f"there are {len(data)} data sets and {len(weights)} `data_weights`; give one for each")
     if config.streaming:
         raise ConfigError("several data sets are drawn from by row number and cannot be streamed; leave streaming out")
     if config.buckets and weights is not None:
@@ -183,11 +183,11 @@ def _held_out(source: Rows | Stream, data: Any) -> Chosen:
     """Without the test split (``data.split``); says how many that are. Raises ConfigError where they are none."""
     if not isinstance(source, _StoreRows):
         raise ConfigError(
-            f"{name_of(data)} cannot be held out of; give a data set's folder, or leave hold_out_test out"
+            f"{name_of(data)} cannot be held out of; give a data set's folder, or leave `hold_out_test` out"
         )
     rule, rows = source.test_split()
     if not rows:
-        got = f"hold_out_test holds out none of the {len(source)} pairs of {name_of(data)} (by {rule})"
+        got = f"`hold_out_test` holds out none of the {len(source)} pairs of {name_of(data)} (by {rule})"
         raise ConfigError(f"{got}; bring more, or leave `hold_out_test` out")
     log.warning("%s: %d of %d pairs are held out, by %s", name_of(data), len(rows), len(source), rule)
     test = set(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -227,11 +228,11 @@ def _good(source: Any, count: int, *, masks: bool = False) -> Iterator[Pair]:
     if hasattr(source, "__len__"):
         stretch = -(-len(source) // count)
         order = (start + k for k in range(stretch) for start in range(0, len(source), stretch))
-        examples = (source[row] for row in order if row < len(source))
+        reads = (partial(source.__getitem__, row) for row in order if row < len(source))
     else:
-        examples = source.epoch(0)
-    for example in examples:
+        reads = (partial(lambda one: one, example) for example in source.epoch(0))
+    for read in reads:
         try:
-            yield open_pair(example, masks=masks)
+            yield open_pair(read(), masks=masks)  # reading alone can fail too
         except DatasetError:
             continue

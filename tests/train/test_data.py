@@ -188,7 +188,7 @@ def test_a_picture_in_no_possible_file_breaks_its_own_row(tmp_path):
     row = {"input": "x" * 300, "text": "snow", "output": "b.png"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     source = open_source(tmp_path / "pairs.jsonl", TrainConfig(columns=("input", "text", "output")))
-    with pytest.raises(DatasetError, match="row 0: .*cannot be read"):
+    with pytest.raises(DatasetError, match="row 1: .*cannot be read"):
         open_pair(source[0])
 
 
@@ -449,13 +449,15 @@ class Numbered:
 
     identity = "numbered"
 
-    def __init__(self, broken=()):
-        self.broken = broken
+    def __init__(self, broken=(), missing=()):
+        self.broken, self.missing = broken, missing
 
     def __len__(self):
         return 10
 
     def __getitem__(self, row):
+        if row in self.missing:
+            raise DatasetError(f"row {row}: a picture is missing")
         picture = b"no picture" if row in self.broken else png(Image.new("RGB", (64, 64)))
         return Example(name=f"{row}", original=picture, instruction=f"{row}", edited=picture)
 
@@ -472,6 +474,8 @@ class Numbered:
 )
 def test_validation_is_spread_over_the_data(count, broken, rows):
     chosen = ValidationSet(Numbered(broken), replace(SMALL, validation_count=count))
+    assert "".join(pair.name for pair in chosen.pairs) == rows
+    chosen = ValidationSet(Numbered(missing=broken), replace(SMALL, validation_count=count))
     assert "".join(pair.name for pair in chosen.pairs) == rows
 
 
@@ -590,11 +594,11 @@ def test_several_sets_without_weights_are_one(tmp_path, records):
     rows = [place.candidates[0] for places in islice(make_order(source, SMALL).walk(0), 5) for place in places]
     assert sorted(rows) == sorted([*range(10)] * 2)
     assert sorted(source.licences()) == ["CC-BY-4.0", "MIT"]
-    with pytest.raises(ConfigError, match="there are 2 data sets and 1 data_weights"):
+    with pytest.raises(ConfigError, match="there are 2 data sets and 1 `data_weights`"):
         open_source(both, replace(SMALL, data_weights=(1.0,)))
-    with pytest.raises(ConfigError, match="data_weights are of several data sets, and there is one"):
+    with pytest.raises(ConfigError, match="`data_weights` are of several data sets, and there is one"):
         open_source(both[0], replace(SMALL, data_weights=(1.0,)))
-    with pytest.raises(ConfigError, match="data_weights are .*; give a number above 0"):
+    with pytest.raises(ConfigError, match="`data_weights` are .*; give a number above 0"):
         TrainConfig(data_weights=(1, 0))
 
 

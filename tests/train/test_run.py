@@ -470,7 +470,7 @@ def test_no_readable_row_is_an_error(run, records):
     with pytest.raises(DatasetError, match="holds no pair"):
         run(data=[])
     for workers in (0, 2):
-        with pytest.raises(DatasetError, match=r"^2 rows in a row cannot be read; the last: pair 0.*$"):
+        with pytest.raises(DatasetError, match=r"^2 rows one after the other cannot be read; the last: pair 0.*$"):
             run(data=[replace(record, original_image=b"") for record in records[:2]], workers=workers)
 
 
