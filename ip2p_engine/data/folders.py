@@ -58,7 +58,7 @@ class FolderTable:
         picture = self._before.get(stem)
         return {
             before: picture and f"{before}/{picture}",
-            text: self._listed.get(stem) if note is None else _text(note),
+            text: self._listed.get(stem) if note is None else _text(self.home, note),
             after: f"{after}/{self._after[stem]}",
             "key": f"{after}/{stem}",
         }
@@ -140,7 +140,13 @@ def _column(path: Path) -> str:
 
 
 def _content(home: Path, name: str) -> Any:
-    return name if _is_picture(name) else _json(home / name) if name.endswith("json") else _text(home / name)
+    if _is_picture(name):
+        return name
+    text = _text(home, home / name)
+    try:
+        return json.loads(text) if name.lower().endswith(".json") else text
+    except NO_JSON as error:
+        raise DatasetError(f"{name} is not JSON ({error}); correct it") from error
 
 
 def _is_picture(name: str) -> bool:
@@ -157,16 +163,12 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in inside if path.is_file() and not path.name.startswith(".")]
 
 
-def _text(path: Path) -> str:
+def _text(home: Path, path: Path) -> str:
+    """Raises DatasetError for what cannot be read, and for a link that leads out."""
+    if not path.resolve().is_relative_to(home.resolve()):
+        raise DatasetError(f"{path} leads out of {home}; put the text itself there")
     with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
         return stream.read(LONGEST_LINE).decode("utf-8-sig", errors="replace").rstrip("\r\n")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except NO_JSON as error:
-        raise DatasetError(f"{path.name} is not JSON ({error}); correct it") from error
 
 
 def _listed_texts(home: Path, stems: Sequence[str]) -> dict[str, str]:
@@ -175,7 +177,7 @@ def _listed_texts(home: Path, stems: Sequence[str]) -> dict[str, str]:
     if len(files) != 1:
         return {}
     if files[0].suffix.lower() != ".json":
-        return _in_order(files[0], stems, _text(files[0]).splitlines())
+        return _in_order(files[0], stems, _text(home, files[0]).splitlines())
     found = read_json(files[0], DatasetError)
     texts = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):

@@ -67,7 +67,7 @@ def open_table(
     if path.is_dir():
         return _folder(path, columns, split)
     if path.exists():
-        return _beside(_file(path), path.parent), None
+        return _beside(_file(path, split), path.parent), None
     if "{" in path.name or "*" in path.name:
         return _pattern(path), None
     if HUB_NAME.fullmatch(str(source)) and not path.suffix:
@@ -101,7 +101,9 @@ def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tup
     if not is_list and (grouped := GroupedTable.open(path)):
         return grouped, None
     if lists:
-        tables = [_beside(_file(one), path) for one in _of_split(lists, path, split)]
+        tables = [
+            _beside(_file(one, split), path) for one in _of_split(lists, path, None if len(lists) == 1 else split)
+        ]
         return (tables[0] if len(tables) == 1 else ListsTable(path, tables)), None
     if splits := [name for name in SPLIT_NAMES if (path / name).is_dir()]:
         return _folder(path / _chosen_split(split, splits, str(path)), columns, None)
@@ -130,11 +132,11 @@ def _beside(table: Table, folder: Path) -> Table:
     return table
 
 
-def _file(path: Path) -> Table:
+def _file(path: Path, split: str | None = None) -> Table:
     ending = path.suffix.lower()
     if ending == GZIPPED and Path(path.stem).suffix.lower() in LISTS:
         copy = unpacked(path)
-        table: Any = _file(Path(copy.name))
+        table: Any = _file(Path(copy.name), split)
         table.place, table.home, table.unpacked = str(path), path.parent, copy
         return table
     if ending == ".arrow":
@@ -148,7 +150,7 @@ def _file(path: Path) -> Table:
     if is_turns(path):
         return ListTable(turn_rows(path), str(path), path.parent)
     if ending == ".json" and not _has_lines(path):
-        return ListTable(_rows_in(read_json(path, DatasetError)), str(path), path.parent)
+        return ListTable(_rows_in(read_json(path, DatasetError), split, str(path)), str(path), path.parent)
     if ending in (".jsonl", ".ndjson", ".json"):
         return LinesTable(path)
     if ending in ARCHIVES:
@@ -157,21 +159,25 @@ def _file(path: Path) -> Table:
 
 
 def _has_lines(path: Path) -> bool:
-    """Whether a file of JSON has an object a line, and more than one."""
+    """Whether a file of JSON has an object a line, which one of its first lines shows, and more than one."""
     with disk_errors(path, "read", DatasetError), path.open("rb") as stream:
         if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return False
         stream.seek(0)
-        first = stream.readline(LONGEST_LINE)
+        first = [stream.readline(LONGEST_LINE) for _ in range(FIRST)]
+    for line in first if first[1] else ():
         with suppress(*NO_JSON):
-            return isinstance(json.loads(first.decode("utf-8-sig")), dict) and bool(stream.read(1))
+            if isinstance(json.loads(line.decode("utf-8-sig")), dict):
+                return True
     return False
 
 
-def _rows_in(content: Any) -> list[Any]:
-    """The rows of a JSON file: a list; an object with a list of them beside other things; or an object of objects."""
+def _rows_in(content: Any, split: str | None, place: str) -> list[Any]:
+    """The rows of a JSON file: a list, an object with one, or with one for each split, or an object of objects."""
     if not isinstance(content, dict):
         return content if isinstance(content, list) else [content]
+    if content and set(content) <= set(SPLIT_NAMES) and all(isinstance(one, list) for one in content.values()):
+        return content[_chosen_split(split, list(content), place)]
     lists = [one for one in content.values() if isinstance(one, list) and one and all(isinstance(x, dict) for x in one)]
     if len(lists) == 1 and not any(isinstance(one, str) and is_picture(one) for one in content.values()):
         return lists[0]

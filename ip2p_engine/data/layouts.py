@@ -268,7 +268,7 @@ def _pictures(sample: Sequence[Mapping[str, Any]]) -> list[str]:
 def _two_by_number(sample: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The only two columns of pictures, but for a mask, whose names differ by a number alone, the lower one before."""
     pictures = _pictures(sample)
-    numbers = {int(found[1]): name for name in pictures if (found := re.search(r"(\d+)\D*$", name))}
+    numbers = {int(found[1]): name for name in pictures if (found := re.search(r"(\d{1,9})\D*$", name))}
     if len(pictures) != 2 or len(numbers) != 2 or len({re.sub(r"\d+", "", name) for name in pictures}) != 1:
         return {}
     return {"before": numbers[min(numbers)], "after": numbers[max(numbers)]}

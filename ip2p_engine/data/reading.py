@@ -356,7 +356,7 @@ class ForeignPairs(Sequence[PairRecord]):
         if value is None:
             raise DatasetError("a picture is missing")
         if isinstance(value, str):
-            data = inline_picture(value)
+            data, value = inline_picture(value), value.removeprefix("file://")
             return data or (self._fetched(value) if is_url(value) else str(self._within(value)))
         return value
 

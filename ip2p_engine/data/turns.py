@@ -15,6 +15,8 @@ from .tables import Row, Table, each_row
 __all__ = ["TurnsTable", "text_lists", "turns_of"]
 
 BEFORE, INSTRUCTION, AFTER, SESSION = "source_image", "instruction", "target_image", "session"
+ALL_OF_ONE = "edits"
+"""The list whose edits are each of the row's picture, where others' start from the result before them."""
 IDS = ("session", "session_id", "id", "ID", "img_id", "key")
 
 
@@ -30,7 +32,7 @@ def turns_of(row: Mapping[str, Any]) -> list[Row]:
             pictures = [_picture(one) for one in value]
             if len(pictures) == len(said) + 1 and None not in pictures:
                 return [_turn(pictures[n], text, pictures[n + 1]) for n, text in enumerate(said)]
-    return next((found for value in lists.values() if (found := _of_objects(row, value))), [])
+    return next((found for name, value in lists.items() if (found := _of_objects(row, value, name == ALL_OF_ONE))), [])
 
 
 def _is_texts(values: Sequence[Any]) -> bool:
@@ -42,17 +44,18 @@ def text_lists(row: Mapping[str, Any]) -> list[str]:
     return [name for name, value in row.items() if isinstance(value, list) and value and _is_texts(value)]
 
 
-def _of_objects(row: Mapping[str, Any], turns: Sequence[Any]) -> list[Row]:
-    before, found = _named("before", row), []
+def _of_objects(row: Mapping[str, Any], turns: Sequence[Any], of_one: bool) -> list[Row]:
+    """``of_one``: each starts from the row's picture."""
+    before, found = _named("before", row) or _named("alone", row), []
     for turn in turns:
         if not isinstance(turn, Mapping):
             return []
-        said, after = _named("instruction", turn), _named("after", turn)
-        before = _named("before", turn) or before
-        if not said or not after or not before:
+        said, after = _named("instruction", turn), _named("after", turn) or _named("alone", turn)
+        start = _named("before", turn) or before
+        if not said or not after or not start:
             return []
-        found.append(_turn(before, said, after))
-        before = after
+        found.append(_turn(start, said, after))
+        before = before if of_one else after
     return found
 
 
@@ -61,7 +64,7 @@ def _turn(before: Any, said: str, after: Any) -> Row:
 
 
 def _named(part: str, row: Mapping[str, Any]) -> Any:
-    values = [row.get(name) for name in f"{NAMES[part]} {LONE}".split()]
+    values = [row.get(name) for name in NAMES.get(part, LONE).split()]
     if part == "instruction":
         return next((one for one in values if isinstance(one, str) and one.strip() and not is_picture(one)), None)
     return next((one for one in map(_picture, values) if one is not None), None)

@@ -487,10 +487,51 @@ def test_folders_whose_names_say_what_is_what(tmp_path, name):
         assert (other.original_image, other.edit_prompt, other.edited_image) == (BLUE, BACK, RED)
 
 
+def test_texts_that_lead_out_of_their_folder(tmp_path):
+    home = tmp_path / "set"
+    write_files(tmp_path, {"secret.txt": "secret", "set/before/1.png": RED, "set/after/1.png": BLUE})
+    (home / "after" / "1.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(DatasetError, match="1.txt leads out of"):
+        open_pairs(home)[0]
+
+
+def test_a_broken_first_line_of_json_lines(tmp_path):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    (tmp_path / "l.json").write_text("{broken\n" + json.dumps(ROW) + "\n")
+    faults = []
+    hooks = Hooks(on_error=lambda _, error: faults.append(str(error)))
+    assert import_dataset(tmp_path / "l.json", tmp_path / "store", hooks=hooks) == 1
+    assert "row 1: it is not JSON" in faults[0]
+
+
 def test_lines_for_other_pictures_than_are_there(tmp_path):
     write_files(tmp_path, {**FOLDERS["lines"], "prompts.txt": EDIT})
     with pytest.raises(DatasetError, match="prompts.txt has 1 texts, and there are 2 pictures; give one for each"):
         open_pairs(tmp_path)
+
+
+def test_splits_within_an_object(tmp_path):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    (tmp_path / "all.json").write_text(json.dumps({"train": [ROW, ROW], "test": [{**ROW, "instruction": BACK}]}))
+    for source in (tmp_path, tmp_path / "all.json"):
+        assert [one.edit_prompt for one in open_pairs(source)] == [EDIT, EDIT]
+        assert [one.edit_prompt for one in open_pairs(source, Reading(split="test"))] == [BACK]
+
+
+def test_addresses_of_files_are_paths(tmp_path):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
+    row = {name: f"file://{tmp_path}/{value}" if value.endswith("png") else value for name, value in ROW.items()}
+    (pair,) = open_pairs(lines(tmp_path / "l.jsonl", row))
+    assert (pair.original_image, pair.edited_image) == (RED, BLUE)
+    with pytest.raises(DatasetError, match="lies outside"):
+        open_pairs(lines(tmp_path / "m.jsonl", {**row, "source": "file:///etc/1.png"}))[0]
+
+
+def test_edits_of_one_picture_each_start_from_it(tmp_path):
+    files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE, u__1_dot_png=MASK)
+    edits = [{"prompt": EDIT, "image": "t/1.png"}, {"prompt": "whiten it", "image": "u/1.png"}]
+    pairs = list(open_pairs(lines(tmp_path / "l.jsonl", {"image": "s/1.png", "edits": edits})))
+    assert [(one.original_image, one.edited_image) for one in pairs] == [(RED, BLUE), (RED, MASK)]
 
 
 SESSIONS = {
@@ -696,7 +737,7 @@ def test_addresses_are_fetched_when_asked(tmp_path):
     assert open_pairs(path, Reading(download=True))[0].original_image == RED
     server.shutdown()
     local = lines(tmp_path / "m.jsonl", {**row, "open_image_input_url": "file:///etc/hostname"})
-    with pytest.raises(DatasetError, match="is an address"):
+    with pytest.raises(DatasetError, match="'/etc/hostname' lies outside"):
         open_pairs(local, Reading(download=True))[0]
 
 
