@@ -110,6 +110,8 @@ class AttentionCall:
     """Hides what the texts were filled up with (``whole_blocks``); not with another mix."""
     fused: Sequence[Fused] | None = None
     """Weights and biases of each self-attention's three projections in one, as ``fused_projections`` gives them."""
+    twins: int = 0
+    """So many first rows differ from as many following ones in their text alone."""
 
 
 class _Processor:

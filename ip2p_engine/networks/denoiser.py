@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -231,6 +231,8 @@ class BranchDenoiser:
         with self._model.running(self._model.unet):
             keys, mask = whole_blocks(project_text(self._model.unet, context))
             call = AttentionCall(texts=keys, mask=mask, fused=fused_for(self._model))
+        if call.fused and names[:2] == WITH_IMAGE and self._begins_with_text and not pooled:
+            call = replace(call, twins=len(cond.image))
         if self._keep > 1 and call.fused is None:
             raise ConfigError("features are kept of Stable Diffusion's own layers, not compiled; leave one of them out")
         return _Group(
@@ -243,6 +245,12 @@ class BranchDenoiser:
             # ComfyUI's Apply ControlNet on both conditions: every branch sees it, whichever is made of them.
             None if cond.control is None else Controlled(cond.control.repeated(len(names)), context),
         )
+
+    @property
+    def _begins_with_text(self) -> bool:
+        """Whether the network's first layer attends to the text, as SD1's and SD2's do and SDXL's does not."""
+        unet: Any = self._model.unet
+        return getattr(unet.down_blocks[0], "has_cross_attention", False)
 
     def _evaluate(self, group: _Group, x: Tensor, sigma: float) -> tuple[Tensor, ...]:
         """The clean latents of some branches, stacked along the batch for the network."""

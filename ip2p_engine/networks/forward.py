@@ -91,13 +91,15 @@ def forward(
     """(output, what came into the finest upward block) for inputs (B, C, h, w); without gradients.
 
     ``residuals`` are a ControlNet's, on the way down and in the middle. ``deep`` stands in for all below the finest
-    level (``feature_cache.py``).
+    level (``feature_cache.py``). Up to the first text ``call.twins`` are computed once.
     """
-    x = unet.conv_in(inputs)
-    skips = [x]
+    twins = call.twins
+    x = unet.conv_in(inputs[twins:])
+    skips = [_with_twins(x, twins)]
     for block in unet.down_blocks[: len(unet.down_blocks) if deep is None else 1]:
         for resnet, transformer in _layers(block):
-            x = _attended(transformer, _resnet(resnet, x, times), call)
+            x = _attended(transformer, _resnet(resnet, x, times), call, twins)
+            twins = 0
             skips.append(x)
         for downsampler in block.downsamplers or ():
             x = downsampler(x)
@@ -143,13 +145,19 @@ def _resnet(block: Any, x: Tensor, times: TimeRows) -> Tensor:
     return hidden.add_(x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
-def _attended(module: Any, x: Tensor, call: AttentionCall) -> Tensor:
-    """A transformer over the places of x, as a residual; None is none."""
+def _with_twins(x: Tensor, twins: int) -> Tensor:
+    """All rows, of those that follow the twins."""
+    return torch.cat([x[:twins], x]) if twins else x
+
+
+def _attended(module: Any, x: Tensor, call: AttentionCall, twins: int = 0) -> Tensor:
+    """A transformer over the places of x, as a residual; None is none. Rows without their twins become all rows."""
     if module is None:
         return x
     tokens = _product(module.proj_in, module.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
     for block in module.transformer_blocks:
         tokens = tokens + block.attn1.processor(block.attn1, block.norm1(tokens), call=call)
+        x, tokens, twins = _with_twins(x, twins), _with_twins(tokens, twins), 0
         tokens = tokens + block.attn2.processor(block.attn2, block.norm2(tokens), call=call)
         widen, _, narrow = block.ff.net
         value, gate = widen.proj(block.norm3(tokens)).chunk(2, dim=-1)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
 
+from ip2p_engine import InstructPix2Pix
 from ip2p_engine.networks.attention import AttentionCall, Sharing, fused_projections, install, project_text
-from ip2p_engine.networks.denoiser import Times, fused_for, predict
+from ip2p_engine.networks.denoiser import BranchDenoiser, Times, fused_for, predict
 from ip2p_engine.networks.forward import forward, is_plain, project_times
 from ip2p_engine.p2p.plan import sharing_rows
 
@@ -72,6 +74,30 @@ def test_rows_that_look_where_others_look(fixed, tiny_pair_model):
     call = replace(call, sharing=Sharing.of(sharing_rows([True, False]), fixed=fixed))
     ours, _ = forward(unet, x, project_times(unet, torch.tensor([500.0])), call)
     near(ours, by_diffusers(unet, x, 500, call, None))
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "twins"),
+    [
+        ("sd1", ("c", "i", "u"), 2),
+        ("sd2", ("c", "i"), 2),
+        ("sd1", ("c", "u"), 0),
+        ("sd1", ("c", "t"), 0),
+        ("sdxl", ("c", "i", "u"), 0),
+    ],
+)
+@torch.inference_mode()
+def test_branches_that_differ_in_their_text_alone_are_one_up_to_it(family, names, twins, tiny_pair_model):
+    model = tiny_pair_model(family, torch.float64, in_channels=8)
+    editor = InstructPix2Pix(model)
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    condition, x = editor.condition(pictures, ["a hat", "snow"], size=(64, 64)), torch.randn(2, 4, 8, 8).double()
+    together, alone = (BranchDenoiser(model, together=way) for way in (True, False))
+    ours, theirs = together(x, 3.0, condition, names), alone(x, 3.0, condition, names)
+    for name in names:
+        near(ours[name], theirs[name])
+    assert [group.call.twins for group in together._prepared.groups] == [twins]
+    assert not any(group.call.twins for group in alone._prepared.groups)
 
 
 @torch.inference_mode()
