@@ -44,6 +44,11 @@ from ip2p_engine.tokenizer import clip_tokenizer, merges
 
 GUIDANCE = {"both": (7.5, 1.5), "image_cfg 1": (7.5, 1.0), "equal": (2.0, 2.0)}
 TEXT = "make it snow"
+SHALLOW: dict[str, Any] = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
 VIEWS = {"_unsafe_view", "_reshape_alias", "empty", "lift_fresh", "detach"}
 
 
@@ -236,13 +241,17 @@ def peer(model: Any) -> StableDiffusionInstructPix2PixPipeline:
     return pipe
 
 
-def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, classes: Any = model) -> Any:
-    """Stable Diffusion 1.5's layers with random weights: time and memory do not depend on what they are."""
+def sd15(
+    device: torch.device, dtype: torch.dtype, width: int = 320, classes: Any = model, *, shallow: bool = False
+) -> Any:
+    """Stable Diffusion 1.5's layers with random weights: time and memory do not depend on what they are.
+
+    ``shallow``: two levels of one layer each, which are soon compiled.
+    """
     torch.manual_seed(0)
     channels, inner = (width, 2 * width, 4 * width, 4 * width), max(32, 2 * width // 5 // 32 * 32)
-    unet = UNet2DConditionModel(
-        in_channels=8, block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
-    )
+    kind = {"in_channels": 8, "cross_attention_dim": 768, "attention_head_dim": 8, **(SHALLOW if shallow else {})}
+    unet = UNet2DConditionModel(block_out_channels=channels[: 2 if shallow else 4], **kind)
     autoencoder = AutoencoderKL(
         block_out_channels=(inner, 2 * inner, 4 * inner, 4 * inner),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -254,7 +263,7 @@ def sd15(device: torch.device, dtype: torch.dtype, width: int = 320, classes: An
         CLIPTextConfig(
             hidden_size=768,
             intermediate_size=3072,
-            num_hidden_layers=12,
+            num_hidden_layers=2 if shallow else 12,
             num_attention_heads=12,
             bos_token_id=49406,
             eos_token_id=49407,

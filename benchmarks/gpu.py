@@ -210,7 +210,8 @@ def training(options: argparse.Namespace, found: dict) -> dict:
     """benchmarks/train.py: the example script with 0 and 8 workers; ours, cached, and both compiled."""
     words = ["--device", options.device, "--rounds", "1"]
     if options.small:
-        words += ["--width", "32", "--vae", "32", "--pixels", "64", "--batch", "2", "--steps", "2", "--compile"]
+        words += ["--width", "32", "--vae", "32", "--pixels", "64", "--batch", "2", "--steps", "2"]
+        words += ["--shallow", "--compile"]
     else:
         words += ["--width", "320", "--vae", "128", "--pixels", "256", "--batch", "32", "--steps", "12"]
     command = [sys.executable, str(Path(__file__).with_name("train.py")), *words]
@@ -235,9 +236,9 @@ STAGES: dict[str, Callable[[argparse.Namespace, dict], dict]] = {
 
 
 def model_of(options: argparse.Namespace) -> Any:
-    """Random weights of SD1.5's size, the same each time; small: its layers at 32 channels."""
+    """Random weights of SD1.5's size, the same each time; small: a few layers of 32 channels."""
     kind = torch.device(options.device), getattr(torch, options.dtype)
-    return sd15(*kind, 32) if options.small else sd15(*kind)
+    return sd15(*kind, 32, shallow=True) if options.small else sd15(*kind)
 
 
 def ours(

@@ -35,6 +35,7 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.training_utils import EMAModel
+from edit import SHALLOW
 from measuring import give_back_freed_memory, machine, middle, peak_resident, resident
 from PIL import Image
 from torch import Tensor
@@ -78,6 +79,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--width", type=int, default=320 if cuda else 64, help="of the UNet; SD1.5: 320")
     parser.add_argument("--vae", type=int, default=128 if cuda else 32, help="of the autoencoder; SD1.5: 128")
+    parser.add_argument("--shallow", action="store_true", help="a few layers, which are soon compiled")
     parser.add_argument("--pixels", type=int, default=256 if cuda else 128)
     parser.add_argument("--batch", type=int, default=32 if cuda else 4)
     parser.add_argument("--workers", type=int, default=8 if cuda else 0, help="ours")
@@ -256,9 +258,9 @@ def sd15(options: argparse.Namespace) -> Model:
     on a GPU, two layers of it here."""
     torch.manual_seed(0)
     w, v = options.width, options.vae
-    unet = UNet2DConditionModel(
-        block_out_channels=(w, 2 * w, 4 * w, 4 * w), cross_attention_dim=768, attention_head_dim=8
-    )
+    kind = {"cross_attention_dim": 768, "attention_head_dim": 8, **(SHALLOW if options.shallow else {})}
+    channels = (w, 2 * w, 4 * w, 4 * w)[: 2 if options.shallow else 4]
+    unet = UNet2DConditionModel(block_out_channels=channels, **kind)
     autoencoder = AutoencoderKL(
         block_out_channels=(v, 2 * v, 4 * v, 4 * v),
         down_block_types=("DownEncoderBlock2D",) * 4,
