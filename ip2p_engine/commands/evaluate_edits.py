@@ -100,7 +100,7 @@ def _edits(options: argparse.Namespace) -> None:
             label: (chosen, _measured(options, label, chosen, folder, clip, dino))
             for label, (chosen, folder) in made.items()
         }
-    tables = [*benchmark_tables(measured), seen_table(named, pairs, weights=options.weights)]
+    tables = [*benchmark_tables(measured), seen_table(named, pairs, weights=options.weights, held_out=options.held_out)]
     save_image(examples(made), options.out / "examples.png")
     settings = {**told(options), "checkpoint": ", ".join(f"{name}={public_name(path)}" for name, path in named)}
     shown = {"pictures": {"examples.png": "The first edits: before, by each checkpoint, and the true one"}}

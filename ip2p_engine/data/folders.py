@@ -32,13 +32,14 @@ class FolderTable:
 
     kind = "folders"
 
-    def __init__(self, home: Path, before: str, text: str, after: str, choose: Choose = lambda splits: "") -> None:
-        """``choose`` is asked for one of the splits, where all pictures lie in folders named as such."""
+    def __init__(self, home: Path, before: str, text: str, after: str, choose: Choose) -> None:
+        """``choose`` is asked for one of the splits: those whose names the folders of pictures have, or train alone."""
         self.home, self.place, self.names = home, str(home), [before, text, after]
         self._before, self._after = _pictures(home / before), _pictures(home / after)
         splits = list(dict.fromkeys(stem.partition("/")[0] for stem in self._after))
-        chosen = choose(splits) if set(splits) <= set(SPLIT_NAMES) else ""
-        self._stems = sorted(stem for stem in self._after if not chosen or stem.startswith(f"{chosen}/"))
+        has_splits = bool(splits) and set(splits) <= set(SPLIT_NAMES)
+        chosen = choose(splits if has_splits else ["train"])
+        self._stems = sorted(stem for stem in self._after if not has_splits or stem.startswith(f"{chosen}/"))
         places = dict.fromkeys((after, before, *_inside(home)))
         self._notes = [name for name in places if next((home / name).rglob(f"*.{text}"), None)]
         self._listed = {} if self._notes else _listed_texts(home, self._stems)

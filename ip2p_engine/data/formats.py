@@ -69,44 +69,49 @@ def open_table(
     if path.exists():
         return _beside(_file(path, split), path.parent), None
     if "{" in path.name or "*" in path.name:
-        return _pattern(path), None
+        return _pattern(path, split), None
     if HUB_NAME.fullmatch(str(source)) and not path.suffix:
         return HubTable(open_hub(str(source), split, streaming=streaming), str(source)), None
     raise DatasetError(f"{source} is no known layout; give {KINDS}")
 
 
 def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tuple[Table, Sequence[str] | None]:
+    def choose(splits: Sequence[str]) -> str:
+        return _chosen_split(split, splits, str(path))
+
     if is_original(path):
+        choose(["train"])
         return OriginalTable(path), ("original_image", "edit_prompt", "edited_image")
     if own := [path / name for name in TURNS if (path / name).is_file()]:
-        return _file(own[0]), None
+        return _file(own[0], split), None
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return HubTable(_saved(path, split), str(path)), None
     if columns and all((path / name).is_dir() for name in (columns[0], columns[2])):
-        return FolderTable(path, columns[0], columns[1], columns[2]), columns
+        return FolderTable(path, columns[0], columns[1], columns[2], choose), columns
     for endings, table in (((".parquet",), ParquetTable), ((".tar", *TARS), TarTable)):
         found = (one for one in path.rglob("[!.]*") if one.name.lower().endswith(endings) and _is_visible(one, path))
         if paths := sorted(found):
             return table(path, _of_split(paths, path, split)), None
     if lists := [one for name in METADATA for one in sorted(path.rglob(name)) if _is_visible(one, path)]:
         chosen = _of_split(lists, path, split)
-        return (_file(chosen[0]) if len(chosen) == 1 else ListsTable(path, [_file(one) for one in chosen])), None
+        tables = [_file(one) for one in chosen]
+        return (tables[0] if len(tables) == 1 else ListsTable(path, tables)), None
     lists = _lists(path) or [one for below in sorted(path.glob("[!.]*/")) for one in _lists(below)]
     if names := FolderTable.found_in(path):
         named = (names[0], columns[1] if columns else TEXT, names[1])
-        folders = FolderTable(path, *named, lambda splits: _chosen_split(split, splits, str(path)))
+        folders = FolderTable(path, *named, choose)
         if folders.has_texts or not lists:
             return folders, named
     is_list = bool(lists) and lists[0].parent == path and ".json" not in lists[0].suffixes
     if not is_list and (grouped := GroupedTable.open(path)):
+        choose(["train"])
         return grouped, None
     if lists:
-        tables = [
-            _beside(_file(one, split), path) for one in _of_split(lists, path, None if len(lists) == 1 else split)
-        ]
+        chosen = lists if len(lists) == 1 else _of_split(lists, path, split)
+        tables = [_beside(_file(one, split), path) for one in chosen]
         return (tables[0] if len(tables) == 1 else ListsTable(path, tables)), None
     if splits := [name for name in SPLIT_NAMES if (path / name).is_dir()]:
-        return _folder(path / _chosen_split(split, splits, str(path)), columns, None)
+        return _folder(path / choose(splits), columns, None)
     raise DatasetError(f"{path} is no known layout; give {KINDS}")
 
 
@@ -133,7 +138,11 @@ def _beside(table: Table, folder: Path) -> Table:
 
 
 def _file(path: Path, split: str | None = None) -> Table:
+    """``split``: that it has to be, unless it has several."""
     ending = path.suffix.lower()
+    has_several = ending in (".json", GZIPPED)
+    if not has_several:
+        _chosen_split(split, [split_of(path, path.parent.parent)], str(path))
     if ending == GZIPPED and Path(path.stem).suffix.lower() in LISTS:
         copy = unpacked(path)
         table: Any = _file(Path(copy.name), split)
@@ -150,7 +159,7 @@ def _file(path: Path, split: str | None = None) -> Table:
     if is_turns(path):
         return ListTable(turn_rows(path), str(path), path.parent)
     if ending == ".json" and not _has_lines(path):
-        return ListTable(_rows_in(read_json(path, DatasetError), split, str(path)), str(path), path.parent)
+        return ListTable(_rows_in(read_json(path, DatasetError), split, path), str(path), path.parent)
     if ending in (".jsonl", ".ndjson", ".json"):
         return LinesTable(path)
     if ending in ARCHIVES:
@@ -172,12 +181,14 @@ def _has_lines(path: Path) -> bool:
     return False
 
 
-def _rows_in(content: Any, split: str | None, place: str) -> list[Any]:
+def _rows_in(content: Any, split: str | None, path: Path) -> list[Any]:
     """The rows of a JSON file: a list, an object with one, or with one for each split, or an object of objects."""
-    if not isinstance(content, dict):
+    is_object = isinstance(content, dict) and bool(content)
+    if is_object and set(content) <= set(SPLIT_NAMES) and all(isinstance(one, list) for one in content.values()):
+        return content[_chosen_split(split, list(content), str(path))]
+    _chosen_split(split, [split_of(path, path.parent.parent)], str(path))
+    if not is_object:
         return content if isinstance(content, list) else [content]
-    if content and set(content) <= set(SPLIT_NAMES) and all(isinstance(one, list) for one in content.values()):
-        return content[_chosen_split(split, list(content), place)]
     lists = [one for one in content.values() if isinstance(one, list) and one and all(isinstance(x, dict) for x in one)]
     if len(lists) == 1 and not any(isinstance(one, str) and is_picture(one) for one in content.values()):
         return lists[0]
@@ -187,7 +198,7 @@ def _rows_in(content: Any, split: str | None, place: str) -> list[Any]:
     return [content]
 
 
-def _pattern(path: Path) -> Table:
+def _pattern(path: Path, split: str | None) -> Table:
     """Braces as in a shell, {000..031} and {a,b}, and then ``*``."""
     parts = [list(_alternatives(part)) for part in re.split(r"(\{[^{}]*\})", path.name)]
     names = ["".join(one) for _, one in zip(range(MOST_FILES), product(*parts), strict=False)]
@@ -195,6 +206,7 @@ def _pattern(path: Path) -> Table:
     if not found or not all(one.is_file() for one in found):
         missing = next((one for one in found if not one.is_file()), path)
         raise DatasetError(f"{missing} does not exist; correct the pattern {path.name}")
+    _chosen_split(split, [split_of(found[0], path.parent)], str(path))
     endings = {".tar" if one.name.lower().endswith(TARS) else one.suffix.lower() for one in found}
     if endings == {".tar"}:
         return TarTable(path.parent, found)
@@ -294,7 +306,10 @@ def open_hub(name: str, split: str | None, *, streaming: bool = False, **more: A
 def _saved(path: Path, split: str | None) -> Any:
     with library_errors(f"{path} cannot be opened as a data set", "check its name and layout"):
         found = datasets_library().load_from_disk(str(path))
-    return found[_chosen_split(split, list(found), str(path))] if isinstance(found, dict) else found
+    if isinstance(found, dict):
+        return found[_chosen_split(split, list(found), str(path))]
+    _chosen_split(split, [str(found.split or "train")], str(path))
+    return found
 
 
 def _of_arrow(path: Path) -> Any:

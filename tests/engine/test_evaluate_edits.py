@@ -447,6 +447,8 @@ def test_what_a_checkpoint_has_seen(store, tmp_path):
     said = [row[4] for row in table.rows[1:]]
     assert said[0].startswith("other data") and "4 pairs were held out" in said[1] and "has seen these pairs" in said[2]
     assert said[3] == "among its data: it has seen these pairs, or some"
+    alone = seen_table(named, pairs, held_out=True).rows
+    assert alone[1][4] == "the pairs that were held out of the same data" and alone[2][4] == said[2]
 
 
 @pytest.mark.slow

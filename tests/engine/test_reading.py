@@ -510,6 +510,26 @@ def test_lines_for_other_pictures_than_are_there(tmp_path):
         open_pairs(tmp_path)
 
 
+SPLITLESS = {
+    "a list": {"pairs.jsonl": json.dumps(ROW)},
+    "JSON": {"pairs.json": json.dumps([ROW])},
+    "folders": {"before/1.png": RED, "after/1.png": BLUE, "after/1.txt": EDIT},
+    "groups": {"1_before.png": RED, "1_after.png": BLUE, "1.txt": EDIT},
+    "the original's": {"0000000/prompt.json": json.dumps({"input": "a", "edit": "b", "output": "c"})},
+}
+
+
+@pytest.mark.parametrize("name", SPLITLESS)
+def test_a_split_that_is_not_there_is_refused(tmp_path, name):
+    """Or a test would be one of what was trained on."""
+    write_files(tmp_path, SPLITLESS[name])
+    files = [tmp_path / one for one in SPLITLESS[name]] if name in ("a list", "JSON") else []
+    for source in (tmp_path, *files):
+        with pytest.raises(DatasetError, match="has the splits train, not test; choose one with `split`"):
+            open_pairs(source, Reading(split="test"))
+        assert len(open_pairs(source, Reading(split="train"))) == (0 if name == "the original's" else 1)
+
+
 def test_splits_within_an_object(tmp_path):
     files(tmp_path, s__1_dot_png=RED, t__1_dot_png=BLUE)
     (tmp_path / "all.json").write_text(json.dumps({"train": [ROW, ROW], "test": [{**ROW, "instruction": BACK}]}))
@@ -769,6 +789,8 @@ def test_the_libraries_own_folders_are_read(tmp_path):
         pairs = open_pairs(tmp_path / name)
         assert isinstance(pairs, ForeignPairs)
         assert (len(pairs), pairs[1].mask) == (2, MASK)
+        with pytest.raises(DatasetError, match="not test; choose one with `split`"):
+            open_pairs(tmp_path / name, Reading(split="test"))
 
 
 def test_info_of_a_foreign_set(tmp_path):
