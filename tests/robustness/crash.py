@@ -176,9 +176,9 @@ def _tried(name: str, root: Path, most: int) -> tuple[int, int, list[str]]:
         fresh()
         cut = _run(arguments, out, at, log)
         between = (out / "own-tiny4" / "model_index.json").exists() or name != "convert over a folder"
-        # A turn that was taken is not taken again.
+        # A turn that was taken is not taken again; what stands there is chosen instead.
         taken = name == "session say" and json.loads((out / "session.json").read_text())["turns"]
-        again = 0 if taken else _run(arguments, out, None, log)
+        again = _run(["session", "branch", out, "1"] if taken else arguments, out, None, log)
         got = _content(out, name)
         if cut != CUT or again or got != wanted or _hidden(out) or not between:
             differ = sorted(key for key in {*got, *wanted} if got.get(key) != wanted.get(key))
