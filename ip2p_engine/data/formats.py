@@ -267,7 +267,8 @@ def _chosen_split(split: str | None, there: Sequence[str], place: str) -> str:
             return "train"
         if len(there) == 1:
             return there[0]
-    raise DatasetError(f"{place} has the splits {', '.join(there)}, not {split or 'train'}; choose one with `split`")
+    has = f"the splits {', '.join(there)}" if len(there) > 1 else f"one split, {there[0]}"
+    raise DatasetError(f"{place} has {has}, not {split or 'train'}; choose one with `split`")
 
 
 class HubTable:

@@ -525,7 +525,7 @@ def test_a_split_that_is_not_there_is_refused(tmp_path, name):
     write_files(tmp_path, SPLITLESS[name])
     files = [tmp_path / one for one in SPLITLESS[name]] if name in ("a list", "JSON") else []
     for source in (tmp_path, *files):
-        with pytest.raises(DatasetError, match="has the splits train, not test; choose one with `split`"):
+        with pytest.raises(DatasetError, match="has one split, train, not test; choose one with `split`"):
             open_pairs(source, Reading(split="test"))
         assert len(open_pairs(source, Reading(split="train"))) == (0 if name == "the original's" else 1)
 
