@@ -14,6 +14,7 @@ its peak. --engine brings another checkout's engine into the same process, in tu
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import copy
 import importlib
@@ -49,6 +50,7 @@ SHALLOW: dict[str, Any] = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "layers_per_block": 1,
 }
+KINDS = {"attention": ["attention"], "convolutions": ["conv"], "products": ["mm", "linear"], "norms": ["norm"]}
 VIEWS = {"_unsafe_view", "_reshape_alias", "empty", "lift_fresh", "detach"}
 
 
@@ -89,7 +91,8 @@ def main() -> None:
             models = {way: model_of(package, size, options) for way, package in engines.items()}
             pipe = peer(models["ours"])
             editors = {way: of_engine(engines[way], "edit").InstructPix2Pix(model) for way, model in models.items()}
-            row = (operations if options.operations else compare)(editors, pipe, picture, options, *GUIDANCE[name])
+            what = compare if options.count is None else counted
+            row = what(editors, pipe, picture, options, *GUIDANCE[name])
             print(json.dumps({"size": size, "pixels": pixels, "guidance": name, **row}), flush=True)
     print(json.dumps({**machine(options), "width": options.width, "compiled": options.compile}))
 
@@ -108,7 +111,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile both")
     parser.add_argument("--compile-mode", default="max", help="ours")
     parser.add_argument("--engine", type=Path, help="another checkout, whose engine takes turns with this one's")
-    parser.add_argument("--operations", action="store_true", help="count the operations of a step, and time nothing")
+    for count, about in ((_operations, "count the operations of a step"), (_shares, "what takes a step's time")):
+        name = f"--{count.__name__.strip('_')}"
+        parser.add_argument(name, dest="count", action="store_const", const=count, help=f"{about}, and nothing else")
     return parser.parse_args()
 
 
@@ -155,7 +160,7 @@ def compare(
     return row
 
 
-def operations(
+def counted(
     editors: dict[str, Any],
     pipe: Any,
     picture: Image.Image,
@@ -163,7 +168,7 @@ def operations(
     text_cfg: float,
     image_cfg: float,
 ) -> dict:
-    """Tensor operations of a step that are no mere views, as a device is given them: of 4 steps less 2, over 2."""
+    """What ``options.count`` finds of a step of each: of a long walk, less a short one."""
     scales = {"guidance_scale": text_cfg, "image_guidance_scale": image_cfg}
 
     def ours(way: str, steps: int) -> None:
@@ -172,16 +177,31 @@ def operations(
     def theirs(steps: int) -> None:
         pipe(TEXT, image=picture, num_inference_steps=steps, **scales)
 
-    return {**{way: _a_step(partial(ours, way)) for way in editors}, "diffusers": _a_step(theirs)}
+    ways = {**{way: partial(ours, way) for way in editors}, "diffusers": theirs}
+    return {way: options.count(run) for way, run in ways.items()}
 
 
-def _a_step(run: Any) -> float:
+def _operations(run: Any) -> float:
+    """Tensor operations that are no mere views, as a device is given them."""
     counts = []
     for steps in (2, 4):
         with Operations() as counted:
             run(steps)
         counts.append(counted.count)
     return (counts[1] - counts[0]) / 2
+
+
+def _shares(run: Any) -> dict[str, float]:
+    """Of a step's time on the CPU, by torch's profiler."""
+    run(2)
+    spent: collections.Counter[str] = collections.Counter()
+    for steps, sign in ((2, -1), (12, 1)):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            run(steps)
+        for event in profiler.key_averages():
+            kind = next((kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks)), "rest")
+            spent[kind] += sign * event.self_cpu_time_total
+    return {kind: round(time / sum(spent.values()), 3) for kind, time in spent.most_common()}
 
 
 class Operations(TorchDispatchMode):
