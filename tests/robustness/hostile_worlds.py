@@ -103,6 +103,7 @@ def photographs(case: Case) -> list[Any]:
 def measured_runs(case: Case) -> list[Any]:
     """A folder of measured settings, areas or turns that a stranger wrote, gone on with."""
     kind = picked(case, *MEASURED)
+    _measure(case, kind)
     place = case.copied(kind)
     path = case.rng.choice(sorted([*place.rglob("*.json"), *place.rglob("*.jsonl")]))
     how = case.rng.randrange(4)
@@ -123,6 +124,22 @@ MEASURED: dict[str, Callable[[Case], list[Any]]] = {
     "areas": lambda case: ["evaluate", "areas", "--n", "2", *small(case), "--steps", "1"],
     "sessions": lambda case: ["evaluate", "session", "--n", "1", "--turns", "2", *small(case), "--steps", "1"],
 }
+
+
+def _measure(case: Case, kind: str) -> None:
+    """A sound folder, made when the first case asks, in a process of its own."""
+    from fuzz import leave
+
+    from ip2p_engine.cli import main
+
+    if (case.seeds / kind).exists():
+        return
+    process = os.fork()
+    if not process:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        leave(lambda: main([str(one) for one in (*MEASURED[kind](case), "--out", case.seeds / kind)]))
+    os.waitpid(process, 0)
 
 
 @generator

@@ -59,7 +59,7 @@ def make_seeds(home: Path, main: Main, engine: Path) -> None:
     _triplets(home / "triplets")
     catalogue = engine / "ip2p_engine" / "photos" / "pictures.tsv"
     if catalogue.exists():  # older versions have none
-        _measured(home, run, catalogue)
+        _photographs(home, catalogue)
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -143,16 +143,11 @@ def _added(home: Path) -> None:
     Image.open(home / "picture.png").save(home / "picture.heic")
 
 
-def _measured(home: Path, run: Callable[..., None], catalogue: Path) -> None:
-    """A folder of gathered photographs, very small ones, and what was measured on scenes and on them."""
+def _photographs(home: Path, catalogue: Path) -> None:
+    """A folder of gathered photographs, very small ones."""
     (home / "photographs").mkdir()
     for one in csv.DictReader(catalogue.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
         Image.open(home / "picture.png").save(home / "photographs" / f"{one['key']}.png")
-    tiny = ["--checkpoint", home / "tiny", "--steps", "1"]
-    alone = ["--text-cfg", "1", "--image-cfg", "1"]
-    run("evaluate", "recommend", "--n", "2", *tiny, *alone, "--out", home / "recommend")
-    run("evaluate", "areas", "--n", "2", *tiny, "--out", home / "areas")
-    run("evaluate", "session", "--n", "1", "--turns", "2", *tiny, "--out", home / "sessions")
 
 
 def _triplets(folder: Path) -> None:
