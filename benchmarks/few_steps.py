@@ -4,12 +4,13 @@
 
 The teacher takes its own recommended settings, and 8 steps guided everywhere, its best on photographs
 (docs/evaluation.md); the student takes its recommended ones at each number of steps. What is edited is the demo's
-photograph, the encoding of picture and text and the decoding counted. Prints a line a setting.
+photograph. Prints two tables: whole edits, encoding and decoding counted, and the walk through noise levels alone.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -32,16 +33,26 @@ def main() -> None:
     best = EditConfig(text_cfg=2.0, image_cfg=1.0, steps=8)
     ways = {"teacher, 8 steps": (teacher, best), "teacher, recommended": (teacher, EditConfig())}
     ways |= {f"student, {steps}": (student, EditConfig(steps=steps)) for steps in options.steps}
-    picture = demo_source()
-    runs = {
-        name: partial(editor.edit, picture, "make it night", seeds=0, config=config)
+    picture, text = demo_source(), "make it night"
+    whole = {
+        name: partial(editor.edit, picture, text, seeds=0, config=config) for name, (editor, config) in ways.items()
+    }
+    walks = {
+        name: partial(editor.latents, editor.condition(picture, text), 0, config=config)
         for name, (editor, config) in ways.items()
     }
-    evaluations = {name: run()[0].evaluations for name, run in runs.items()}
-    rounds = in_turn(runs, torch.device("cpu"), options.rounds)
-    for name in ways:
+    evaluations = {name: run()[0].evaluations for name, run in whole.items()}
+    for title, runs in (("whole edits", whole), ("walks alone", walks)):
+        print(title)
+        show(runs, evaluations, options.rounds)
+
+
+def show(runs: dict[str, Callable[[], object]], evaluations: dict[str, int], count: int) -> None:
+    """A line a way, against the first."""
+    rounds, first = in_turn(runs, torch.device("cpu"), count), next(iter(runs))
+    for name in runs:
         seconds = middle([one[name].cpu for one in rounds])
-        low, *_, high = times = ratios(rounds, name, "teacher, 8 steps", "cpu")
+        low, *_, high = times = ratios(rounds, name, first, "cpu")
         faster = f"{middle(times):.1f} ({low:.1f} to {high:.1f}) times as fast"
         print(f"{name:22s} {evaluations[name]:3d} evaluations {1000 * seconds:6.0f} ms  {faster}", flush=True)
 
