@@ -383,7 +383,7 @@ def test_claims_without_a_direction_are_of_image_similarity_alone():
 
 
 def test_splits_that_are_not_there(store, tmp_path):
-    with pytest.raises(DatasetError, match="has the splits train, not validation"):
+    with pytest.raises(DatasetError, match="has one split, train, not validation"):
         StoreSamples(store, split="validation")
     caption = next(f"c {n}" for n in range(100) if not in_test_split(f"c {n}"))
     with PairWriter(tmp_path, manifest={}) as writer:

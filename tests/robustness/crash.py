@@ -150,6 +150,7 @@ def _leaves(value: Any) -> Iterator[bytes]:
 
 
 def _hidden(out: Path) -> list[str]:
+    """What is hidden and no lock; an export keeps .export.json, by which the same export is known again."""
     return sorted(path.name for path in out.rglob(".*") if not path.name.endswith(".lock"))
 
 
@@ -169,7 +170,7 @@ def _tried(name: str, root: Path, most: int) -> tuple[int, int, list[str]]:
     fresh()
     if _run(arguments, out, None, log):
         return 0, 0, [f"the undisturbed run fails: {log.read_text()[-300:]}"]
-    wanted, points = _content(out, name), int(log.with_suffix(".count").read_text())
+    wanted, kept, points = _content(out, name), _hidden(out), int(log.with_suffix(".count").read_text())
     chosen = sorted({round(n * (points - 1) / max(1, min(most, points) - 1)) for n in range(min(most, points))})
     wrong = []
     for at in chosen:
@@ -180,7 +181,7 @@ def _tried(name: str, root: Path, most: int) -> tuple[int, int, list[str]]:
         taken = name == "session say" and json.loads((out / "session.json").read_text())["turns"]
         again = _run(["session", "branch", out, "1"] if taken else arguments, out, None, log)
         got = _content(out, name)
-        if cut != CUT or again or got != wanted or _hidden(out) or not between:
+        if cut != CUT or again or got != wanted or _hidden(out) != kept or not between:
             differ = sorted(key for key in {*got, *wanted} if got.get(key) != wanted.get(key))
             said = log.read_text().strip().splitlines()[-1:]
             wrong.append(
