@@ -25,5 +25,5 @@ def count_scans(stream: BinaryIO) -> int:
     stream.seek(place)
     while (mark := MARK.search(data, at)) and mark[0] != END and count <= MOST_SCANS:
         count += mark[0] == SCAN
-        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2])
+        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2], "big")
     return count

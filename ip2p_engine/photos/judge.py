@@ -63,7 +63,8 @@ def distances(edit: PhotoEdit, result: Tensor) -> dict[tuple, float]:
             errors[label] = float((small - _halved(canvas.picture())).square().mean())
         else:
             for (shape, colour), (error, _, _) in _additions(small, canvas, added).items():
-                errors[(*label, ("add", shape, colour, added))] = error
+                place = (*label, ("add", shape, colour, added))
+                errors[place] = error
     return errors
 
 

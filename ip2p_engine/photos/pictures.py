@@ -63,7 +63,7 @@ def catalogue() -> tuple[Photograph, ...]:
 
 def demo_picture(key: str) -> Path:
     """One of the four photographs that ship (split ``demo``); no network was trained on them."""
-    return Path(str(resources.files(__package__).joinpath("demo", f"{key}.jpg")))
+    return Path(str(resources.files(__package__).joinpath("demo").joinpath(f"{key}.jpg")))
 
 
 def find_picture(folder: Path, key: str) -> Path:
