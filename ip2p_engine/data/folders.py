@@ -13,7 +13,7 @@ from ..files import NO_JSON, disk_errors, read_json
 from .layouts import AFTER_WORDS, BEFORE_WORDS, ONE_OF_A_PAIR, SUFFIXES
 from .tables import LONGEST_LINE, Row, each_row
 
-__all__ = ["SPLIT_NAMES", "TEXT", "FolderTable", "GroupedTable"]
+__all__ = ["SPLIT_NAMES", "TEXT", "FolderTable", "GroupedTable", "inside"]
 
 BEFORE = ("control", "source", "before", "input", "original", "conditioning", "src", "a")
 AFTER = ("target", "edited", "after", "output", "images", "image", "img", "train", "b")
@@ -40,7 +40,7 @@ class FolderTable:
         has_splits = bool(splits) and set(splits) <= set(SPLIT_NAMES)
         chosen = choose(splits if has_splits else ["train"])
         self._stems = sorted(stem for stem in self._after if not has_splits or stem.startswith(f"{chosen}/"))
-        places = dict.fromkeys((after, before, *_inside(home)))
+        places = dict.fromkeys((after, before, *inside(home)))
         self._notes = [name for name in places if next((home / name).rglob(f"*.{text}"), None)]
         self._listed = {} if self._notes else _listed_texts(home, self._stems)
 
@@ -70,7 +70,7 @@ class FolderTable:
     @classmethod
     def found_in(cls, home: Path) -> tuple[str, str] | None:
         """(folder before, folder after) by their names, or of two the one without texts and the one with; or None."""
-        with_pictures = {name.lower(): name for name in _inside(home) if _pictures(home / name)}
+        with_pictures = {name.lower(): name for name in inside(home) if _pictures(home / name)}
         before = next((with_pictures[name] for name in BEFORE if name in with_pictures), None)
         after = next((with_pictures[name] for name in AFTER if name in with_pictures), None)
         if before and after:
@@ -114,7 +114,7 @@ class GroupedTable:
 def _by_folder(home: Path) -> dict[str, dict[str, str]]:
     """{folder: {what the file is called: its path}} of folders with two pictures and more, called alike in each."""
     found = {
-        folder: {_column(path): f"{folder}/{path.name}" for path in _files(home / folder)} for folder in _inside(home)
+        folder: {_column(path): f"{folder}/{path.name}" for path in _files(home / folder)} for folder in inside(home)
     }
     found = {folder: files for folder, files in found.items() if sum(map(_is_picture, files.values())) > 1}
     parts = {column for files in found.values() for column in files}
@@ -154,14 +154,15 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _inside(home: Path) -> list[str]:
+def inside(home: Path) -> list[str]:
+    """The folders in a folder, by name."""
     return sorted(path.name for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(folder: Path) -> list[Path]:
     known = (*SUFFIXES, ".txt", ".json", ".caption")
-    inside = (path for path in sorted(folder.iterdir()) if path.name.lower().endswith(known))
-    return [path for path in inside if path.is_file() and not path.name.startswith(".")]
+    named = (path for path in sorted(folder.iterdir()) if path.name.lower().endswith(known))
+    return [path for path in named if path.is_file() and not path.name.startswith(".")]
 
 
 def _text(home: Path, path: Path) -> str:

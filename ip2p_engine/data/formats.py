@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, DatasetError, IP2PError
 from ..files import NO_JSON, disk_errors, is_url, read_json
-from .folders import SPLIT_NAMES, TEXT, FolderTable, GroupedTable
+from .folders import SPLIT_NAMES, TEXT, FolderTable, GroupedTable, inside
 from .layouts import is_inline, is_picture
 from .magicbrush import TURNS, is_turns, turn_rows
 from .store import SHARD
@@ -96,7 +96,7 @@ def _folder(path: Path, columns: Sequence[str] | None, split: str | None) -> tup
         chosen = _of_split(lists, path, split)
         tables = [_file(one) for one in chosen]
         return (tables[0] if len(tables) == 1 else ListsTable(path, tables)), None
-    lists = _lists(path) or [one for below in sorted(path.glob("[!.]*/")) for one in _lists(below)]
+    lists = _lists(path) or [one for name in inside(path) for one in _lists(path / name)]
     if names := FolderTable.found_in(path):
         named = (names[0], columns[1] if columns else TEXT, names[1])
         folders = FolderTable(path, *named, choose)
@@ -131,7 +131,8 @@ def _beside(table: Table, folder: Path) -> Table:
     values = [value for row in good for value in row.values() if isinstance(value, str)]
     paths = [one for one in values if is_picture(one) and not is_inline(one) and not is_url(one)]
     if isinstance(table, LinesTable | CsvTable | ListTable) and table.home is not None:
-        places = (table.home, folder, *sorted(one for one in table.home.glob("[!.]*/") if not one.is_symlink()))
+        beside = [table.home / name for name in inside(table.home)]
+        places = (table.home, folder, *(one for one in beside if not one.is_symlink()))
         with suppress(OSError, ValueError):
             table.home = next((one for one in places if any((one / name).is_file() for name in paths)), table.home)
     return table
